@@ -1,0 +1,519 @@
+"""The estimator: decoupled contrastive learning of an encoder, by Lightning, for scikit-learn."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nidl_dcl.distributed import any_process, gather_objects, gather_rows, total, world
+from nidl_dcl.encoder import ProjectionHead
+from nidl_dcl.errors import NonFiniteError, UsageError
+from nidl_dcl.estimator import BaseEstimator, TransformerMixin, describe
+from nidl_dcl.loss import DCLLoss, DCLWLoss
+from nidl_dcl.optimization import build_optimizer, build_scheduler
+from nidl_dcl.randomness import fresh_seed, key_seed, keyed
+from nidl_dcl.watching import SpreadWatch
+
+__all__ = ["DCL"]
+
+
+class DCL(TransformerMixin, BaseEstimator):
+    """Decoupled contrastive learning.
+
+    Two views of each sample are encoded and projected; the loss pulls the two together and pushes
+    all other samples of the batch away. Unlike InfoNCE (SimCLR), the positive pair is not part of
+    the denominator, which is what weakens the gradient of small batches there.
+
+    Parameters
+    ----------
+    encoder : nn.Module or class of nn.Module
+        Maps a batch to embeddings of shape (n, proj_input_dim). An instance is copied, a class is
+        built with `encoder_kwargs`. Lazy modules take their shapes from the first batch.
+    encoder_kwargs : dict or None, default=None
+        Arguments of the encoder's class; ignored for an instance.
+    proj_input_dim : int, default=2048
+        Length of the embedding.
+    proj_hidden_dim : int, default=2048
+        Length of the projection head's hidden layer.
+    proj_output_dim : int, default=128
+        Length of the projection.
+    temperature : float, default=0.1
+        Temperature of the loss.
+    optimizer : {"sgd", "adam", "adamW"}, Optimizer class or Optimizer, default="adamW"
+        Names in any case. An instance is copied; parameters it lacks are added as a group of their
+        own, with a warning.
+    learning_rate : float, default=3e-4
+        Initial learning rate.
+    weight_decay : float, default=5e-4
+        Weight decay.
+    exclude_bias_and_norm_wd : bool, default=True
+        If true, biases and normalisation layers get no weight decay.
+    optimizer_kwargs : dict or None, default=None
+        Further arguments of the optimizer.
+    lr_scheduler : {"warmup_cosine", "none"}, None, class or instance, default="warmup_cosine"
+        Learning-rate schedule.
+    lr_scheduler_kwargs : dict or None, default=None
+        For "warmup_cosine": ``{"warmup_epochs": 10, "warmup_start_lr": 1e-6, "min_lr": 0.0,
+        "interval": "step"}`` and what is given here; else arguments of the class.
+    **kwargs : dict
+        Options of `BaseEstimator`: every option of ``lightning.Trainer``, ``random_state``,
+        ``views``, ``batch_size``, ``num_workers``, ``warm_start``, …; and ``weighting_sigma``
+        (None; a number selects the weighted loss `DCLWLoss` with that sigma).
+
+    Attributes
+    ----------
+    encoder : nn.Module
+        The trained encoder.
+    projection_head : nn.Module
+        The projection head, used in training alone.
+    loss : DCLLoss
+        The loss.
+    optimizer : Optimizer
+        The argument; after `fit`, the object used for training.
+    lr_scheduler : LRScheduler or None
+        The argument; after `fit`, the object used for training.
+    fitted : bool
+        Whether `fit` has ended.
+
+    References
+    ----------
+    Yeh, C.-H. et al. Decoupled contrastive learning. ECCV 2022.
+
+    Chen, T. et al. A simple framework for contrastive learning of visual representations. ICML 2020.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from nidl_dcl import DCL
+    >>> x = torch.randn(16, 12)
+    >>> model = DCL(nn.Linear(12, 4), proj_input_dim=4, max_epochs=1, lr_scheduler=None,
+    ...             random_state=0, enable_progress_bar=False)
+    >>> model.fit(x).transform(x).shape
+    torch.Size([16, 4])
+    """
+
+    _more_options: ClassVar[Mapping[str, Any]] = {"weighting_sigma": None}
+
+    def __init__(
+        self,
+        encoder: nn.Module | type[nn.Module],
+        encoder_kwargs: dict[str, Any] | None = None,
+        proj_input_dim: int = 2048,
+        proj_hidden_dim: int = 2048,
+        proj_output_dim: int = 128,
+        temperature: float = 0.1,
+        optimizer: Any = "adamW",
+        learning_rate: float = 3e-4,
+        weight_decay: float = 5e-4,
+        exclude_bias_and_norm_wd: bool = True,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        lr_scheduler: Any = "warmup_cosine",
+        lr_scheduler_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._set_arguments(
+            encoder=encoder,
+            encoder_kwargs=encoder_kwargs,
+            proj_input_dim=proj_input_dim,
+            proj_hidden_dim=proj_hidden_dim,
+            proj_output_dim=proj_output_dim,
+            temperature=temperature,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            exclude_bias_and_norm_wd=exclude_bias_and_norm_wd,
+            optimizer_kwargs=optimizer_kwargs,
+            lr_scheduler=lr_scheduler,
+            lr_scheduler_kwargs=lr_scheduler_kwargs,
+        )
+        self._arguments_changed(set(self._arguments))
+
+    # -- building ----------------------------------------------------------------------------
+
+    def _arguments_changed(self, names: set[str]) -> None:
+        for name in names & set(self._named_arguments()) - {"encoder"}:
+            setattr(self, name, self._arguments[name])
+        if names & {"temperature", "weighting_sigma"}:
+            self.loss = _unless_invalid(self._build_loss)
+        architecture = {
+            "encoder",
+            "encoder_kwargs",
+            "proj_input_dim",
+            "proj_hidden_dim",
+            "proj_output_dim",
+            "random_state",
+        }
+        if names & architecture:
+            self.__dict__["_first_weights"] = None
+            self.__dict__["_fitted"] = False
+            with keyed(fresh_seed(self._initial_state()), "weights"):
+                self.encoder = _unless_invalid(self._build_encoder)
+                self.projection_head = _unless_invalid(self._build_head)
+
+    def _initial_state(self) -> Any:
+        # A RandomState is drawn from in fit alone: building must not change the caller's object.
+        return copy.deepcopy(self._option("random_state"))
+
+    def _build_encoder(self) -> nn.Module:
+        encoder, options = self._arguments["encoder"], self._arguments["encoder_kwargs"]
+        if isinstance(encoder, nn.Module):
+            return copy.deepcopy(encoder)
+        if inspect.isclass(encoder) and issubclass(encoder, nn.Module):
+            built: nn.Module = encoder(**(options or {}))
+            return built
+        raise TypeError(
+            f"encoder must be an nn.Module or a class of nn.Module, got {describe(encoder)}."
+        )
+
+    def _build_head(self) -> ProjectionHead:
+        sizes = {
+            name: self._arguments[name]
+            for name in ("proj_input_dim", "proj_hidden_dim", "proj_output_dim")
+        }
+        for name, size in sizes.items():
+            if isinstance(size, bool) or int(size) != size or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}.")
+        return ProjectionHead(*(int(size) for size in sizes.values()))
+
+    def _build_loss(self) -> DCLLoss:
+        temperature, sigma = self._arguments["temperature"], self._option("weighting_sigma")
+        if sigma is None:
+            return DCLLoss(temperature=temperature)
+        return DCLWLoss(sigma=sigma, temperature=temperature)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        for build, part in (
+            (self._build_loss, self.loss),
+            (self._build_head, self.projection_head),
+            (self._build_encoder, self.encoder),
+        ):
+            if part is None:
+                build()
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be a number of 0 or more, got {value!r}.")
+        self._check_fit(getattr(self.encoder, "n_features", None))
+        self.optimizer = self._arguments["optimizer"]
+        self.lr_scheduler = self._arguments["lr_scheduler"]
+
+    def _check_fit(self, n_features: Any) -> None:
+        if isinstance(n_features, int) and n_features != self.proj_input_dim:
+            raise ValueError(
+                f"The encoder gives {n_features} features and the projection head takes "
+                f"{self.proj_input_dim}. Set proj_input_dim={n_features}."
+            )
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and the learning-rate schedule, as Lightning takes them."""
+        given = self._arguments["encoder"]
+        stand_ins = {}
+        if isinstance(given, nn.Module):
+            own = dict(self.encoder.named_parameters(remove_duplicate=False))
+            stand_ins = {
+                id(p): own[name]
+                for name, p in given.named_parameters(remove_duplicate=False)
+                if name in own
+            }
+        self.optimizer = build_optimizer(
+            self._arguments["optimizer"],
+            self,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            exclude_bias_and_norm_wd=self.exclude_bias_and_norm_wd,
+            optimizer_kwargs=self.optimizer_kwargs,
+            stand_ins=stand_ins,
+        )
+        if self._arguments["lr_scheduler"] in (None, "none"):
+            self.lr_scheduler = None
+            return self.optimizer
+        total_steps = self.trainer.estimated_stepping_batches
+        per_epoch = math.ceil(
+            self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        )
+        config = build_scheduler(
+            self._arguments["lr_scheduler"],
+            self.optimizer,
+            lr_scheduler_kwargs=self.lr_scheduler_kwargs,
+            total_steps=total_steps,
+            steps_per_epoch=per_epoch,
+            given_optimizer=self._arguments["optimizer"],
+        )
+        self.lr_scheduler = config and config["scheduler"]
+        if config is None:
+            return self.optimizer
+        return {"optimizer": self.optimizer, "lr_scheduler": config}
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def training_outputs(self, batch: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Any]:
+        """Return embeddings and projections of both views, and the targets.
+
+        Returns
+        -------
+        h1, h2 : Tensor of shape (n, n_features)
+        z1, z2 : Tensor of shape (n, proj_output_dim)
+        y : object
+        """
+        (x1, x2), y = two_views(batch)
+        h1, h2 = self._embed(x1), self._embed(x2)
+        return h1, h2, self.projection_head(h1), self.projection_head(h2), y
+
+    def _embed(self, x: Tensor) -> Tensor:
+        h = self.encoder(x)
+        if not isinstance(h, Tensor) or h.ndim != 2:
+            raise ValueError(
+                f"The encoder must return a matrix (n, features), got {describe(h)} for an input "
+                f"{tuple(x.shape)}."
+            )
+        self._check_fit(h.shape[1])
+        return h
+
+    def _shared_step(self, batch: Any, batch_idx: int, stage: str) -> dict[str, Any]:
+        (x1, x2), _ = two_views(batch)
+        self._check_finite((x1, x2), batch_idx, stage)
+        h1, h2, z1, z2, y = self.training_outputs(batch)
+        self.__dict__["_n_features_out"] = h1.shape[1]
+        n = len(z1)
+        z1, start = gather_rows(z1)
+        z2, _ = gather_rows(z2)
+        own = self.loss(z1, z2, rows=slice(start, start + n)) if n else z1.sum() * 0.0
+        if any_process(not bool(torch.isfinite(own)), own.device):
+            raise NonFiniteError(
+                f"The loss of {stage} batch {batch_idx} is not finite, so training stopped with "
+                "the weights of the last good step. Lower learning_rate, raise temperature, or "
+                "look at the inputs of that batch."
+            )
+        share = n / len(z1)
+        if isinstance(y, Tensor):
+            y, _ = gather_rows(y.detach())
+        elif y is not None and world()[1] > 1:
+            y = [value for part in gather_objects(list(y)) for value in part]
+        self.log(
+            f"loss/{'train' if stage == 'training' else 'val'}",
+            total(own * share),
+            prog_bar=True,
+            batch_size=len(z1),
+            on_epoch=True,
+            on_step=False,
+        )
+        if stage == "training":
+            self._watch.add(h1.detach(), h2.detach())
+        return {
+            # Averaging gradients over processes divides by their number: each one's part of the
+            # global mean is multiplied by it beforehand.
+            "loss": own * (share * world()[1]),
+            "z1": z1.detach(),
+            "z2": z2.detach(),
+            "y": y,
+        }
+
+    def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Return the loss of one training batch, and log it as ``loss/train``.
+
+        Parameters
+        ----------
+        batch : sequence
+            ``[X1, X2]`` or ``([X1, X2], y)``, two views of the same samples.
+        batch_idx : int
+            Number of the batch.
+        dataloader_idx : int, default=0
+            Ignored.
+
+        Returns
+        -------
+        dict
+            ``loss`` (scalar), ``z1`` and ``z2`` (projections, shape (n, proj_output_dim)), ``y``
+            (the targets or None); on several processes those of the global batch, while ``loss`` is
+            this process's part, whose mean over the processes is the global loss.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For any other batch.
+        NonFiniteError
+            When an input or the loss is not finite.
+        """
+        return self._shared_step(batch, batch_idx, "training")
+
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
+        """Return the loss of one validation batch, and log it as ``loss/val``.
+
+        Parameters and return value are those of `training_step`.
+        """
+        return self._shared_step(batch, batch_idx, "validation")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Do nothing: there is no test without labels."""
+
+    def transform_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the embeddings of a batch, without the projection head.
+
+        Parameters
+        ----------
+        batch : Tensor of shape (n, ...)
+            Given to the encoder as it is.
+        batch_idx, dataloader_idx : int
+            Ignored.
+
+        Returns
+        -------
+        Tensor of shape (n, n_features)
+        """
+        features: Tensor = self.encoder(batch)
+        self.__dict__["_n_features_out"] = features.shape[1]
+        return features
+
+    def _check_finite(self, views: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> None:
+        finite = [torch.isfinite(x).flatten(1).all(1) if len(x) else x.new_ones(0) for x in views]
+        good = finite[0].bool() & finite[1].bool()
+        if not any_process(not bool(good.all()), views[0].device):
+            return
+        name = "on another process"
+        if not bool(good.all()):
+            position = int((~good).int().argmax())
+            name = f"at position {position}"
+            loaders = getattr(self._trainer, "datamodule", None)
+            if stage == "training" and hasattr(loaders, "sample_name") and world()[1] == 1:
+                found = loaders.sample_name(self.trainer.current_epoch, batch_idx, position)
+                name += f" ({found})" if found else ""
+        raise NonFiniteError(
+            f"The sample {name} of {stage} batch {batch_idx} has NaN or infinite values, so "
+            "training stopped with the weights of the last good step. Repair or leave out that "
+            "sample, or look at the views that made it."
+        )
+
+    # -- hooks -------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Start to watch how the embeddings spread."""
+        self.__dict__["_watch"] = SpreadWatch()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Key what is random in the networks by the step, so that a resumed run is the same."""
+        torch.manual_seed(
+            key_seed(self._seed, "step", self.trainer.global_step, batch_idx, world()[0])
+        )
+
+    def on_train_epoch_end(self) -> None:
+        """Log alignment, uniformity and effective rank of the epoch's embeddings."""
+        for name, value in self._watch.measure().items():
+            self.log(name, value, batch_size=1, sync_dist=world()[1] > 1)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Stop before a non-finite gradient reaches the weights."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return  # Mixed precision with a scaler skips such steps by design.
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.stack(torch._foreach_norm(grads)).sum() if grads else torch.zeros(())
+        if any_process(not bool(torch.isfinite(norm)), self.device):
+            raise NonFiniteError(
+                f"The gradient at step {self.trainer.global_step} is not finite, so training "
+                "stopped with the weights of the last good step. Lower learning_rate or raise "
+                "temperature."
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run must share with this one."""
+        checkpoint["nidl_dcl"] = {"seed": self._seed, **self._run_identity()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume under another configuration; take over the seed of the first part."""
+        saved = dict(checkpoint.get("nidl_dcl") or {})
+        seed = saved.pop("seed", self._seed)
+        self.__dict__["_fitted"] = True
+        if self._trainer is None:
+            return
+        if self._option("random_state") is None:
+            self.__dict__["_seed"] = seed
+        now = {"seed": self._seed, **self._run_identity()}
+        before = {"seed": seed, **saved}
+        differing = sorted(k for k in before if k in now and before[k] != now[k])
+        if differing:
+            raise UsageError(
+                "The checkpoint belongs to another configuration: "
+                + "; ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in differing)
+                + ". Resume with the same one, or start afresh without ckpt_path."
+            )
+
+    def _run_identity(self) -> dict[str, Any]:
+        names = (
+            "temperature",
+            "learning_rate",
+            "weight_decay",
+            "proj_input_dim",
+            "proj_hidden_dim",
+            "proj_output_dim",
+        )
+        identity: dict[str, Any] = {name: getattr(self, name) for name in names}
+        identity["weighting_sigma"] = self._option("weighting_sigma")
+        identity["processes"] = world()[1]
+        identity["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
+        loaders = getattr(self.trainer, "datamodule", None)
+        if hasattr(loaders, "identity"):
+            identity.update(loaders.identity())
+        return identity
+
+    # -- model folder ------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model to a folder of safetensors and JSON; read it with `load_model`.
+
+        Parameters
+        ----------
+        folder : path
+            Made where missing.
+
+        Returns
+        -------
+        Path
+            The folder.
+        """
+        from nidl_dcl.model_folder import save_model
+
+        return save_model(self, folder, preparation=self._preparation)
+
+
+def two_views(batch: Any) -> tuple[tuple[Tensor, Tensor], Any]:
+    """Return ((X1, X2), y) of a batch ``[X1, X2]`` or ``([X1, X2], y)``.
+
+    Raises
+    ------
+    ValueError
+        When a sequence is not of that form, or its views differ in length or are empty.
+    TypeError
+        When the batch or a view is of another type.
+    """
+    if not isinstance(batch, tuple | list):
+        raise TypeError(f"A batch must be [X1, X2] or ([X1, X2], y), got {describe(batch)}.")
+    views, y = batch, None
+    if len(batch) in (1, 2) and isinstance(batch[0], tuple | list):
+        views, y = batch[0], (batch[1] if len(batch) == 2 else None)
+    if len(views) != 2:
+        raise ValueError(f"A batch must be [X1, X2] or ([X1, X2], y), got {describe(batch)}.")
+    x1, x2 = views
+    if not (isinstance(x1, Tensor) and isinstance(x2, Tensor)):
+        raise TypeError(f"Both views must be tensors, got {describe(batch)}.")
+    if x1.ndim == 0 or x1.shape != x2.shape:
+        raise ValueError(f"Both views must have one shape (n, ...), got {describe(batch)}.")
+    return (x1, x2), y
+
+
+def _unless_invalid(build: Callable[[], Any]) -> Any:
+    """Build a part, or leave it out where arguments are wrong: `fit` says so, not the constructor."""
+    try:
+        return build()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None

@@ -1,0 +1,42 @@
+"""Exceptions of nidl_dcl and the exit status each one stands for; raised by every other module.
+
+Each inherits the built-in exception that callers already catch.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "InputsUnusableError",
+    "NidlDclError",
+    "NonFiniteError",
+    "OutputInUseError",
+    "UsageError",
+]
+
+
+class NidlDclError(Exception):
+    """Base of the errors whose message says what is wrong, where, and what to do."""
+
+    exit_status = 1
+
+
+class UsageError(NidlDclError, ValueError):
+    """A missing folder, an unknown participant, target or option: exit status 2."""
+
+    exit_status = 2
+
+
+class InputsUnusableError(NidlDclError, ValueError):
+    """Nothing to do, or too many inputs skipped: exit status 3."""
+
+    exit_status = 3
+
+
+class OutputInUseError(NidlDclError, RuntimeError):
+    """Another run writes to the same output: exit status 4."""
+
+    exit_status = 4
+
+
+class NonFiniteError(NidlDclError, FloatingPointError, ValueError):
+    """A NaN or infinite value in an input or a loss; the weights are those of the last good step."""

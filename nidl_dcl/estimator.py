@@ -1,0 +1,700 @@
+"""The class below every estimator: a Lightning module and a scikit-learn estimator in one object.
+
+It keeps the caller's arguments, builds trainers, turns any input into loaders, and gathers results.
+What is computed in a step belongs to its subclasses.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+import itertools
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import sklearn.base
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from nibabel.spatialimages import SpatialImage
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
+
+from nidl_dcl.distributed import gather_objects, world
+from nidl_dcl.errors import NonFiniteError
+from nidl_dcl.randomness import fresh_seed, keyed
+from nidl_dcl.samples import (
+    ArraySamples,
+    ImageSamples,
+    JitteredValues,
+    JoinedBatches,
+    TwoViewSamples,
+    follow,
+    two_view_loader,
+    with_batches,
+)
+from nidl_dcl.views import volume_views
+from nidl_dcl.volumes import Preparation, common_shape
+
+__all__ = ["BaseEstimator", "TransformerMixin"]
+
+_TRAINER_OPTIONS = tuple(inspect.signature(L.Trainer.__init__).parameters)[1:]
+_TRAINER_DEFAULTS = {"logger": False, "enable_checkpointing": False}
+_OWN_OPTIONS = {
+    "random_state": None,
+    "ignore": None,
+    "save_hparams": True,
+    "views": None,
+    "batch_size": 32,
+    "num_workers": 0,
+    "warm_start": False,
+}
+
+
+class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
+    """Base of estimators that train with Lightning and behave as scikit-learn's do.
+
+    Parameters
+    ----------
+    **kwargs : dict
+        Every option of ``lightning.Trainer`` (``max_epochs``, ``callbacks``, ``devices``, …;
+        ``logger`` and ``enable_checkpointing`` are off by default), and
+
+        random_state : int, RandomState or None, default=None
+            Seed of weights, order and views; None draws a new one at each fit.
+        views : callable, optional
+            From one float32 sample without batch axis to one view of it. Default: the views for
+            volumes where samples have three spatial axes, else `JitteredValues`.
+        batch_size : int, default=32
+            Samples of a batch in loaders made here, all processes together.
+        num_workers : int, default=0
+            Loading workers of loaders made here.
+        warm_start : bool, default=False
+            Whether a second fit goes on from the weights it finds.
+        save_hparams : bool, default=True
+            Whether plain arguments are kept in ``hparams``, hence in checkpoints.
+        ignore : list of str, optional
+            Arguments that ``hparams`` leaves out.
+
+    Raises
+    ------
+    TypeError
+        For an unknown option, naming the closest known one.
+    """
+
+    _more_options: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.__dict__["_arguments"] = {}
+        known = self._known_options()
+        for name in kwargs:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise TypeError(f"{type(self).__name__} got an unknown option {name!r}.{hint}")
+        self._arguments.update(kwargs)
+        self.__dict__["_fitted"] = False
+        self.__dict__["_first_weights"] = None
+        self.__dict__["_preparation"] = None
+        self.__dict__["_seed"] = None
+
+    # -- arguments ---------------------------------------------------------------------------
+
+    @classmethod
+    def _known_options(cls) -> list[str]:
+        return [*_OWN_OPTIONS, *cls._more_options, *_TRAINER_OPTIONS]
+
+    @classmethod
+    def _named_arguments(cls) -> list[str]:
+        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+
+    def _set_arguments(self, **named: Any) -> None:
+        """Keep the caller's named arguments as they are; called once, by the constructor."""
+        options = self._arguments
+        self.__dict__["_arguments"] = {**named, **options}
+        if self._option("save_hparams"):
+            ignored = {"callbacks", *(self._option("ignore") or ())}
+            self._set_hparams(
+                {
+                    name: value
+                    for name, value in self._arguments.items()
+                    if name not in ignored and _is_plain(value)
+                }
+            )
+            self._hparams_initial = copy.deepcopy(self._hparams)
+
+    def _option(self, name: str) -> Any:
+        defaults = {**_OWN_OPTIONS, **self._more_options, **_TRAINER_DEFAULTS}
+        return self._arguments.get(name, defaults.get(name))
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the arguments as they were given, ``**kwargs`` included.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Without effect: arguments are not estimators.
+        """
+        return dict(self._arguments)
+
+    def set_params(self, **params: Any) -> Self:
+        """Set arguments or options by name.
+
+        Raises
+        ------
+        ValueError
+            For an unknown name.
+        """
+        known = [*self._named_arguments(), *self._known_options()]
+        for name in params:
+            if name not in known:
+                raise ValueError(
+                    f"Invalid parameter {name!r} for estimator {type(self).__name__}. Valid "
+                    f"parameters are: {known!r}."
+                )
+        self._arguments.update(params)
+        self._arguments_changed(set(params))
+        return self
+
+    def _arguments_changed(self, names: set[str]) -> None:
+        """Follow changed arguments; subclasses rebuild what depends on them."""
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the estimator has been fitted or loaded."""
+        return bool(self._fitted)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self.fitted
+
+    def __sklearn_clone__(self) -> Self:
+        # All arguments in one copy: an optimizer keeps pointing at the encoder it was made for.
+        twin = type(self)(**copy.deepcopy(self._arguments))
+        for name in ("_metadata_request", "_sklearn_output_config"):
+            if name in self.__dict__:
+                twin.__dict__[name] = copy.deepcopy(self.__dict__[name])
+        return twin
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+    def _get_fitted_attr_html(self, *args: Any, **kwargs: Any) -> str:
+        # scikit-learn would read every public attribute; Lightning's raise without a trainer.
+        return ""
+
+    # -- fitting -----------------------------------------------------------------------------
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        val_dataloader: Any = None,
+        ckpt_path: Any = None,
+    ) -> Self:
+        """Train.
+
+        Parameters
+        ----------
+        X : DataLoader, LightningDataModule, Dataset, array, Tensor or list
+            A loader of two-view batches; or samples, of which two views are made: an array of
+            shape (n, c, d, h, w), (n, d, h, w) or whatever the encoder takes, a dataset of such
+            samples, image paths or nibabel images.
+        y : ignored, or DataLoader
+            A loader here is the validation loader.
+        val_dataloader : DataLoader or samples, optional
+            Validation data of any kind that `X` may be.
+        ckpt_path : path, optional
+            Checkpoint to resume from, read without unpickling objects.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arguments or data that cannot be used.
+        NonFiniteError
+            When an input or the loss is not finite; the weights are those of the last good step.
+        """
+        if isinstance(y, DataLoader) and val_dataloader is None:
+            val_dataloader, y = y, None
+        self._check_arguments()
+        self.__dict__["_seed"] = fresh_seed(self._option("random_state"))
+        data = self._training_data(X, val_dataloader)
+        with _seeded(self._seed, "fit"), _without_noise(), _interruptible():
+            trainer = L.Trainer(**self._trainer_options())
+            self._prepare_weights(data)
+            self.__dict__["_fitted"] = False
+            try:
+                trainer.fit(self, datamodule=data, ckpt_path=ckpt_path, **_safe_loading(ckpt_path))
+            finally:
+                self._drop_trainer()
+        self.__dict__["_fitted"] = True
+        return self
+
+    def _trainer_options(self) -> dict[str, Any]:
+        options = {k: v for k, v in self._arguments.items() if k in _TRAINER_OPTIONS}
+        options = {**_TRAINER_DEFAULTS, **options}
+        callbacks = options.get("callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+        options["callbacks"] = callbacks
+        if any(isinstance(callback, Checkpoint) for callback in callbacks):
+            options["enable_checkpointing"] = self._arguments.get("enable_checkpointing", True)
+        return options
+
+    def _check_arguments(self) -> None:
+        batch_size, num_workers = self._option("batch_size"), self._option("num_workers")
+        if not _is_int(batch_size) or batch_size < 1:
+            raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}.")
+        if not _is_int(num_workers) or num_workers < 0:
+            raise ValueError(f"num_workers must be an integer of 0 or more, got {num_workers!r}.")
+        views = self._option("views")
+        if views is not None and not callable(views):
+            raise TypeError(f"views must be callable, got {type(views).__name__}.")
+
+    def _prepare_weights(self, data: L.LightningDataModule) -> None:
+        """Restore the weights of the first fit, or remember them if this is the first."""
+        if any(nn.parameter.is_lazy(p) for p in self.parameters()):
+            self._materialise(data)
+        if self._first_weights is None:
+            self.__dict__["_first_weights"] = copy.deepcopy(self.state_dict())
+        elif not self._option("warm_start"):
+            self.load_state_dict(self._first_weights)
+
+    def _materialise(self, data: L.LightningDataModule) -> None:
+        """Run the first training batch once, so that lazy modules learn their shapes."""
+        data.prepare_data()
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        with torch.no_grad():
+            self.training_outputs(batch)
+
+    def training_outputs(self, batch: Any) -> Any:
+        """Run the networks on a training batch; subclasses say how."""
+        raise NotImplementedError
+
+    def _training_data(self, X: Any, validation: Any) -> L.LightningDataModule:
+        if isinstance(X, L.LightningDataModule):
+            if validation is not None:
+                raise ValueError("A data module brings its own validation data.")
+            self.__dict__["_preparation"] = getattr(X, "preparation", self._preparation)
+            return X
+        return _Loaders(
+            self._two_views(X, reset=True),
+            None if validation is None else self._two_views(validation, reset=False),
+            batch_size=self._option("batch_size"),
+            num_workers=self._option("num_workers"),
+        )
+
+    def _two_views(self, X: Any, *, reset: bool) -> Any:
+        if isinstance(X, DataLoader):
+            return X
+        samples, _ = self._samples(X, reset=reset)
+        if len(samples) == 0:
+            raise ValueError("There is nothing to fit: X has no sample.")
+        views = self._option("views") or _default_views(samples[0])
+        return TwoViewSamples(samples, views, seed=self._seed)
+
+    def _samples(self, X: Any, *, reset: bool) -> tuple[Any, bool]:
+        """Return X as a dataset of samples, and whether it was a tensor."""
+        if isinstance(X, Dataset):
+            return X, False
+        if isinstance(X, Tensor):
+            self._check_finite_rows(X)
+            return ArraySamples(self._with_channel(X.detach())), True
+        images = _image_table(X)
+        if images is not None:
+            if reset or self._preparation is None:
+                spacing = Preparation().spacing
+                masked = bool(images["mask_path"].notna().all())
+                shape = common_shape(list(images["path"]), spacing, masked)
+                self.__dict__["_preparation"] = Preparation(
+                    spacing=spacing, shape=shape, masked=masked
+                )
+            return ImageSamples(
+                list(images["path"]), self._preparation, list(images["mask_path"])
+            ), False
+        if getattr(X, "ndim", None) is not None and not isinstance(X, pd.DataFrame) and X.ndim > 2:
+            array = np.asarray(X)
+            if array.dtype == object or not np.issubdtype(array.dtype, np.number):
+                raise ValueError(f"X must hold numbers, got an array of dtype {array.dtype}.")
+            if np.iscomplexobj(array):
+                raise ValueError("Complex data not supported.")
+            self._check_finite_rows(torch.as_tensor(array))
+            return ArraySamples(self._with_channel(array)), False
+        array = validate_data(self, X, reset=reset, dtype=np.float32)
+        return ArraySamples(array), False
+
+    def _with_channel(self, array: Any) -> Any:
+        """Give volumes without channel axis one, where the networks are three-dimensional."""
+        if array.ndim == 4 and any(_is_volumetric(m) for m in self.modules()):
+            return array[:, None]
+        return array
+
+    @staticmethod
+    def _check_finite_rows(array: Tensor) -> None:
+        if array.is_floating_point():
+            for row, x in enumerate(array):
+                if not bool(torch.isfinite(x).all()):
+                    raise NonFiniteError(f"Sample {row} of X has NaN or infinite values.")
+
+    def _drop_trainer(self) -> None:
+        self.trainer = None  # type: ignore[assignment]
+        self._fabric = None
+
+
+class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.base.TransformerMixin):
+    """Gives an estimator `transform` and `transform_with_targets`, rows in input order."""
+
+    def transform(self: Any, X: Any) -> Any:
+        """Return the encoder's output, one row per input in input order.
+
+        Parameters
+        ----------
+        X : DataLoader, Tensor, array, Dataset, LightningDataModule, list of paths or DataFrame
+            Batches of a loader are ``x``, ``(x,)`` or ``(x, y)``. Paths (also a DataFrame with a
+            ``path`` and perhaps a ``mask_path`` column) are prepared by the model's input contract.
+
+        Returns
+        -------
+        Tensor or ndarray of shape (n, n_features), float32
+            A tensor (on the CPU) for a loader or a tensor, else an array; whole on every process.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError, TypeError
+            For two-view batches or anything else that cannot be encoded.
+        """
+        check_is_fitted(self)
+        features, _, as_tensor = self._encode(X, targets=False)
+        return torch.from_numpy(features) if as_tensor else features
+
+    def transform_with_targets(self: Any, X: Any) -> tuple[Any, Any]:
+        """Return (features, targets) of a loader whose batches are ``(x, y)``, in input order.
+
+        Parameters
+        ----------
+        X : DataLoader, Dataset or LightningDataModule
+            Items are ``(x, y)``; y may be a string.
+
+        Returns
+        -------
+        features, targets
+            As in `transform`; targets are a tensor or, for strings and objects, an array.
+        """
+        check_is_fitted(self)
+        features, targets, as_tensor = self._encode(X, targets=True)
+        if targets and all(isinstance(t, Tensor) for t in targets):
+            joined: Any = torch.cat(targets)
+            joined = joined if as_tensor else joined.numpy()
+        else:
+            joined = np.array([t for part in targets for t in part])
+        return (torch.from_numpy(features) if as_tensor else features), joined
+
+    def _encode(self: Any, X: Any, *, targets: bool) -> tuple[np.ndarray, list[Any], bool]:
+        loader, as_tensor = self._inference_loader(X)
+        if isinstance(getattr(loader, "sampler", None), RandomSampler):
+            warnings.warn(
+                "The loader shuffles, so rows come in its random order. Use shuffle=False.",
+                stacklevel=4,
+            )
+        options = {
+            **self._trainer_options(),
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "callbacks": None,
+            "use_distributed_sampler": False,
+        }
+        for name in ("fast_dev_run", "limit_predict_batches", "overfit_batches", "profiler"):
+            options.pop(name, None)
+        self.__dict__["_pieces"] = []
+        with _quiet():
+            trainer = L.Trainer(**options)
+            if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+                # Spawned processes cannot hand rows back; one process gives the same rows.
+                trainer = L.Trainer(**{**options, "strategy": "auto", "devices": 1})
+            try:
+                trainer.predict(self, datamodule=_Shards(loader), return_predictions=False)
+            finally:
+                self._drop_trainer()
+                own = self.__dict__.pop("_pieces")
+        pieces = sorted(
+            (piece for part in gather_objects(own) for piece in part), key=lambda piece: piece[0]
+        )
+        if not pieces:
+            raise ValueError("There is nothing to transform: X has no sample.")
+        if targets and any(piece[2] is None for piece in pieces):
+            raise ValueError("transform_with_targets needs batches (x, y); these have no target.")
+        features = np.concatenate([piece[1] for piece in pieces])
+        return features, [piece[2] for piece in pieces], as_tensor
+
+    def predict_step(self: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Encode one batch; within `transform`, keep its rows with their place in the input."""
+        x, y = _single_view(batch)
+        if not bool(torch.isfinite(x).all()):
+            raise NonFiniteError(
+                f"{_first_bad_sample(x)} of batch {batch_idx} has NaN or infinite values; it "
+                "cannot be encoded."
+            )
+        features: Tensor = self.transform_step(x, batch_idx, dataloader_idx)
+        if "_pieces" not in self.__dict__:
+            return features
+        rank, processes = world()
+        rows = features.detach().to("cpu", torch.float32).numpy().copy()
+        if isinstance(y, Tensor):
+            y = y.detach().cpu().clone()
+        self._pieces.append((rank + batch_idx * processes, rows, y))
+        return features
+
+    def _inference_loader(self: Any, X: Any) -> tuple[Any, bool]:
+        if isinstance(X, DataLoader):
+            return X, True
+        if isinstance(X, L.LightningDataModule):
+            X.prepare_data()
+            X.setup("predict")
+            return X.predict_dataloader(), False
+        samples, as_tensor = self._samples(X, reset=False)
+        # Images one at a time, so that a row never depends on its neighbours' rounding.
+        size = 1 if isinstance(samples, ImageSamples) else self._option("batch_size")
+        return DataLoader(
+            samples, batch_size=size, num_workers=self._option("num_workers")
+        ), as_tensor
+
+
+class _Loaders(L.LightningDataModule):
+    """The loaders of a fit: the caller's own, or keyed ones over samples."""
+
+    def __init__(self, train: Any, validation: Any, *, batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        self.train = train
+        self.validation = validation
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> Any:
+        return self._loader(self.train, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return [] if self.validation is None else self._loader(self.validation, shuffle=False)
+
+    def _loader(self, data: Any, *, shuffle: bool) -> Any:
+        rank, processes = world()
+        if isinstance(data, TwoViewSamples):
+            loader = two_view_loader(
+                data,
+                self.batch_size,
+                shuffle=shuffle,
+                num_workers=self.num_workers,
+                rank=rank,
+                processes=processes,
+            )
+            if shuffle and self.trainer is not None:
+                follow(self.trainer, loader)
+            return loader
+        if (
+            processes == 1
+            or data.batch_sampler is None
+            or isinstance(data.dataset, IterableDataset)
+        ):
+            return data
+        return with_batches(data, JoinedBatches(data.batch_sampler, rank, processes, _first_value))
+
+    def sample_name(self, epoch: int, batch: int, position: int) -> str | None:
+        """Return the name of a sample of a training batch, where the order is ours."""
+        if not isinstance(self.train, TwoViewSamples):
+            return None
+        loader = self.train_dataloader()
+        return self.train.key(loader.batch_sampler.batch(epoch, batch)[position])
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for a resumed run to equal an uninterrupted one."""
+        if not isinstance(self.train, TwoViewSamples):
+            return {}
+        return {"samples": len(self.train), "batch_size": self.batch_size}
+
+
+class _Shards(L.LightningDataModule):
+    """Every process's part of the batches to encode."""
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__()
+        self.loader = loader
+
+    def predict_dataloader(self) -> Any:
+        rank, processes = world()
+        loader = self.loader
+        if processes == 1:
+            return loader
+        if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+            return _EveryNth(loader, rank, processes)
+        batches = _first_value(list(loader.batch_sampler) if rank == 0 else None)
+        return with_batches(loader, batches[rank::processes])
+
+
+class _EveryNth(IterableDataset[Any]):
+    """One of every `step` batches of a loader that cannot be indexed."""
+
+    def __init__(self, loader: Any, start: int, step: int) -> None:
+        self.loader = loader
+        self.start = start
+        self.step = step
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.loader), self.start, None, self.step)
+
+
+def _first_value(value: Any) -> Any:
+    return gather_objects(value)[0]
+
+
+@contextmanager
+def _seeded(*key: object) -> Iterator[None]:
+    """Seed every generator by `key`, devices' included; restore them afterwards."""
+    with torch.random.fork_rng(), keyed(*key) as seed:
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """Hide warnings that say nothing to the caller of this package."""
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers.*",
+            ".*Total length of .* is zero.*",
+            ".*available but not used.*",
+            ".*treespec, LeafSpec.*",
+            ".*smaller than the logging interval.*",
+        ):
+            warnings.filterwarnings("ignore", message)
+        yield
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn Lightning's exit at Ctrl-C back into KeyboardInterrupt, and keep the caller's handler."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if main and handler is not None:
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what Lightning says of every new trainer."""
+    loggers = [
+        logging.getLogger(name)
+        for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with _without_noise():
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _single_view(batch: Any) -> tuple[Tensor, Any]:
+    """Return (x, y) of a batch ``x``, ``(x,)`` or ``(x, y)``."""
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, tuple | list) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
+        x = batch[0]
+        y = batch[1] if len(batch) == 2 else None
+        if isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 1 and y.shape == x.shape:
+            raise ValueError(
+                "transform got two views of each sample; it takes batches x, (x,) or (x, y)."
+            )
+        return x, y
+    raise TypeError(f"transform takes batches x, (x,) or (x, y) of tensors, got {describe(batch)}.")
+
+
+def describe(value: Any, depth: int = 0) -> str:
+    """Say in a few words what a batch is made of."""
+    if isinstance(value, Tensor):
+        return f"Tensor{tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"ndarray{value.shape}"
+    if isinstance(value, tuple | list) and depth < 3:
+        inside = ", ".join(describe(v, depth + 1) for v in value[:4])
+        more = ", …" if len(value) > 4 else ""
+        return f"{type(value).__name__}({inside}{more})"
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} with keys {list(value)[:4]}"
+    return type(value).__name__
+
+
+def _first_bad_sample(x: Tensor) -> str:
+    bad = ~torch.isfinite(x).flatten(1).all(1)
+    return f"Sample {int(bad.int().argmax())}"
+
+
+def _default_views(item: Any) -> Any:
+    x = item[0] if isinstance(item, tuple | list) else item
+    return volume_views() if getattr(x, "ndim", 0) == 4 else JitteredValues()
+
+
+def _is_volumetric(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("3d")
+
+
+def _image_table(X: Any) -> pd.DataFrame | None:
+    """Return paths (or nibabel images) and masks, where X holds such; else None."""
+    if isinstance(X, pd.DataFrame):
+        if "path" not in X.columns:
+            return None
+        masks = X["mask_path"] if "mask_path" in X.columns else [None] * len(X)
+        return pd.DataFrame({"path": list(X["path"]), "mask_path": list(masks)}, dtype=object)
+    if isinstance(X, pd.Series | np.ndarray):
+        values = list(np.asarray(X, dtype=object).ravel()) if X.dtype.kind not in "biufc" else []
+    else:
+        values = list(X) if isinstance(X, list | tuple) else []
+    if not values or not all(isinstance(v, str | os.PathLike | SpatialImage) for v in values):
+        return None
+    return pd.DataFrame({"path": values, "mask_path": [None] * len(values)}, dtype=object)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _safe_loading(ckpt_path: Any) -> dict[str, Any]:
+    return {} if ckpt_path is None else {"weights_only": True}

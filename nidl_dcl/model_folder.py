@@ -1,0 +1,293 @@
+"""A model as a folder of safetensors and JSON, which no code comes out of.
+
+`weights.safetensors` holds the state; `model.json` everything else: the arguments, classes by
+import path, the input contract, what pretraining saw, versions, and the checksum of the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import nn
+from torch.optim import Optimizer
+
+from nidl_dcl.errors import UsageError
+from nidl_dcl.volumes import Preparation
+from nidl_dcl.writing import replacing, write_json
+
+__all__ = [
+    "FORMAT",
+    "import_module_class",
+    "load_model",
+    "read_description",
+    "save_model",
+    "versions",
+]
+
+FORMAT = 1
+"""Version of the layout of the folder."""
+
+_TRUSTED = ("nidl_dcl", "monai", "torch.nn")
+_PLAIN = (bool, int, float, str, type(None))
+_RUN_OPTIONS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins")
+_DISTRIBUTIONS = ("torch", "lightning", "monai", "nibabel", "pybids", "scikit-learn", "numpy")
+
+
+def save_model(
+    estimator: Any,
+    folder: str | Path,
+    *,
+    preparation: Preparation | None = None,
+    exposure: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write an estimator to a folder.
+
+    Parameters
+    ----------
+    estimator : DCL
+        Fitted or not.
+    folder : path
+        Made where missing; files of the same names are replaced.
+    preparation : Preparation, optional
+        The input contract: how images become what the encoder takes.
+    exposure : mapping, optional
+        What pretraining saw.
+    provenance : mapping, optional
+        Anything else to be kept, as JSON.
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
+    folder = Path(folder)
+    state = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in estimator.state_dict().items()
+    }
+    weights = folder / "weights.safetensors"
+    with replacing(weights) as beside:
+        safetensors.torch.save_file(state, beside)
+        digest = hashlib.sha256(beside.read_bytes()).hexdigest()
+    arguments, left_out = _describe_arguments(estimator.get_params())
+    description = {
+        "format": FORMAT,
+        "estimator": f"{type(estimator).__module__}:{type(estimator).__qualname__}",
+        "encoder": _describe_encoder(estimator),
+        "arguments": arguments,
+        "arguments_left_out": left_out,
+        "fitted": estimator.fitted,
+        "n_features": getattr(estimator, "_n_features_out", None),
+        "input_contract": None if preparation is None else preparation.to_dict(),
+        "exposure": dict(exposure or {}),
+        "provenance": dict(provenance or {}),
+        "versions": versions(),
+        "sha256": {"weights.safetensors": digest},
+    }
+    write_json(folder / "model.json", description)
+    return folder
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    encoder: nn.Module | type[nn.Module] | None = None,
+    trust: Iterable[str] = (),
+    **options: Any,
+) -> Any:
+    """Read an estimator from a folder written by `save_model`.
+
+    Parameters
+    ----------
+    folder : path
+        The folder.
+    encoder : nn.Module or class, optional
+        Used in place of the one that the folder names; needed when that one cannot be rebuilt.
+    trust : iterable of str
+        Packages, besides nidl_dcl, monai and torch.nn, whose modules may be imported by name.
+    **options : dict
+        Options of the estimator that replace the stored ones, such as ``accelerator``.
+
+    Returns
+    -------
+    DCL
+        Fitted if it was; on the CPU.
+
+    Raises
+    ------
+    UsageError
+        When the folder is not a model, its weights do not match their checksum or the encoder, or
+        the encoder's class is not trusted or cannot be rebuilt.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    weights = folder / "weights.safetensors"
+    try:
+        raw = weights.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{weights} cannot be read ({error.strerror}).") from error
+    if hashlib.sha256(raw).hexdigest() != description["sha256"].get("weights.safetensors"):
+        raise UsageError(
+            f"{weights} does not match its checksum in model.json: the file is damaged or from "
+            "another model. Copy the folder again."
+        )
+    try:
+        state = safetensors.torch.load(raw)
+    except safetensors.SafetensorError as error:
+        raise UsageError(f"{weights} is not a safetensors file ({error}).") from error
+    arguments = dict(description["arguments"])
+    known = description["encoder"]
+    if encoder is not None:
+        arguments["encoder"] = encoder
+    elif known["arguments"] is None:
+        raise UsageError(
+            f"The encoder of {folder} is an instance of {known['class']} whose arguments are not "
+            "known. Build it yourself and pass load_model(folder, encoder=…)."
+        )
+    else:
+        arguments["encoder"] = import_module_class(known["class"], trust)
+        arguments["encoder_kwargs"] = known["arguments"]
+    if not description["estimator"].startswith("nidl_dcl."):
+        raise UsageError(f"{folder} holds a {description['estimator']}, not a model of nidl_dcl.")
+    estimator_class = _resolve(description["estimator"])
+    try:
+        estimator = estimator_class(**{**arguments, **options})
+        if estimator.encoder is None or estimator.projection_head is None:
+            raise ValueError("the encoder cannot be built from the stored arguments")
+        estimator.load_state_dict(state)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"The weights of {folder} do not fit the model: {error}") from error
+    contract = description.get("input_contract")
+    estimator.__dict__["_preparation"] = contract and Preparation.from_dict(contract)
+    estimator.__dict__["_fitted"] = bool(description.get("fitted"))
+    if description.get("n_features"):
+        estimator.__dict__["_n_features_out"] = int(description["n_features"])
+    return estimator
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the checked content of a model folder's `model.json`.
+
+    Raises
+    ------
+    UsageError
+        When it is missing, not JSON, or of a format that this version does not know.
+    """
+    file = folder / "model.json"
+    if not file.is_file():
+        raise UsageError(f"{folder} is not a model folder: model.json is missing.")
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {error}.") from error
+    shapes = {"estimator": str, "encoder": dict, "arguments": dict, "sha256": dict}
+    if not isinstance(description, dict) or any(
+        not isinstance(description.get(key), kind) for key, kind in shapes.items()
+    ):
+        raise UsageError(f"{file} is not the description of a model of nidl_dcl.")
+    if description.get("format") != FORMAT:
+        raise UsageError(
+            f"{file} has format {description.get('format')!r}; this version reads format {FORMAT}."
+        )
+    return description
+
+
+def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]:
+    """Return the nn.Module subclass at ``package.module:Class``.
+
+    Parameters
+    ----------
+    path : str
+        Import path.
+    trust : iterable of str
+        Packages allowed besides nidl_dcl, monai and torch.nn.
+
+    Raises
+    ------
+    UsageError
+        When the package is not trusted, or there is no such class.
+    """
+    package = path.partition(":")[0]
+    allowed = (*_TRUSTED, *trust)
+    if not any(package == name or package.startswith(f"{name}.") for name in allowed):
+        raise UsageError(
+            f"The encoder {path} comes from a package that is not trusted. If you trust it, pass "
+            f"load_model(folder, trust=[{package.partition('.')[0]!r}])."
+        )
+    found = _resolve(path)
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise UsageError(f"{path} is not a class of nn.Module.")
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, nidl_dcl and the packages that decide about numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("nidl_dcl", *_DISTRIBUTIONS):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _resolve(path: str) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        value: Any = importlib.import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{path} cannot be imported: {error}.") from error
+    return value
+
+
+def _describe_encoder(estimator: Any) -> dict[str, Any]:
+    given = estimator.get_params()["encoder"]
+    kind = given if inspect.isclass(given) else type(given)
+    path = f"{kind.__module__}:{kind.__qualname__}"
+    if inspect.isclass(given):
+        arguments = estimator.get_params()["encoder_kwargs"] or {}
+    else:
+        arguments = getattr(given, "arguments", None)
+    if not _is_json(arguments):
+        arguments = None
+    return {"class": path, "arguments": arguments}
+
+
+def _describe_arguments(params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the arguments that JSON holds, and the names of those that it does not.
+
+    Where a model runs is not part of it: devices and strategies are left out.
+    """
+    kept: dict[str, Any] = {}
+    left_out = []
+    for name, value in params.items():
+        if name in ("encoder", "encoder_kwargs") or name in _RUN_OPTIONS:
+            continue
+        if name == "optimizer" and inspect.isclass(value) and issubclass(value, Optimizer):
+            value = value.__name__.lower()
+        if _is_json(value):
+            kept[name] = value
+        else:
+            left_out.append(name)
+    return kept, left_out
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(k, str) and _is_json(v) for k, v in value.items())
+    if isinstance(value, list):
+        return all(_is_json(v) for v in value)
+    return type(value) in _PLAIN

@@ -1,0 +1,346 @@
+"""What an epoch is made of: samples, their order, their batches and the two views of each.
+
+Order is keyed by (seed, epoch), views by (seed, epoch, participant, view), and a run that resumes
+starts in the middle of its epoch: none of it depends on workers, processes or indices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from nidl_dcl.randomness import key_seed, permutation
+from nidl_dcl.views import draw_view
+from nidl_dcl.volumes import Preparation, prepare_volume
+
+__all__ = [
+    "ArraySamples",
+    "EpochBatches",
+    "ImageSamples",
+    "JitteredValues",
+    "JoinedBatches",
+    "TwoViewSamples",
+    "follow",
+    "two_view_loader",
+    "with_batches",
+]
+
+
+class ArraySamples(Dataset[Any]):
+    """Rows of an array as float32 tensors.
+
+    Parameters
+    ----------
+    array : ndarray or Tensor of shape (n, ...)
+        The samples.
+    targets : sequence of length n, optional
+        Then an item is ``(sample, target)``.
+    """
+
+    def __init__(self, array: Any, targets: Sequence[Any] | None = None) -> None:
+        self.array = array
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> Any:
+        x = torch.as_tensor(self.array[index]).to(torch.float32)
+        return x if self.targets is None else (x, self.targets[index])
+
+
+class ImageSamples(Dataset[Tensor]):
+    """Image files (or nibabel images), prepared as a model's input contract says.
+
+    Parameters
+    ----------
+    images : sequence of path or nibabel image
+        The volumes.
+    preparation : Preparation
+        How they are prepared.
+    masks : sequence of path or None, optional
+        Brain mask of each image.
+    """
+
+    def __init__(
+        self, images: Sequence[Any], preparation: Preparation, masks: Sequence[Any] | None = None
+    ) -> None:
+        self.images = images
+        self.preparation = preparation
+        self.masks = [None] * len(images) if masks is None else masks
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        mask = self.masks[index]
+        mask = mask if isinstance(mask, str | os.PathLike) else None
+        return torch.from_numpy(prepare_volume(self.images[index], self.preparation, mask))
+
+
+class JitteredValues:
+    """Views of samples that are not volumes: a little noise, and a tenth of the values set to zero.
+
+    Parameters
+    ----------
+    noise : float, default=0.1
+        Standard deviation of the noise, as a share of that of the sample.
+    drop : float, default=0.1
+        Probability of a value to be dropped.
+    """
+
+    def __init__(self, noise: float = 0.1, drop: float = 0.1) -> None:
+        self.noise = noise
+        self.drop = drop
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return one view of `x`, any shape."""
+        spread = x.std(correction=0) if x.numel() > 1 else x.abs().max()
+        kept = torch.rand_like(x) >= self.drop
+        return (x + self.noise * spread * torch.randn_like(x)) * kept
+
+
+class TwoViewSamples(Dataset[Any]):
+    """One sample per participant and epoch, as two views of a random one of their images.
+
+    Parameters
+    ----------
+    samples : Dataset
+        Items are ``x`` or ``(x, y)``, x a tensor without batch axis. An item that is a pair of
+        tensors of one shape is taken for two views made already.
+    views : callable
+        From one sample to one view of it.
+    seed : int
+        First part of every key.
+    groups : sequence of (str, sequence of int), optional
+        Participants with the indices of their images; every sample is its own by default.
+    """
+
+    def __init__(
+        self,
+        samples: Any,
+        views: Callable[[Tensor], Tensor],
+        *,
+        seed: int,
+        groups: Sequence[tuple[str, Sequence[int]]] | None = None,
+    ) -> None:
+        self.samples = samples
+        self.views = views
+        self.seed = seed
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.samples) if self.groups is None else len(self.groups)
+
+    def key(self, index: int) -> str:
+        """Return the participant, or the number of the sample where there are none."""
+        return str(index) if self.groups is None else self.groups[index][0]
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        epoch, index = place
+        key = self.key(index)
+        if self.groups is not None:
+            own = self.groups[index][1]
+            index = own[key_seed(self.seed, epoch, key, "image") % len(own)]
+        item = self.samples[index]
+        if _is_pair_of_views(item):
+            return list(item)
+        x, y = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+        if isinstance(x, tuple | list) and _is_pair_of_views(x):
+            return list(x), y
+        x = torch.as_tensor(x).to(torch.float32)
+        pair = [draw_view(self.views, x, self.seed, epoch, key, view) for view in (1, 2)]
+        return pair if y is None else (pair, y)
+
+
+def _is_pair_of_views(item: Any) -> bool:
+    return (
+        isinstance(item, tuple | list)
+        and len(item) == 2
+        and all(isinstance(part, Tensor) and part.is_floating_point() for part in item)
+        and item[0].ndim > 0
+        and item[0].shape == item[1].shape
+    )
+
+
+class EpochBatches(BatchSampler):
+    """Batches of ``(epoch, index)`` in an order keyed by (seed, epoch), shared by all processes.
+
+    An epoch is cut into batches of nearly equal size, at most `batch_size`, except that no batch
+    has fewer than two samples per process if it can be helped: a last batch of one has no
+    negatives. Each process takes its part of every batch.
+
+    Parameters
+    ----------
+    n : int
+        Samples.
+    batch_size : int
+        Samples of a batch, all processes together.
+    seed : int
+        With the epoch, the key of the order; None keeps the given order (validation).
+    rank, processes : int
+        This process and how many there are.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, *, seed: int | None, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.n = n
+        self.seed = seed
+        self.rank = rank
+        self.processes = processes
+        wanted = -(-n // batch_size)
+        self.count = max(1, min(wanted, n // (2 * processes))) if n else 0
+        self.position: Callable[[], tuple[int, int]] = _Counter()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, epoch: int, number: int) -> list[int]:
+        """Return the samples of one batch, all processes together."""
+        order = np.arange(self.n) if self.seed is None else permutation(self.n, self.seed, epoch)
+        return [int(i) for i in np.array_split(order, self.count)[number]]
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        epoch, start = self.position()
+        for number in range(start, self.count):
+            whole = np.array(self.batch(epoch, number))
+            part = np.array_split(whole, self.processes)[self.rank]
+            yield [(epoch, int(i)) for i in part]
+
+
+class _Counter:
+    """The position of a loader that nobody steers: the next epoch at each pass."""
+
+    def __init__(self) -> None:
+        self.epoch = -1
+
+    def __call__(self) -> tuple[int, int]:
+        self.epoch += 1
+        return self.epoch, 0
+
+
+def two_view_loader(
+    samples: TwoViewSamples,
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    num_workers: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """Return a loader of batches ``[X1, X2]`` or ``([X1, X2], y)`` over `samples`.
+
+    Parameters
+    ----------
+    samples : TwoViewSamples
+        What is loaded.
+    batch_size : int
+        Samples of a batch, all processes together.
+    shuffle : bool, default=True
+        Another keyed order in each epoch; otherwise the given one.
+    num_workers, rank, processes, pin_memory
+        As usual; they change no result.
+    """
+    batches = EpochBatches(
+        len(samples),
+        batch_size,
+        seed=samples.seed if shuffle else None,
+        rank=rank,
+        processes=processes,
+    )
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def follow(trainer: Any, loader: DataLoader[Any]) -> None:
+    """Let the loader's order follow the trainer's optimizer steps, in the middle of an epoch too.
+
+    Parameters
+    ----------
+    trainer : lightning.Trainer
+        Its ``global_step`` says which epoch and batch come next, also right after a resume.
+    loader : DataLoader
+        From `two_view_loader`.
+    """
+    batches = loader.batch_sampler
+    if not isinstance(batches, EpochBatches):
+        raise TypeError("Only loaders of two_view_loader can follow a trainer.")
+
+    def position() -> tuple[int, int]:
+        limit, whole = trainer.limit_train_batches, len(batches)
+        used = min(limit, whole) if isinstance(limit, int) else int(limit * whole)
+        accumulated = trainer.accumulate_grad_batches
+        epoch, done = divmod(trainer.global_step, max(1, -(-used // accumulated)))
+        return epoch, done * accumulated
+
+    batches.position = position
+
+
+def with_batches(loader: DataLoader[Any], batches: Any) -> DataLoader[Any]:
+    """Return a loader like `loader` that draws the given batches of indices."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batches,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+class JoinedBatches(BatchSampler):
+    """The batches of a caller's sampler, joined over the processes and dealt out evenly.
+
+    As many batches as there are processes make one global batch; each process takes a nearly equal
+    part, so that no sample is padded or repeated. The order is that of the first process. A rest
+    with fewer samples than processes joins the batch before it.
+
+    Parameters
+    ----------
+    batches : iterable of list of int
+        The caller's batch sampler.
+    rank, processes : int
+        This process and how many there are.
+    share : callable
+        Returns the first process's value on every process.
+    """
+
+    def __init__(
+        self, batches: Any, rank: int, processes: int, share: Callable[[Any], Any]
+    ) -> None:
+        self.batches = batches
+        self.rank = rank
+        self.processes = processes
+        self.share = share
+
+    def __len__(self) -> int:
+        return max(1, -(-len(self.batches) // self.processes))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        given = self.share(list(self.batches) if self.rank == 0 else None)
+        joined = [
+            [i for batch in given[k : k + self.processes] for i in batch]
+            for k in range(0, len(given), self.processes)
+        ]
+        if len(joined) > 1 and len(joined[-1]) < self.processes:
+            joined[-2:] = [joined[-2] + joined[-1]]
+        for batch in joined:
+            yield [int(i) for i in np.array_split(np.array(batch), self.processes)[self.rank]]
