@@ -102,6 +102,18 @@ class DCL(TransformerMixin, BaseEstimator):
 
     _more_options: ClassVar[Mapping[str, Any]] = {"weighting_sigma": None}
 
+    encoder: nn.Module
+    projection_head: nn.Module
+    loss: DCLLoss
+    proj_input_dim: int
+    learning_rate: float
+    weight_decay: float
+    exclude_bias_and_norm_wd: bool
+    optimizer_kwargs: dict[str, Any] | None
+    lr_scheduler_kwargs: dict[str, Any] | None
+    _used: dict[str, Any]
+    _watch: SpreadWatch
+
     def __init__(
         self,
         encoder: nn.Module | type[nn.Module],
@@ -137,10 +149,23 @@ class DCL(TransformerMixin, BaseEstimator):
         )
         self._arguments_changed(set(self._arguments))
 
+    # -- attributes that are arguments before fit and objects after it -------------------------
+
+    @property
+    def optimizer(self) -> Any:
+        """The argument; after `fit`, the optimizer used for training."""
+        return self._used.get("optimizer", self._arguments["optimizer"])
+
+    @property
+    def lr_scheduler(self) -> Any:
+        """The argument; after `fit`, the schedule used for training."""
+        return self._used.get("lr_scheduler", self._arguments["lr_scheduler"])
+
     # -- building ----------------------------------------------------------------------------
 
     def _arguments_changed(self, names: set[str]) -> None:
-        for name in names & set(self._named_arguments()) - {"encoder"}:
+        self.__dict__["_used"] = {}
+        for name in names & set(self._named_arguments()) - {"encoder", "optimizer", "lr_scheduler"}:
             setattr(self, name, self._arguments[name])
         if names & {"temperature", "weighting_sigma"}:
             self.loss = _unless_invalid(self._build_loss)
@@ -155,13 +180,13 @@ class DCL(TransformerMixin, BaseEstimator):
         if names & architecture:
             self.__dict__["_first_weights"] = None
             self.__dict__["_fitted"] = False
-            with keyed(fresh_seed(self._initial_state()), "weights"):
+            with keyed(_unless_invalid(self._initial_seed), "weights"):
                 self.encoder = _unless_invalid(self._build_encoder)
                 self.projection_head = _unless_invalid(self._build_head)
 
-    def _initial_state(self) -> Any:
+    def _initial_seed(self) -> int:
         # A RandomState is drawn from in fit alone: building must not change the caller's object.
-        return copy.deepcopy(self._option("random_state"))
+        return fresh_seed(copy.deepcopy(self._option("random_state")))
 
     def _build_encoder(self) -> nn.Module:
         encoder, options = self._arguments["encoder"], self._arguments["encoder_kwargs"]
@@ -204,8 +229,7 @@ class DCL(TransformerMixin, BaseEstimator):
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a number of 0 or more, got {value!r}.")
         self._check_fit(getattr(self.encoder, "n_features", None))
-        self.optimizer = self._arguments["optimizer"]
-        self.lr_scheduler = self._arguments["lr_scheduler"]
+        self.__dict__["_used"] = {}
 
     def _check_fit(self, n_features: Any) -> None:
         if isinstance(n_features, int) and n_features != self.proj_input_dim:
@@ -225,7 +249,7 @@ class DCL(TransformerMixin, BaseEstimator):
                 for name, p in given.named_parameters(remove_duplicate=False)
                 if name in own
             }
-        self.optimizer = build_optimizer(
+        optimizer = build_optimizer(
             self._arguments["optimizer"],
             self,
             learning_rate=self.learning_rate,
@@ -234,25 +258,25 @@ class DCL(TransformerMixin, BaseEstimator):
             optimizer_kwargs=self.optimizer_kwargs,
             stand_ins=stand_ins,
         )
+        self._used.update(optimizer=optimizer, lr_scheduler=None)
         if self._arguments["lr_scheduler"] in (None, "none"):
-            self.lr_scheduler = None
-            return self.optimizer
+            return optimizer
         total_steps = self.trainer.estimated_stepping_batches
         per_epoch = math.ceil(
             self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         )
         config = build_scheduler(
             self._arguments["lr_scheduler"],
-            self.optimizer,
+            optimizer,
             lr_scheduler_kwargs=self.lr_scheduler_kwargs,
             total_steps=total_steps,
             steps_per_epoch=per_epoch,
             given_optimizer=self._arguments["optimizer"],
         )
-        self.lr_scheduler = config and config["scheduler"]
         if config is None:
-            return self.optimizer
-        return {"optimizer": self.optimizer, "lr_scheduler": config}
+            return optimizer
+        self._used["lr_scheduler"] = config["scheduler"]
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -308,7 +332,7 @@ class DCL(TransformerMixin, BaseEstimator):
             on_step=False,
         )
         if stage == "training":
-            self._watch.add(h1.detach(), h2.detach())
+            self._watch.add(h1.detach(), h2.detach(), len(z1))
         return {
             # Averaging gradients over processes divides by their number: each one's part of the
             # global mean is multiplied by it beforehand.
@@ -385,7 +409,7 @@ class DCL(TransformerMixin, BaseEstimator):
         if not bool(good.all()):
             position = int((~good).int().argmax())
             name = f"at position {position}"
-            loaders = getattr(self._trainer, "datamodule", None)
+            loaders: Any = getattr(self._trainer, "datamodule", None)
             if stage == "training" and hasattr(loaders, "sample_name") and world()[1] == 1:
                 found = loaders.sample_name(self.trainer.current_epoch, batch_idx, position)
                 name += f" ({found})" if found else ""
@@ -397,7 +421,7 @@ class DCL(TransformerMixin, BaseEstimator):
 
     # -- hooks -------------------------------------------------------------------------------
 
-    def on_train_epoch_start(self) -> None:
+    def on_fit_start(self) -> None:
         """Start to watch how the embeddings spread."""
         self.__dict__["_watch"] = SpreadWatch()
 
@@ -408,9 +432,10 @@ class DCL(TransformerMixin, BaseEstimator):
         )
 
     def on_train_epoch_end(self) -> None:
-        """Log alignment, uniformity and effective rank of the epoch's embeddings."""
+        """Log alignment, uniformity, effective rank and the loss of a full collapse."""
         for name, value in self._watch.measure().items():
-            self.log(name, value, batch_size=1, sync_dist=world()[1] > 1)
+            self.log(name, value, batch_size=1)
+        self.__dict__["_watch"] = SpreadWatch()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Stop before a non-finite gradient reaches the weights."""
@@ -461,7 +486,7 @@ class DCL(TransformerMixin, BaseEstimator):
         identity["weighting_sigma"] = self._option("weighting_sigma")
         identity["processes"] = world()[1]
         identity["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
-        loaders = getattr(self.trainer, "datamodule", None)
+        loaders: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(loaders, "identity"):
             identity.update(loaders.identity())
         return identity

@@ -7,6 +7,7 @@ means and maxima over reshaped blocks, whose gradients are deterministic on GPUs
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class StridedCNN(nn.Module):
                     nn.BatchNorm3d(n_out),
                     nn.ReLU(inplace=True),
                 )
-                for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)
+                for n_in, n_out in pairwise(sizes)
             )
         )
         self.n_features = 2 * sizes[-1]

@@ -95,12 +95,19 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
 
     _more_options: ClassVar[Mapping[str, Any]] = {}
 
+    _arguments: dict[str, Any]
+    _fitted: bool
+    _first_weights: dict[str, Any] | None
+    _preparation: Preparation | None
+    _seed: int
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
         self.__dict__["_arguments"] = {}
         known = self._known_options()
         for name in kwargs:
-            if name not in known:
+            # scikit-learn's checks pass the name in the signature; `fit` refuses it.
+            if name not in known and name != "kwargs":
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise TypeError(f"{type(self).__name__} got an unknown option {name!r}.{hint}")
@@ -160,7 +167,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         """
         known = [*self._named_arguments(), *self._known_options()]
         for name in params:
-            if name not in known:
+            if name not in known and name != "kwargs":
                 raise ValueError(
                     f"Invalid parameter {name!r} for estimator {type(self).__name__}. Valid "
                     f"parameters are: {known!r}."
@@ -173,9 +180,14 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         """Follow changed arguments; subclasses rebuild what depends on them."""
 
     @property
+    def preparation(self) -> Preparation | None:
+        """The input contract: how images become what the encoder takes; None without images."""
+        return self._preparation
+
+    @property
     def fitted(self) -> bool:
         """Whether the estimator has been fitted or loaded."""
-        return bool(self._fitted)
+        return self._fitted
 
     def __sklearn_is_fitted__(self) -> bool:
         return self.fitted
@@ -238,11 +250,14 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         self.__dict__["_seed"] = fresh_seed(self._option("random_state"))
         data = self._training_data(X, val_dataloader)
         with _seeded(self._seed, "fit"), _without_noise(), _interruptible():
+            if getattr(data, "identity", dict)():
+                # Keyed loaders follow the optimizer's steps, so they do resume in mid-epoch.
+                warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
             trainer = L.Trainer(**self._trainer_options())
             self._prepare_weights(data)
             self.__dict__["_fitted"] = False
             try:
-                trainer.fit(self, datamodule=data, ckpt_path=ckpt_path, **_safe_loading(ckpt_path))
+                trainer.fit(self, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
             finally:
                 self._drop_trainer()
         self.__dict__["_fitted"] = True
@@ -259,11 +274,19 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         return options
 
     def _check_arguments(self) -> None:
+        if "kwargs" in self._arguments:
+            raise TypeError("kwargs is not an option: unpack it, DCL(..., **kwargs).")
         batch_size, num_workers = self._option("batch_size"), self._option("num_workers")
         if not _is_int(batch_size) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}.")
         if not _is_int(num_workers) or num_workers < 0:
             raise ValueError(f"num_workers must be an integer of 0 or more, got {num_workers!r}.")
+        try:
+            fresh_seed(copy.deepcopy(self._option("random_state")))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"random_state must be an integer or None, got {self._option('random_state')!r}."
+            ) from error
         views = self._option("views")
         if views is not None and not callable(views):
             raise TypeError(f"views must be callable, got {type(views).__name__}.")
@@ -327,6 +350,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
                 self.__dict__["_preparation"] = Preparation(
                     spacing=spacing, shape=shape, masked=masked
                 )
+            assert self._preparation is not None
             return ImageSamples(
                 list(images["path"]), self._preparation, list(images["mask_path"])
             ), False
@@ -355,12 +379,17 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
                     raise NonFiniteError(f"Sample {row} of X has NaN or infinite values.")
 
     def _drop_trainer(self) -> None:
-        self.trainer = None  # type: ignore[assignment]
+        self.trainer = None
         self._fabric = None
 
 
 class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.base.TransformerMixin):
     """Gives an estimator `transform` and `transform_with_targets`, rows in input order."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
 
     def transform(self: Any, X: Any) -> Any:
         """Return the encoder's output, one row per input in input order.
@@ -433,7 +462,9 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
                 # Spawned processes cannot hand rows back; one process gives the same rows.
                 trainer = L.Trainer(**{**options, "strategy": "auto", "devices": 1})
             try:
-                trainer.predict(self, datamodule=_Shards(loader), return_predictions=False)
+                trainer.predict(
+                    self, datamodule=_Shards(loader), return_predictions=False, weights_only=True
+                )
             finally:
                 self._drop_trainer()
                 own = self.__dict__.pop("_pieces")
@@ -585,6 +616,8 @@ def _without_noise() -> Iterator[None]:
             ".*available but not used.*",
             ".*treespec, LeafSpec.*",
             ".*smaller than the logging interval.*",
+            ".*sampler has shuffling enabled.*",
+            ".*callbacks used to create the checkpoint.*",
         ):
             warnings.filterwarnings("ignore", message)
         yield
@@ -694,7 +727,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(v) for v in value)
     return value is None or type(value) in (bool, int, float, str)
-
-
-def _safe_loading(ckpt_path: Any) -> dict[str, Any]:
-    return {} if ckpt_path is None else {"weights_only": True}

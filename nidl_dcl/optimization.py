@@ -10,10 +10,10 @@ import inspect
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -75,9 +75,9 @@ class WarmupCosine(LRScheduler):
         self.min_lr = min_lr
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:  # type: ignore[override]
+    def get_lr(self) -> list[float | Tensor]:
         """Return the rate of each group at the current step."""
-        return [self._rate(base, self.last_epoch) for base in self.base_lrs]
+        return [self._rate(float(base), self.last_epoch) for base in self.base_lrs]
 
     def _rate(self, base: float, t: int) -> float:
         w, total = self.warmup_steps, self.total_steps
@@ -302,23 +302,18 @@ def _interval(value: Any) -> str:
 
 
 def _cycled(scheduler: Any) -> list[float]:
-    rates = list(getattr(scheduler, "base_lrs", [])) or [
-        g["lr"] for g in scheduler.optimizer.param_groups
-    ]
-    return rates
+    rates = list(getattr(scheduler, "base_lrs", []))
+    return rates or [g["lr"] for g in scheduler.optimizer.param_groups]
 
 
 def _adopted(
     given: Optimizer, module: nn.Module, stand_ins: Mapping[int, nn.Parameter]
 ) -> Optimizer:
     """Copy an optimizer onto the module's parameters; the caller's stays as it is."""
-    own = {id(p): p for p in module.parameters()}
-    swap: Callable[[nn.Parameter], nn.Parameter | None] = lambda p: (  # noqa: E731
-        own.get(id(p)) if id(p) in own else stand_ins.get(id(p))
-    )
+    own = {**stand_ins, **{id(p): p for p in module.parameters()}}
     groups, seen = [], set()
     for group in given.param_groups:
-        swapped = [swap(p) for p in group["params"]]
+        swapped = [own.get(id(p)) for p in group["params"]]
         if any(p is None for p in swapped):
             raise ValueError(
                 "The optimizer holds parameters that belong neither to the encoder nor to the "
@@ -329,7 +324,7 @@ def _adopted(
     optimizer = copy.copy(given)
     optimizer.param_groups = groups
     optimizer.state = defaultdict(
-        dict, {swap(p): copy.deepcopy(s) for p, s in given.state.items() if swap(p) is not None}
+        dict, {own[id(p)]: copy.deepcopy(s) for p, s in given.state.items() if id(p) in own}
     )
     missing = [p for p in module.parameters() if p.requires_grad and id(p) not in seen]
     if missing:

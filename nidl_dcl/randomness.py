@@ -55,7 +55,7 @@ def keyed(*key: object) -> Iterator[int]:
     seed = key_seed(*key)
     torch_state, numpy_state, python_state = (
         torch.get_rng_state(),
-        np.random.get_state(),
+        np.random.get_state(),  # noqa: NPY002
         random.getstate(),
     )
     torch.default_generator.manual_seed(seed)

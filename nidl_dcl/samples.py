@@ -51,7 +51,10 @@ class ArraySamples(Dataset[Any]):
         return len(self.array)
 
     def __getitem__(self, index: int) -> Any:
-        x = torch.as_tensor(self.array[index]).to(torch.float32)
+        x = self.array[index]
+        # A copy: arrays that several processes share are not writable.
+        x = x if isinstance(x, Tensor) else torch.tensor(np.asarray(x, dtype=np.float32))
+        x = x.to(torch.float32)
         return x if self.targets is None else (x, self.targets[index])
 
 

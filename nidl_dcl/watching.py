@@ -31,15 +31,26 @@ class SpreadWatch:
         self.kept = 0
         self.largest_batch = 0
 
-    def add(self, h1: Tensor, h2: Tensor) -> None:
-        """Keep embeddings of both views, shape (n, d), while there is room."""
-        self.largest_batch = max(self.largest_batch, len(h1))
+    def add(self, h1: Tensor, h2: Tensor, batch: int) -> None:
+        """Keep embeddings of both views, shape (n, d), while there is room.
+
+        Parameters
+        ----------
+        h1, h2 : Tensor
+            This process's rows.
+        batch : int
+            Samples of the batch, all processes together.
+        """
+        self.largest_batch = max(self.largest_batch, batch)
         if self.kept < self.limit and len(h1):
             self.views.append((h1.float(), h2.float()))
             self.kept += len(h1)
 
     def measure(self) -> dict[str, float]:
-        """Return alignment, uniformity and effective rank, gathered from all processes."""
+        """Return alignment, uniformity, effective rank and the loss of full collapse.
+
+        The embeddings of all processes are looked at.
+        """
         if not self.views:
             return {}
         h1, _ = gather_rows(torch.cat([a for a, _ in self.views]))
@@ -50,6 +61,7 @@ class SpreadWatch:
             "alignment": alignment(h1, h2),
             "uniformity": uniformity(h1),
             "effective_rank": effective_rank(both),
+            "collapse_loss": math.log(max(1, 2 * self.largest_batch - 2)),
         }
 
 

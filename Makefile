@@ -1,0 +1,59 @@
+# One command for each need. A target sets up what it needs in .venv, once, and says so;
+# PYTHON=python3.12 names the interpreter that .venv is made with.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check docs bench clean FORCE
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY)  ## Make a synthetic BIDS dataset, run a study on it in demo/, show the table
+	$(BIN)/nidl-dcl demo demo
+
+test: $(READY)  ## Run all tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## Lint, formatting, types, layers and documentation
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+
+docs: $(READY)  ## Build the documentation in docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
+
+bench: $(READY)  ## Run every benchmark, one after another
+	@set -e; for script in benchmarks/*.py; do \
+	  test -e "$$script" || { echo "benchmarks/ holds no script."; break; }; \
+	  echo "==> $$script"; $(BIN)/python "$$script"; \
+	done
+
+clean:  ## Remove .venv, demo/ and everything else that was made here
+	rm -rf .venv demo docs/_build docs/generated build dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt $(BIN)/python
+	@echo "==> Installing nidl_dcl and its tools into .venv (minutes the first time)"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs,bench]'
+	@echo "$(CURDIR)" > $(READY)
+
+# An environment knows its folder by heart: one that was moved, or never finished, is made anew.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+$(BIN)/python: FORCE
+endif
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13))' || { \
+	  echo "nidl_dcl needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one, such as: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; } >&2
+	@echo "==> Making the environment .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear .venv || { \
+	  echo "'$(PYTHON) -m venv' failed; Debian and Ubuntu have it in the package python3-venv." >&2; \
+	  exit 1; }

@@ -1,0 +1,354 @@
+"""The estimator: fitting, encoding, its arguments and what it refuses."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from nidl_dcl import DCL, DCLLoss, DCLWLoss
+from nidl_dcl.encoder import StridedCNN
+from nidl_dcl.errors import NonFiniteError
+
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+
+def make(**kwargs):
+    options = {
+        "encoder": nn.Linear,
+        "encoder_kwargs": {"in_features": 25, "out_features": 10},
+        "proj_input_dim": 10,
+        "proj_hidden_dim": 8,
+        "proj_output_dim": 4,
+        "max_epochs": 2,
+        "lr_scheduler": None,
+        "random_state": 0,
+        **QUIET,
+        **kwargs,
+    }
+    return DCL(**options)
+
+
+@pytest.fixture
+def rows():
+    return torch.randn(20, 25, generator=torch.Generator().manual_seed(0))
+
+
+def pairs(rows, labels=None):
+    views = [[x, x + 0.1] for x in rows]
+    items = views if labels is None else list(zip(views, labels, strict=True))
+    return DataLoader(items, batch_size=2)
+
+
+class Jitter:
+    def __call__(self, x):
+        return x + 0.1 * torch.randn_like(x)
+
+
+# -- the peer's way ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [None, list(range(20))])
+def test_two_view_loaders_under_the_default_warmup(rows, labels):
+    encoder = nn.Linear(25, 10)
+    for _ in range(2):  # one instance, several estimators
+        model = make(
+            encoder=encoder, lr_scheduler="warmup_cosine", limit_train_batches=3, random_state=42
+        )
+        with pytest.warns(UserWarning, match="warm-up of 10 epochs"):
+            model.fit(pairs(rows, labels), pairs(rows, labels))
+        z = model.transform(DataLoader(rows, batch_size=2))
+        assert z.shape == (20, 10)
+        assert isinstance(z, torch.Tensor)
+        assert z.dtype == torch.float32
+
+
+def test_steps_return_loss_projections_and_targets(rows):
+    seen = {}
+
+    class Spy(DCL):
+        def training_step(self, batch, batch_idx, dataloader_idx=0):
+            out = super().training_step(batch, batch_idx, dataloader_idx)
+            seen.update(out)
+            return out
+
+    model = Spy(**make().get_params())
+    model.fit(pairs(rows, list(range(20))))
+    assert seen["z1"].shape == seen["z2"].shape == (2, 4)
+    assert seen["loss"].ndim == 0
+    assert seen["y"].tolist() == [18, 19]
+    assert not seen["z1"].requires_grad
+    assert model.test_step(None, 0) is None
+
+
+def test_attributes_before_and_after_fit(rows):
+    model = make(optimizer="SGD", lr_scheduler=torch.optim.lr_scheduler.ConstantLR)
+    assert (model.optimizer, model.fitted) == ("SGD", False)
+    model.fit(pairs(rows))
+    assert isinstance(model.optimizer, torch.optim.SGD)
+    assert isinstance(model.lr_scheduler, torch.optim.lr_scheduler.ConstantLR)
+    assert model.get_params()["optimizer"] == "SGD"
+    assert isinstance(model.loss, DCLLoss)
+    assert model.fitted
+    assert {n for n, _ in model.projection_head.named_parameters()} == {
+        "layers.0.weight",
+        "layers.0.bias",
+        "layers.2.weight",
+        "layers.2.bias",
+    }
+
+
+def test_weighting_sigma_selects_the_weighted_loss():
+    loss = make(weighting_sigma=0.3, temperature=0.2).loss
+    assert isinstance(loss, DCLWLoss)
+    assert (loss.sigma, loss.temperature) == (0.3, 0.2)
+
+
+# -- inputs -----------------------------------------------------------------------------------
+
+
+class Rows(Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return self.rows[i]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "kind"),
+    [
+        (lambda x: x, torch.Tensor),
+        (lambda x: x.numpy(), np.ndarray),
+        (lambda x: x.tolist(), np.ndarray),
+        (Rows, np.ndarray),
+        (TensorDataset, np.ndarray),
+        (lambda x: DataLoader(Rows(x), batch_size=3), torch.Tensor),
+        (lambda x: DataLoader(TensorDataset(x, torch.arange(20)), batch_size=7), torch.Tensor),
+    ],
+)
+def test_transform_gives_the_encoders_output_in_input_order(rows, wrap, kind):
+    fitted = make().fit(rows)
+    out = fitted.transform(wrap(rows))
+    assert isinstance(out, kind)
+    want = fitted.encoder(rows).detach()
+    torch.testing.assert_close(torch.as_tensor(out), want)
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 16, 16, 16), (6, 16, 16, 16)])
+def test_volumes_with_and_without_channel(shape):
+    volumes = np.random.default_rng(0).random(shape, dtype=np.float32)
+    model = make(encoder=StridedCNN, encoder_kwargs={"width": 2}, proj_input_dim=32, max_epochs=1)
+    assert model.fit(volumes).transform(volumes).shape == (6, 32)
+
+
+def test_image_paths_and_nibabel_images(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [
+        nib.Nifti1Image(rng.random((20, 22, 18), np.float32), 4 * np.eye(4)) for _ in range(4)
+    ]
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(tmp_path / f"image{i}.nii.gz")
+        nib.save(image, paths[-1])
+    model = make(
+        encoder=StridedCNN, encoder_kwargs={"width": 2}, proj_input_dim=32, max_epochs=1
+    ).fit(paths)
+    out = model.transform(paths)
+    assert out.shape == (4, 32)
+    assert model.preparation.shape == (24, 24, 24)
+    for same in (
+        images,
+        pd.Series(list(map(str, paths))),
+        pd.DataFrame({"path": paths}),
+        np.array(paths),
+    ):
+        np.testing.assert_array_equal(model.transform(same), out)
+    np.testing.assert_array_equal(model.transform(paths[::-1]), out[::-1])
+
+
+def test_transform_with_targets_keeps_strings(rows):
+    names = [f"sub-{i:02d}" for i in range(20)]
+    loader = DataLoader(list(zip(rows, names, strict=True)), batch_size=6)
+    features, targets = make().fit(rows).transform_with_targets(loader)
+    assert list(targets) == names
+    assert features.shape == (20, 10)
+
+
+def test_lazy_modules_take_their_shape_from_the_first_batch(rows):
+    model = make(encoder=nn.LazyLinear, encoder_kwargs={"out_features": 10})
+    assert model.fit(pairs(rows)).encoder.weight.shape == (10, 25)
+
+
+# -- randomness -------------------------------------------------------------------------------
+
+
+def test_fits_with_one_seed_are_identical_and_leave_the_global_generators_alone(rows):
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    state = torch.get_rng_state()
+    first = make().fit(rows)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    again = make().fit(rows)
+    assert torch.equal(first.transform(rows), again.transform(rows))
+
+
+def test_no_seed_is_random(rows):
+    a, b = (make(random_state=None).fit(rows).transform(rows) for _ in range(2))
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_result(rows, workers):
+    alone = make(views=Jitter()).fit(rows).transform(rows)
+    assert torch.equal(make(views=Jitter(), num_workers=workers).fit(rows).transform(rows), alone)
+
+
+def test_a_second_fit_starts_afresh_unless_warm(rows):
+    model = make().fit(rows)
+    once = model.transform(rows)
+    assert torch.equal(model.fit(rows).transform(rows), once)
+    warm = model.set_params(warm_start=True).fit(rows).transform(rows)
+    assert not torch.equal(warm, once)
+
+
+# -- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"temperature": 0}, ValueError, "temperature must be"),
+        ({"learning_rate": -1}, ValueError, "learning_rate must be"),
+        ({"encoder": 3}, TypeError, "encoder must be"),
+        ({"optimizer": "adagrad2"}, ValueError, "optimizer must be"),
+        ({"lr_scheduler": "cos"}, ValueError, "lr_scheduler must be"),
+        ({"batch_size": 0}, ValueError, "batch_size must be"),
+        ({"num_workers": -1}, ValueError, "num_workers must be"),
+        ({"views": 3}, TypeError, "views must be callable"),
+        ({"weighting_sigma": 0}, ValueError, "sigma must be"),
+        ({"proj_hidden_dim": 0}, ValueError, "proj_hidden_dim must be"),
+        ({"proj_input_dim": 11}, ValueError, "gives 10 features .* takes 11"),
+    ],
+)
+def test_values_are_checked_in_fit_not_before(rows, change, error, match):
+    model = make(**change)
+    with pytest.raises(error, match=match):
+        model.fit(rows)
+
+
+@pytest.mark.parametrize(
+    ("batch", "error"),
+    [
+        (torch.ones(2, 25), TypeError),
+        ([torch.ones(2, 25)], ValueError),
+        ([torch.ones(2, 25)] * 3, ValueError),
+        ([torch.ones(2, 25), torch.ones(3, 25)], ValueError),
+        ([torch.ones(2, 25), "y"], TypeError),
+        ({"x": torch.ones(2, 25)}, TypeError),
+        (([torch.ones(2, 25)], 1), ValueError),
+    ],
+)
+def test_other_batches_are_refused_with_what_came(batch, error):
+    with pytest.raises(error, match="got"):
+        make().training_outputs(batch)
+
+
+def test_transform_refuses_two_views_and_warns_of_a_shuffling_loader(rows):
+    model = make().fit(rows)
+    with pytest.raises(ValueError, match="two views"):
+        model.transform(pairs(rows))
+    with pytest.raises(TypeError, match="takes batches"):
+        model.transform(pairs(rows, list(range(20))))
+    with pytest.warns(UserWarning, match="shuffles"):
+        model.transform(DataLoader(rows, batch_size=4, shuffle=True))
+
+
+def test_not_fitted(rows):
+    with pytest.raises(NotFittedError):
+        make().transform(rows)
+
+
+class Spoil:
+    """Views that turn one sample into NaN."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __call__(self, x):
+        return x * torch.nan if x[0] == self.mark else x + 0.1
+
+
+def test_a_nan_stops_training_names_the_sample_and_spares_the_weights(rows):
+    model = make(views=Spoil(rows[7, 0]), batch_size=4)
+    with pytest.raises(NonFiniteError, match=r"\(7\)"):
+        model.fit(rows)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert not model.fitted
+
+
+def test_a_gradient_that_explodes_never_reaches_the_weights(rows):
+    class Explode(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * torch.inf
+
+    class Bad(nn.Linear):
+        def forward(self, x):
+            return Explode.apply(super().forward(x))
+
+    model = make(encoder=Bad(25, 10))
+    with pytest.raises(NonFiniteError, match="gradient"):
+        model.fit(rows)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_non_finite_rows_are_refused_by_number(rows):
+    volumes = np.zeros((3, 1, 8, 8, 8), np.float32)
+    volumes[1, 0, 0, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="Sample 1"):
+        make().fit(volumes)
+    rows[4, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="Sample 4"):
+        make().fit(torch.randn(20, 25)).transform(DataLoader(rows, batch_size=20))
+
+
+# -- checkpoints ------------------------------------------------------------------------------
+
+
+def test_resuming_gives_the_same_weights_as_never_stopping(rows, tmp_path):
+    import lightning as L
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            if trainer.global_step == 5:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+                trainer.should_stop = True
+
+    options = {
+        "batch_size": 5,
+        "max_epochs": 3,
+        "views": Jitter(),
+        "default_root_dir": str(tmp_path),
+    }
+    whole = make(**options).fit(rows).transform(rows)
+    with_checkpoints = make(**options, callbacks=[Stop(), ModelCheckpoint(tmp_path)])
+    with_checkpoints.fit(rows)
+    resumed = make(**options, num_workers=1).fit(rows, ckpt_path=tmp_path / "middle.ckpt")
+    assert torch.equal(resumed.transform(rows), whole)
+    with pytest.raises(ValueError, match=r"temperature was 0\.1, is 0\.2"):
+        make(**options, temperature=0.2).fit(rows, ckpt_path=tmp_path / "middle.ckpt")

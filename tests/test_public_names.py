@@ -1,0 +1,85 @@
+"""The public names: few, sorted, importable, and cheap until used."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import nidl_dcl
+
+HEAVY = ("torch", "lightning", "monai", "bids", "sklearn", "pandas", "nibabel", "matplotlib")
+MODULES = sorted(
+    path.stem for path in Path(nidl_dcl.__file__).parent.glob("*.py") if path.stem != "__init__"
+)
+PROMISED = {
+    "BIDSDataModule",
+    "BaseEstimator",
+    "DCL",
+    "DCLLoss",
+    "DCLWLoss",
+    "MultiViewsTransform",
+    "TwoViews",
+    "__version__",
+    "index_bids",
+    "load_model",
+    "predict_phenotype",
+}
+
+
+def isort_key(name: str) -> tuple[int, str]:
+    """Return the order that ruff gives `__all__`: constants, classes, the rest."""
+    return (0 if name.isupper() and len(name) > 1 else 1 if name[0].isupper() else 2, name)
+
+
+def loaded_after(code: str) -> set[str]:
+    """Return which of the heavy modules a fresh interpreter has loaded after running `code`."""
+    script = f"{code}\nimport sys; print(*(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(done.stdout.split())
+
+
+def test_exactly_the_promised_names_are_public() -> None:
+    assert set(nidl_dcl.__all__) == PROMISED
+    assert set(dir(nidl_dcl)) == PROMISED
+
+
+@pytest.mark.parametrize("name", sorted(PROMISED))
+def test_a_public_name_can_be_imported(name: str) -> None:
+    assert getattr(nidl_dcl, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error_that_names_it() -> None:
+    with pytest.raises(AttributeError, match="simclr"):
+        _ = nidl_dcl.simclr
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_all_is_sorted_and_every_name_in_it_exists(module: str) -> None:
+    home = importlib.import_module(f"nidl_dcl.{module}")
+    assert list(home.__all__) == sorted(home.__all__, key=isort_key)
+    assert all(hasattr(home, name) for name in home.__all__)
+
+
+def test_the_version_is_the_one_of_the_distribution() -> None:
+    assert nidl_dcl.__version__ == version("nidl_dcl")
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded_after("import nidl_dcl") == set()
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["study", "--help"]])
+def test_version_and_help_load_no_learning_library(arguments: list[str]) -> None:
+    code = (
+        "import contextlib, io, nidl_dcl.cli\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        f"    nidl_dcl.cli.main({arguments!r})"
+    )
+    assert loaded_after(code) & {"torch", "lightning", "monai", "bids"} == set()
