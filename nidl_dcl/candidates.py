@@ -1,0 +1,258 @@
+"""Judge every candidate image of one dataset by name and kind of file alone.
+
+Folders are walked by `bids_walk`, names read by `bids_names`; tables are made in `bids_index`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nidl_dcl.bids_names import Allowed, NameRule, entities_of, natural_key, passes
+from nidl_dcl.bids_walk import Folder, Walk
+from nidl_dcl.presets import Preset
+
+__all__ = ["Candidate", "Search", "search", "select_images"]
+
+_NUMBERED = re.compile("(run|echo|inv|flip|chunk)-0+(?=[0-9])")
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One file (or unreadable folder) that could hold an image.
+
+    Attributes
+    ----------
+    participant, session : str and (str or None)
+        As the folders say.
+    path : str
+        POSIX, relative to the root that was searched.
+    entities : dict
+        As pybids reads them; empty for a folder.
+    status, code, message : str
+        The columns of ``inputs.tsv``.
+    """
+
+    participant: str
+    session: str | None
+    path: str
+    entities: dict[str, str | int] = field(default_factory=dict)
+    status: str = "ok"
+    code: str = "ok"
+    message: str = ""
+
+    def leave_out(self, code: str, message: str) -> None:
+        """Mark as not usable."""
+        self.status, self.code, self.message = "skip", code, message
+
+
+@dataclass
+class Search:
+    """What one root holds.
+
+    Attributes
+    ----------
+    root : Path
+        Where it was searched.
+    candidates : list of Candidate
+        In the order they were met.
+    participants : list of str
+        Folders ``sub-…``, wanted or not, whatever they hold.
+    sessions : set of str
+        Sessions of the participants that were wanted.
+    kept : list of (str, int)
+        What was asked in turn, and how many usable images were left.
+    """
+
+    root: Path
+    candidates: list[Candidate] = field(default_factory=list)
+    participants: list[str] = field(default_factory=list)
+    sessions: set[str] = field(default_factory=set)
+    kept: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def usable(self) -> list[Candidate]:
+        """The candidates that are not left out."""
+        return [c for c in self.candidates if c.status != "skip"]
+
+    def count(self, step: str) -> None:
+        """Note how many usable images are left after a step."""
+        self.kept.append((step, len(self.usable)))
+
+
+def search(
+    root: Path,
+    preset: Preset,
+    wanted: Mapping[str, Allowed],
+    participants: Collection[str] | None = None,
+    sessions: Collection[str] | None = None,
+) -> Search:
+    """Return every candidate image below `root`, judged by name and kind of file.
+
+    Parameters
+    ----------
+    root : Path
+        A dataset, raw or derivative.
+    preset : Preset
+        Where images lie and how they are named.
+    wanted : mapping
+        What is asked of each entity; goes before what the preset asks of the same entity.
+        Candidates with other values are no candidates.
+    participants, sessions : collection of str, optional
+        Only these, with ``sub-`` and ``ses-``.
+    """
+    asked: dict[str, Allowed] = {name: [value] for name, value in preset.entities.items()}
+    asked |= wanted
+    rule = NameRule(
+        preset,
+        _texts(asked.pop("suffix", [preset.suffix])),
+        _texts(asked.pop("extension", list(preset.extensions))),
+    )
+    found = Search(root)
+    kinds: dict[str, str] = {}
+    stems: defaultdict[tuple[str, str], list[Candidate]] = defaultdict(list)
+    folders = Walk(root, preset, participants)
+    for folder in folders:
+        participant, session = folder.participant, folder.session
+        if sessions is not None and session not in sessions:
+            continue
+        if folder.error is not None:
+            found.candidates.append(_unreadable(folder))
+        for name, kind in folder.entries:
+            stem = rule.stem(name)
+            if stem is None:
+                continue
+            path = f"{folder.path}/{name}"
+            candidate = Candidate(participant, session, path, entities_of(path))
+            code, message = rule.judge(name, participant, session)
+            if code != "ok":
+                candidate.leave_out(code, message)
+            found.candidates.append(candidate)
+            kinds[path] = kind
+            stems[folder.path, stem].append(candidate)
+    found.participants, found.sessions = list(folders.participants), folders.sessions
+    suffixes = " or ".join(rule.suffixes)
+    found.count(f"{suffixes} images by name")
+    for name, allowed in asked.items():
+        found.candidates = [
+            c for c in found.candidates if not c.entities or passes(c.entities, name, allowed)
+        ]
+        found.count(_step(name, allowed))
+    for candidate in found.usable:
+        if kinds[candidate.path] != "file":
+            _judge_kind(candidate, root, kinds[candidate.path])
+        if "part" not in asked and candidate.entities.get("part") in ("phase", "real", "imag"):
+            candidate.leave_out("part", f"a {candidate.entities['part']} image, not magnitude")
+        derived = [n for n in ("desc", "space") if n in candidate.entities and n not in asked]
+        if derived and not preset.derivatives and candidate.status == "ok":
+            candidate.status, candidate.code = "warn", "ambiguous"
+            candidate.message = f"{derived[0]}- marks a derivative; is another --preset meant?"
+    _judge_doubles(stems, rule.extensions, {id(c) for c in found.candidates})
+    found.count("usable by name")
+    return found
+
+
+def select_images(found: Search, select: str) -> None:
+    """Keep one usable image of each session, the first or last by acquisition, run and path."""
+    sessions: defaultdict[tuple[str, str | None], list[Candidate]] = defaultdict(list)
+    for candidate in found.usable:
+        sessions[candidate.participant, candidate.session].append(candidate)
+    dropped: set[int] = set()
+    for images in sessions.values():
+        images.sort(
+            key=lambda c: (
+                natural_key(str(c.entities.get("acquisition", ""))),
+                c.entities.get("run", -1),
+                natural_key(c.path),
+            )
+        )
+        chosen = images[0 if select == "first" else -1]
+        dropped |= {id(c) for c in images if c is not chosen}
+    found.candidates = [c for c in found.candidates if id(c) not in dropped]
+    found.count(f"{select} image of each session")
+
+
+def _texts(allowed: Allowed) -> list[str]:
+    return [str(value) for value in allowed if value is not None]
+
+
+def _step(name: str, allowed: Allowed) -> str:
+    if allowed == "*":
+        return f"with {name}"
+    return " or ".join(f"no {name}" if v is None else f"{name} {v}" for v in allowed)
+
+
+def _unreadable(folder: Folder) -> Candidate:
+    candidate = Candidate(folder.participant or "n/a", folder.session, folder.path or ".")
+    error = folder.error
+    code = "permission" if isinstance(error, PermissionError) else "unreadable"
+    reason = error.strerror if error is not None and error.strerror else "unknown error"
+    candidate.leave_out(code, f"the folder cannot be read: {reason}")
+    return candidate
+
+
+def _judge_kind(candidate: Candidate, root: Path, kind: str) -> None:
+    """Leave out what is no regular file, or a link to nothing."""
+    if kind != "link":
+        what = "a folder" if kind == "dir" else "a pipe, socket or device"
+        candidate.leave_out("not_a_file", f"{what}, not a file")
+        return
+    path = root / candidate.path
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            candidate.leave_out("unreadable", "a link that leads back to itself")
+        elif isinstance(error, PermissionError):
+            candidate.leave_out("permission", f"the link cannot be followed: {error.strerror}")
+        else:
+            annexed = "annex/objects/" in os.readlink(path)  # noqa: PTH115
+            candidate.leave_out(
+                "not_fetched",
+                f"its content has not been fetched; run: datalad get {candidate.path}"
+                if annexed
+                else "a link to a file that does not exist",
+            )
+        return
+    if not stat.S_ISREG(mode):
+        candidate.leave_out("not_a_file", "a link to something that is not a file")
+
+
+def _judge_doubles(
+    stems: Mapping[tuple[str, str], list[Candidate]],
+    extensions: tuple[str, ...],
+    listed: set[int],
+) -> None:
+    """Leave out a second file of one name; warn of names that mean the same image."""
+    meanings: dict[tuple[str, frozenset[str]], Candidate] = {}
+    per_folder = Counter(folder for folder, _ in stems)
+    for (folder, stem), same in stems.items():
+        usable = [c for c in same if id(c) in listed and c.status != "skip"]
+        if not usable:
+            continue
+        first = usable[0]
+        if len(same) > 1:
+            first = min(usable, key=lambda c: extensions.index(_ending(c, stem)))
+            for other in same:
+                if other is not first and (other.status != "skip" or other.code == "extension"):
+                    other.leave_out("duplicate", f"the image is used as {_name(first)}")
+        if per_folder[folder] > 1:
+            meaning = folder, frozenset(_NUMBERED.sub(r"\1-", part) for part in stem.split("_"))
+            twin = meanings.setdefault(meaning, first)
+            if twin is not first:
+                first.status, first.code = "warn", "ambiguous"
+                first.message = f"the name means the same as {_name(twin)}; both are used"
+
+
+def _name(candidate: Candidate) -> str:
+    return candidate.path.rsplit("/", 1)[-1]
+
+
+def _ending(candidate: Candidate, stem: str) -> str:
+    return _name(candidate)[len(stem) :]

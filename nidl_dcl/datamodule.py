@@ -1,0 +1,390 @@
+"""From a BIDS dataset to loaders: index, check, prepare, split by participant, draw two views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+from torch.utils.data import DataLoader
+
+from nidl_dcl.bids_index import PRESETS, find_images, layout
+from nidl_dcl.distributed import world
+from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.phenotypes import read_phenotypes
+from nidl_dcl.prepared import PreparedVolumes, check_files
+from nidl_dcl.randomness import key_seed
+from nidl_dcl.samples import TwoViewSamples, follow, two_view_loader
+from nidl_dcl.views import volume_views
+from nidl_dcl.volumes import Preparation, common_shape
+
+__all__ = ["BIDSDataModule", "split_of"]
+
+Progress = Callable[[str, int, int], None]
+
+
+class BIDSDataModule(L.LightningDataModule):
+    """Loaders of two views per participant, from a BIDS dataset of 3D brain MRI.
+
+    A training epoch holds one image of each participant, a random one of theirs, so that two scans
+    of one person are never negatives of each other.
+
+    Parameters
+    ----------
+    bids_dir : path
+        Dataset; never written to.
+    preset : str, default="raw-t1w"
+        Which images; a name of ``nidl_dcl.bids_index.PRESETS``.
+    derivatives : sequence of str, default=()
+        Folders of derivatives, ``[NAME=]PATH``.
+    participant_label, session_label : sequence of str or None
+        Only these, with or without prefix.
+    filters : mapping or None
+        BIDS filter: entity to value, list of values, ``None`` (absent) or ``"*"`` (any).
+    select : {"all", "first", "last"}, default="all"
+        Of several images in a session.
+    mask : str, default="auto"
+        "auto", "none", or the derivative that holds the brain masks.
+    phenotypes : sequence of path, optional
+        Further tables, besides those of the dataset.
+    preparation : Preparation, optional
+        A model's input contract; otherwise made from `spacing`, `shape` and the images.
+    spacing : float or sequence of three, default=4.0
+        Voxel size in mm.
+    shape : sequence of three int, optional
+        Voxels; default: field of view / spacing.
+    views : callable or {"light", "default", "strong"}, default="default"
+        From a volume to a view of it.
+    batch_size : int, default=32
+        Participants of a batch, all processes together.
+    num_workers : int, default=0
+        Loading workers; they change no result.
+    validation, holdout : float, default=0.0
+        Shares of participants, by hash: a new participant moves nobody else.
+    random_state : int, default=0
+        Seed of splits, order and views.
+    work_dir : path, optional
+        Where prepared volumes are kept; otherwise they are prepared anew at each access.
+    max_skipped : float, default=0.1
+        Largest share of the candidate images that may be unusable.
+    progress : callable, optional
+        Called with (what, done, total).
+
+    Attributes
+    ----------
+    images : DataFrame
+        One row per usable image: ``participant_id session_id run path source mask_path split`` and
+        the phenotypes.
+    inputs : DataFrame
+        One row per candidate image: ``participant_id session_id path status code message``.
+    preparation : Preparation
+        The input contract, once set up.
+
+    Examples
+    --------
+    >>> data = BIDSDataModule("ds000001", spacing=4.0)  # doctest: +SKIP
+    >>> DCL(StridedCNN(), proj_input_dim=512).fit(data)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        bids_dir: str | Path,
+        *,
+        preset: str = "raw-t1w",
+        derivatives: Sequence[str] = (),
+        participant_label: Sequence[str] | None = None,
+        session_label: Sequence[str] | None = None,
+        filters: Mapping[str, Any] | None = None,
+        select: str = "all",
+        mask: str = "auto",
+        phenotypes: Sequence[str | Path] = (),
+        preparation: Preparation | None = None,
+        spacing: float | Sequence[float] = 4.0,
+        shape: Sequence[int] | None = None,
+        views: Callable[..., Any] | str = "default",
+        batch_size: int = 32,
+        num_workers: int = 0,
+        validation: float = 0.0,
+        holdout: float = 0.0,
+        random_state: int = 0,
+        work_dir: str | Path | None = None,
+        max_skipped: float = 0.1,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__()
+        for name, share in (("validation", validation), ("holdout", holdout)):
+            if not 0 <= share < 1:
+                raise UsageError(f"{name} is a share from 0 to below 1, got {share}.")
+        if validation + holdout >= 1:
+            raise UsageError("validation and holdout together leave nobody to train on.")
+        self.bids_dir = Path(bids_dir)
+        self.preset = preset
+        self.selection: dict[str, Any] = {
+            "preset": preset,
+            "derivatives": tuple(derivatives),
+            "participant_label": participant_label,
+            "session_label": session_label,
+            "filters": filters,
+            "select": select,
+        }
+        self.mask = mask
+        self.phenotype_files = [Path(file) for file in phenotypes]
+        self.given_preparation = preparation
+        self.spacing = _three(spacing)
+        self.shape = None if shape is None else tuple(int(n) for n in shape)
+        self.views = views
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.validation = validation
+        self.holdout = holdout
+        self.random_state = random_state
+        self.work_dir = None if work_dir is None else Path(work_dir)
+        self.max_skipped = max_skipped
+        self.progress = progress or (lambda what, done, total: None)
+        self.kept: list[tuple[str, int]] = []
+        self.notes: list[str] = []
+        self.volumes: PreparedVolumes | None = None
+        self._images: pd.DataFrame | None = None
+        self._inputs: pd.DataFrame | None = None
+
+    # -- tables ------------------------------------------------------------------------------
+
+    @property
+    def images(self) -> pd.DataFrame:
+        """The usable images, one row each."""
+        self.check()
+        assert self._images is not None
+        return self._images
+
+    @property
+    def inputs(self) -> pd.DataFrame:
+        """The candidate images and what became of them, one row each."""
+        self.check()
+        assert self._inputs is not None
+        return self._inputs
+
+    @property
+    def layout(self) -> Any:
+        """A ``bids.BIDSLayout`` of the dataset, built at each access."""
+        return layout(self.bids_dir)
+
+    def check(self) -> None:
+        """Index the dataset and open every candidate image once.
+
+        Raises
+        ------
+        UsageError
+            For a missing folder, an unknown participant, an incomplete set of masks.
+        InputsUnusableError
+            When no image is usable, or more than `max_skipped` of the candidates are not.
+        """
+        if self._images is not None:
+            return
+        inventory = find_images(self.bids_dir, **self.selection, mask=self.mask)
+        self.root = inventory.root
+        self.kept = inventory.kept
+        images = inventory.images.reset_index(drop=True)
+        inputs = inventory.inputs.copy()
+        intensity = {"intensity": "robust"}.get(self.kind, self.kind)
+        row_of = {path: row for row, path in zip(inputs.index, inputs["path"], strict=True)}
+        usable = [True] * len(images)
+        for column in ("path", "mask_path"):
+            rows = [i for i, path in enumerate(images[column]) if isinstance(path, str)]
+            paths = [self.root / str(images[column][i]) for i in rows]
+            checks = check_files(
+                paths,
+                None if self.work_dir is None else self.work_dir / f"checked-{column}.json",
+                intensity=intensity if column == "path" else "probability",
+                workers=max(1, self.num_workers),
+            )
+            what = "checking images" if column == "path" else "checking masks"
+            for number, found in checks:
+                i = rows[number]
+                row = row_of[images["path"][i]]
+                self.progress(what, number + 1, len(rows))
+                if column == "mask_path" and (found.status != "skip" or not usable[i]):
+                    continue
+                about = "" if column == "path" else f"mask {images[column][i]}: "
+                inputs.loc[row, ["status", "code", "message"]] = [
+                    found.status,
+                    found.code,
+                    about + found.message,
+                ]
+                usable[i] = found.status != "skip"
+        self._inputs = inputs
+        kept = images[usable].reset_index(drop=True)
+        self.kept = [*self.kept, ("usable after opening", len(kept))]
+        candidates = inputs[inputs["path"] != "n/a"]
+        skipped = int((candidates["status"] == "skip").sum())
+        if len(kept) == 0:
+            raise InputsUnusableError(
+                f"{self.bids_dir}: no usable image for preset {self.preset!r} "
+                f"({_reasons(inputs) or 'no candidate by name'}). "
+                "`nidl-dcl index` lists the candidates; look at --preset and --bids-filter-file."
+            )
+        if skipped > self.max_skipped * len(candidates):
+            raise InputsUnusableError(
+                f"{self.bids_dir}: {skipped} of {len(candidates)} candidate images cannot be used "
+                f"({_reasons(candidates)}), more than the share of {self.max_skipped:g} that is "
+                "allowed. See logs/inputs.tsv; repair them, or raise --max-skipped."
+            )
+        phenotypes = read_phenotypes(self.root, kept, self.phenotype_files)
+        self.notes = list(phenotypes.notes)
+        own = [c for c in phenotypes.table.columns if c not in kept.columns]
+        kept = pd.concat([kept, phenotypes.table[own].set_index(kept.index)], axis=1)
+        at = list(kept.columns).index("mask_path") + 1
+        splits = [
+            split_of(p, self.random_state, self.validation, self.holdout)
+            for p in kept["participant_id"]
+        ]
+        kept.insert(at, "split", splits)
+        self.phenotype_columns = own
+        self._images = kept
+
+    @property
+    def kind(self) -> str:
+        """What the values of the images are: "intensity", "probability" or "signed"."""
+        if self.preset not in PRESETS:
+            raise UsageError(f"Unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
+        return PRESETS[self.preset].kind
+
+    @property
+    def preparation(self) -> Preparation:
+        """The input contract of models trained on this data."""
+        images = self.images
+        masked = bool(images["mask_path"].notna().all())
+        if self.given_preparation is not None:
+            if self.given_preparation.masked and not masked:
+                raise UsageError(
+                    "The model was trained on brain-masked images and this dataset has no brain "
+                    "masks (or not all): add a derivative with desc-brain_mask, or --mask NAME."
+                )
+            return self.given_preparation
+        shape = self.shape or common_shape(
+            [self.root / path for path in images["path"]], self.spacing, masked
+        )
+        return Preparation(
+            spacing=self.spacing,
+            shape=shape,  # type: ignore[arg-type]
+            masked=masked,
+            intensity="robust" if self.kind == "intensity" else self.kind,
+        )
+
+    # -- Lightning ---------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Index, check and prepare; all of it once.
+
+        Parameters
+        ----------
+        stage : str, optional
+            Ignored.
+        """
+        if self.volumes is not None:
+            return
+        images = self.images
+        preparation = self.preparation
+        volumes = PreparedVolumes(
+            [self.root / path for path in images["path"]],
+            [
+                self.root / path if preparation.masked and isinstance(path, str) else None
+                for path in images["mask_path"]
+            ],
+            preparation,
+            None if self.work_dir is None else self.work_dir / "volumes",
+        )
+        if self.work_dir is not None:
+            for done in volumes.fill(max(1, self.num_workers)):
+                self.progress("preparing volumes", done + 1, len(volumes))
+        self.volumes = volumes
+
+    def participants(self, split: str) -> list[tuple[str, list[int]]]:
+        """Return the participants of a split with the rows of their images, in table order."""
+        rows: dict[str, list[int]] = {}
+        for row, (who, where) in enumerate(
+            zip(self.images["participant_id"], self.images["split"], strict=True)
+        ):
+            if where == split:
+                rows.setdefault(str(who), []).append(row)
+        return sorted(rows.items())
+
+    def two_views(self, split: str) -> TwoViewSamples:
+        """Return the two-view samples of a split."""
+        self.setup()
+        views = self.views
+        if isinstance(views, str):
+            views = volume_views(views, self.kind)
+        return TwoViewSamples(
+            self.volumes, views, seed=self.random_state, groups=self.participants(split)
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of two-view batches of the training participants."""
+        loader = self._loader("train", shuffle=True)
+        if self.trainer is not None:
+            follow(self.trainer, loader)
+        return loader
+
+    def val_dataloader(self) -> Any:
+        """Return the loader of the validation participants, none when there are none."""
+        return self._loader("val", shuffle=False) if self.participants("val") else []
+
+    def _loader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
+        samples = self.two_views(split)
+        if len(samples) == 0:
+            raise InputsUnusableError(f"No participant is left in the split {split!r}.")
+        rank, processes = world()
+        return two_view_loader(
+            samples,
+            self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            rank=rank,
+            processes=processes,
+        )
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return a loader of all images, one at a time, in the order of `images`."""
+        self.setup()
+        assert self.volumes is not None
+        return DataLoader(self.volumes, batch_size=1, num_workers=self.num_workers)
+
+    def sample_name(self, epoch: int, batch: int, position: int) -> str:
+        """Return the participant at a position of a training batch."""
+        samples = self.two_views("train")
+        batches: Any = self._loader("train", shuffle=True).batch_sampler
+        return samples.key(batches.batch(epoch, batch)[position])
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for a resumed run to equal an uninterrupted one."""
+        names = [name for name, _ in self.participants("train")]
+        return {
+            "participants": f"{len(names)} ({key_seed(*names):08x})",
+            "batch_size": self.batch_size,
+            "data_seed": self.random_state,
+            "preparation": self.preparation.to_dict(),
+        }
+
+
+def split_of(participant: str, seed: int, validation: float, holdout: float) -> str:
+    """Return the split of a participant: ``"train"``, ``"val"`` or ``"holdout"``, by hash."""
+    place = key_seed("split", seed, participant) / 2**32
+    if place < holdout:
+        return "holdout"
+    return "val" if place < holdout + validation else "train"
+
+
+def _three(spacing: float | Sequence[float]) -> tuple[float, float, float]:
+    values = [float(spacing)] if isinstance(spacing, int | float) else [float(s) for s in spacing]
+    if len(values) == 1:
+        values *= 3
+    if len(values) != 3:
+        raise UsageError(f"spacing takes one or three sizes in mm, got {values}.")
+    return values[0], values[1], values[2]
+
+
+def _reasons(inputs: pd.DataFrame) -> str:
+    skipped = inputs.loc[inputs["status"] == "skip", "code"].value_counts()
+    return ", ".join(f"{count} {code}" for code, count in skipped.items())

@@ -1,0 +1,149 @@
+"""Which files are images: one record per layout that users hold, as data.
+
+Says where images lie and how they are named; finding them is the work of `bids_index`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["PRESETS", "Preset"]
+
+_BIDS = ("sub-*/anat", "sub-*/ses-*/anat")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One layout of images.
+
+    Attributes
+    ----------
+    summary : str
+        What the images are, for a table in the documentation.
+    suffix : str
+        Last part of the name, before the extension.
+    entities : mapping of str to (str or None)
+        pybids entities and the value each must have; None: the entity must be absent.
+    folders : tuple of str
+        Where images lie below the root; the only wildcards are ``sub-*`` and ``ses-*``.
+    extensions : tuple of str
+        Accepted ones; of two files that differ by extension alone the earlier one is used.
+    derivatives : tuple of str
+        How the name of the pipeline's folder under ``derivatives/`` begins, in lower case; empty
+        for raw data.
+    kind : {"intensity", "probability", "signed"}
+        What the values are; decides how they are normalised and augmented.
+    prefix : str
+        Text before ``sub-`` in the name.
+    file_name : str or None
+        The whole name, where it holds no entities at all.
+    session_in_name : bool
+        The name repeats the session of its folder.
+    bare_suffix : bool
+        The name may hold the suffix in its middle, too (older versions of Clinica).
+    mask_suffix, mask_desc : str and (str or None)
+        How the pipeline names its own brain masks.
+    masks : {"any", "own", "none"}
+        Which masks ``mask="auto"`` may pair: of any derivative, of the pipeline itself, or none
+        (tissue maps and images that are skull-stripped already).
+    """
+
+    summary: str
+    suffix: str = "T1w"
+    entities: Mapping[str, str | None] = field(default_factory=dict)
+    folders: tuple[str, ...] = _BIDS
+    extensions: tuple[str, ...] = (".nii.gz", ".nii")
+    derivatives: tuple[str, ...] = ()
+    kind: str = "intensity"
+    prefix: str = ""
+    file_name: str | None = None
+    session_in_name: bool = True
+    bare_suffix: bool = False
+    mask_suffix: str = "mask"
+    mask_desc: str | None = "brain"
+    masks: str = "any"
+
+
+_FMRIPREP = ("fmriprep", "smriprep")
+_MNI = "MNI152NLin2009cAsym"
+_OPENBHB = tuple(f"{split}derivatives/sub-*/ses-*" for split in ("", "train/", "val/"))
+
+PRESETS: dict[str, Preset] = {
+    "raw-t1w": Preset("T1-weighted images of a raw BIDS dataset"),
+    "mp2rage": Preset("MP2RAGE uniform images (UNIT1) of a raw BIDS dataset", suffix="UNIT1"),
+    "fmriprep-mni": Preset(
+        "fMRIPrep or sMRIPrep: preprocessed T1w in MNI space, not skull-stripped",
+        entities={"desc": "preproc", "space": _MNI},
+        derivatives=_FMRIPREP,
+    ),
+    "fmriprep-native": Preset(
+        "fMRIPrep or sMRIPrep: preprocessed T1w in the participant's own space",
+        entities={"desc": "preproc", "space": None},
+        derivatives=_FMRIPREP,
+    ),
+    "fmriprep-gm": Preset(
+        "fMRIPrep or sMRIPrep: grey matter probability in MNI space",
+        suffix="probseg",
+        entities={"label": "GM", "space": _MNI},
+        derivatives=_FMRIPREP,
+        kind="probability",
+        masks="none",
+    ),
+    "clinica-t1-linear": Preset(
+        "Clinica t1-linear: T1w registered affinely to MNI space, cropped",
+        entities={"desc": "Crop", "space": "MNI152NLin2009cSym", "res": "1x1x1"},
+        folders=("subjects/sub-*/ses-*/t1_linear",),
+        derivatives=("clinica", "caps"),
+        bare_suffix=True,
+    ),
+    "brainprep-quasiraw": Preset(
+        "brainprep quasi-raw: bias-corrected T1w registered affinely to MNI space",
+        folders=("subjects/sub-*", "subjects/sub-*/ses-*"),
+        derivatives=("quasiraw", "quasi-raw", "brainprep"),
+        mask_suffix="brainmask",
+        mask_desc=None,
+        masks="own",
+    ),
+    "openbhb-vbm": Preset(
+        "OpenBHB: modulated grey matter of CAT12, NumPy arrays of 1.5 mm in MNI space",
+        entities={"preproc": "cat12vbm", "desc": "gm"},
+        folders=(*_OPENBHB, "sub-*/ses-*"),
+        extensions=(".npy",),
+        derivatives=("openbhb",),
+        kind="probability",
+        session_in_name=False,
+        masks="none",
+    ),
+    "openbhb-quasiraw": Preset(
+        "OpenBHB: quasi-raw T1w, NumPy arrays of 1 mm in MNI space, skull-stripped",
+        entities={"preproc": "quasiraw"},
+        folders=(*_OPENBHB, "sub-*/ses-*"),
+        extensions=(".npy",),
+        derivatives=("openbhb",),
+        session_in_name=False,
+        masks="none",
+    ),
+    "cat12-vbm": Preset(
+        "CAT12: modulated, normalised grey matter (mwp1)",
+        folders=tuple(
+            f"{who}{where}mri"
+            for who in ("sub-*/", "sub-*/ses-*/", "subjects/sub-*/ses-*/")
+            for where in ("", "anat/")
+        ),
+        extensions=(".nii", ".nii.gz"),
+        derivatives=("cat12",),
+        kind="probability",
+        prefix="mwp1",
+        masks="none",
+    ),
+    "freesurfer": Preset(
+        "FreeSurfer or FastSurfer: brain.mgz, skull-stripped, 1 mm",
+        suffix="brain",
+        folders=("sub-*/mri",),
+        extensions=(".mgz",),
+        derivatives=("freesurfer", "fastsurfer"),
+        file_name="brain.mgz",
+        masks="none",
+    ),
+}
