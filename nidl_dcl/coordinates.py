@@ -1,0 +1,122 @@
+"""Coordinates of training and test rows: standardised features, principal components of voxels.
+
+Everything is learnt from the training rows of a fold; what is fitted in them is `readout`'s business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from sklearn.preprocessing import StandardScaler
+
+__all__ = ["MAX_COMPONENTS", "Components", "Features", "Source", "gram_matrix"]
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+MAX_COMPONENTS = 256
+"""Principal components that stand for voxels."""
+
+
+class Source(Protocol):
+    """What gives coordinates of training and test rows, learnt from the training rows alone."""
+
+    def coordinates(self, train: Rows, test: Rows) -> tuple[Array, Array]:
+        """Return training coordinates (orthogonal, centred columns) and test coordinates."""
+        ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """A feature matrix, standardised by the training rows of each fold.
+
+    Attributes
+    ----------
+    matrix : ndarray, shape (n_images, n_features)
+    """
+
+    matrix: Array
+
+    def coordinates(self, train: Rows, test: Rows) -> tuple[Array, Array]:
+        """Return the standardised rows in the principal axes of the training rows.
+
+        No axis with variance is left out, so a ridge or logistic model is the same as on the
+        standardised features; the axes make its matrices diagonal.
+        """
+        scaler = StandardScaler().fit(self.matrix[train])
+        known, new = scaler.transform(self.matrix[train]), scaler.transform(self.matrix[test])
+        n, d = known.shape
+        if d <= n:
+            _, axes = _spectrum(known.T @ known)
+            return known @ axes, new @ axes
+        variance, left = _spectrum(known @ known.T)
+        length = np.sqrt(variance)
+        return left * length, (new @ known.T) @ (left / length)
+
+
+@dataclass(frozen=True)
+class Components:
+    """Wide data known by its inner products: centred, then up to 256 principal components.
+
+    The components are those of the training rows of each fold. They keep their variances (no
+    whitening): with all of them the model is the ridge or logistic model on the wide data itself.
+
+    Attributes
+    ----------
+    gram : ndarray, shape (n_images, n_images)
+        Inner products of the rows, see `gram_matrix`.
+    """
+
+    gram: Array
+
+    def coordinates(self, train: Rows, test: Rows) -> tuple[Array, Array]:
+        """Return the principal component scores of training and test rows."""
+        known, new = self.gram[np.ix_(train, train)], self.gram[np.ix_(test, train)]
+        mean = known.mean(axis=0)
+        new = new - new.mean(axis=1, keepdims=True) - mean + mean.mean()
+        variance, left = _spectrum(known - mean - mean[:, None] + mean.mean(), MAX_COMPONENTS)
+        length = np.sqrt(variance)
+        return left * length, new @ (left / length)
+
+
+def gram_matrix(matrix: NDArray[Any], *, max_bytes: int = 2**28) -> Array:
+    """Return the inner products of the rows of a wide, possibly memory-mapped matrix.
+
+    The first row is subtracted from all, which keeps digits where rows have much in common and
+    leaves differences between rows, all that `Components` uses, as they are.
+
+    Parameters
+    ----------
+    matrix : ndarray, shape (n_images, n_voxels)
+        Read in blocks, so that `max_bytes` of it are in memory as float64 at a time.
+    max_bytes : int
+
+    Returns
+    -------
+    ndarray of float64, shape (n_images, n_images)
+    """
+    n, d = matrix.shape
+    step = max(1, int(max_bytes // (16 * max(1, d))))
+    gram = np.empty((n, n))
+    first = np.asarray(matrix[0], dtype=np.float64)
+    origin = np.where(np.isfinite(first), first, 0.0)
+    for i in range(0, n, step):
+        rows = matrix[i : i + step] - origin
+        for j in range(0, i + 1, step):
+            others = rows if j == i else matrix[j : j + step] - origin
+            gram[i : i + step, j : j + step] = rows @ others.T
+            gram[j : j + step, i : i + step] = gram[i : i + step, j : j + step].T
+    return gram
+
+
+def _spectrum(product: Array, limit: int | None = None) -> tuple[Array, Array]:
+    """Return eigenvalues above rounding, the largest last, and their vectors; at most `limit`."""
+    n = len(product)
+    subset = None if limit is None or limit >= n else (n - limit, n - 1)
+    value, vector = eigh(product, subset_by_index=subset, check_finite=False)
+    keep = value > 1e-11 * max(value[-1], 0.0)
+    return value[keep], vector[:, keep]

@@ -1,0 +1,188 @@
+"""Cross-validation of a read-out on given folds, and of the same read-out on permuted targets.
+
+Takes a design and sources of coordinates; tables and words are the business of `prediction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.dummy import DummyClassifier, DummyRegressor
+
+from nidl_dcl.coordinates import Source
+from nidl_dcl.errors import UsageError
+from nidl_dcl.folds import MIN_FOLDS, Design
+from nidl_dcl.randomness import permutation
+from nidl_dcl.readout import Logistic, Ridge, nested
+from nidl_dcl.scores import (
+    balanced_accuracies,
+    classification_scores,
+    mean_absolute_errors,
+    regression_scores,
+)
+
+__all__ = [
+    "Ticker",
+    "check_counts",
+    "cross_validate",
+    "dummy",
+    "permutation_steps",
+    "permuted_scores",
+]
+
+Array = NDArray[np.float64]
+
+_CHUNK = 50
+"""Permutations fitted together; between two chunks progress is told."""
+
+
+class Ticker:
+    """Counts steps for the caller's progress display."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, steps: int) -> None:
+        self.progress, self.steps, self.done = progress, steps, 0
+
+    def __call__(self) -> None:
+        """Tell that one step more is done."""
+        self.done = min(self.done + 1, self.steps)
+        if self.progress is not None:
+            self.progress(self.done, self.steps)
+
+    def finish(self) -> None:
+        """Tell the last step, also when some were not needed."""
+        if self.done < self.steps:
+            self.done = self.steps - 1
+            self()
+
+
+def check_counts(n_splits: int, n_repeats: int, n_permutations: int) -> None:
+    """Raise `UsageError` for what cannot be counted."""
+    for name, value, least in (
+        ("n_splits", n_splits, MIN_FOLDS),
+        ("n_repeats", n_repeats, 1),
+        ("n_permutations", n_permutations, 0),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise UsageError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+
+def cross_validate(
+    design: Design, source: Source, tick: Callable[[], None]
+) -> tuple[Array, list[dict[str, float]], list[float]]:
+    """Predict every used row once per repeat and score every fold.
+
+    Returns
+    -------
+    predictions : ndarray, shape (n_repeats, n_used) or (n_repeats, n_used, n_classes)
+    scores : list of dict
+        One per fold, repeat after repeat.
+    strengths : list of float
+        What tuning chose in each of these folds.
+    """
+    predictions, scores, strengths = [], [], []
+    targets = design.value[design.unit][:, None]
+    for repeat in range(len(design.fold)):
+        predicted, chosen = nested(source, targets, design.row_folds(repeat), _model(design))
+        predictions.append(predicted[:, 0])
+        scores += _score_folds(design, repeat, predicted[:, 0])
+        strengths += [float(s) for s in chosen[:, 0]]
+        tick()
+    return np.stack(predictions), scores, strengths
+
+
+def dummy(design: Design) -> list[dict[str, float]]:
+    """Return the scores of always saying the training mean, or the training shares of classes."""
+    regression = design.task == "regression"
+    targets = design.value[design.unit]
+    shape = (len(targets),) if regression else (len(targets), len(design.labels))
+    scores = []
+    for repeat in range(len(design.fold)):
+        fold = design.row_folds(repeat)
+        predicted = np.zeros(shape)
+        for k in range(design.n_folds):
+            known, test = targets[fold != k], fold == k
+            x, x_test = np.zeros((len(known), 1)), np.zeros((int(test.sum()), 1))
+            if regression:
+                predicted[test] = DummyRegressor().fit(x, known).predict(x_test)
+            else:
+                prior = DummyClassifier(strategy="prior").fit(x, known.astype(np.intp))
+                predicted[np.ix_(test, prior.classes_)] = prior.predict_proba(x_test)
+        scores += _score_folds(design, repeat, predicted)
+    return scores
+
+
+def permuted_scores(
+    design: Design, source: Source, n_permutations: int, seed: int, tick: Callable[[], None]
+) -> tuple[float, Array]:
+    """Return the main score on the folds of the first repeat, and the same for permuted targets.
+
+    Targets change places between groups of the same fold, whole groups at a time, and the model is
+    tuned and fitted afresh each time. So every permutation keeps the folds stratified and the
+    training sets balanced exactly as they are, which makes the test exact when each group has one
+    value; a group with more values than its donor repeats them in order.
+
+    Returns
+    -------
+    observed : float
+        Mean over the folds.
+    permuted : ndarray, shape (n_permutations,)
+    """
+    start = np.searchsorted(design.group, np.arange(design.fold.shape[1]))
+    count = np.bincount(design.group)
+    place = np.arange(len(design.group)) - start[design.group]
+    columns = [np.arange(len(design.group))]
+    for i in range(n_permutations):
+        donor = np.arange(len(start))
+        for k in range(design.n_folds):
+            members = np.flatnonzero(design.fold[0] == k)
+            donor[members] = members[permutation(len(members), seed, "permutation", i, k)]
+        given = donor[design.group]
+        columns.append(start[given] + place % count[given])
+    values = design.value[np.stack(columns, axis=1)]
+    fold = design.row_folds(0)
+    scores = []
+    for i in range(0, values.shape[1], _CHUNK):
+        part = values[:, i : i + _CHUNK]
+        predicted, _ = nested(source, part[design.unit], fold, _model(design))
+        scores.append(_main_scores(design, part, design.by_unit(predicted)))
+        tick()
+    joined = np.concatenate(scores)
+    return float(joined[0]), joined[1:]
+
+
+def permutation_steps(n_permutations: int) -> int:
+    """Return how often `permuted_scores` calls its `tick`."""
+    return 1 + n_permutations // _CHUNK
+
+
+def _model(design: Design) -> Ridge | Logistic:
+    return Ridge() if design.task == "regression" else Logistic(len(design.labels))
+
+
+def _main_scores(design: Design, values: Array, predicted: Array) -> Array:
+    """Return the main score of each column on the first repeat, mean over the folds."""
+    fold, total = design.fold[0][design.group], np.zeros(values.shape[1])
+    for k in range(design.n_folds):
+        test = fold == k
+        truth, said, weight = values[test], predicted[test], design.weight[test]
+        if design.task == "regression":
+            total += mean_absolute_errors(truth, said, weight)
+        else:
+            labels = said.argmax(axis=2).astype(np.float64)
+            total += balanced_accuracies(truth, labels, weight, len(design.labels))
+    return total / design.n_folds
+
+
+def _score_folds(design: Design, repeat: int, predicted: Array) -> list[dict[str, float]]:
+    by_unit, fold = design.by_unit(predicted), design.fold[repeat][design.group]
+    scores: list[dict[str, float]] = []
+    for k in range(design.n_folds):
+        test = fold == k
+        truth, said, weight = design.value[test], by_unit[test], design.weight[test]
+        if design.task == "regression":
+            scores.append(regression_scores(truth, said, weight))
+        else:
+            scores.append(classification_scores(truth, said, weight, design.labels))
+    return scores

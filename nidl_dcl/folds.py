@@ -1,0 +1,172 @@
+"""Which rows of a target are used, what is scored together, and which fold everyone is in.
+
+Participants, or wider groups, are never split; models and scores are the business of others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from nidl_dcl.errors import InputsUnusableError
+from nidl_dcl.randomness import permutation
+from nidl_dcl.targets import Target
+
+__all__ = ["MIN_FOLDS", "Design", "deal_folds", "make_design"]
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+MIN_FOLDS = 3
+"""One to test on, one to tune on, one to learn from."""
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """What is used of a target, what is scored together and which fold everyone is in.
+
+    A unit is what gets one prediction and one score: the images of a participant that share a value
+    of the target. So a trait gives one unit per participant, and a target that changes between
+    sessions gives one unit per value, each weighing less so that participants count once.
+
+    Attributes
+    ----------
+    task : {"classification", "regression"}
+    labels : tuple of str
+    rows : ndarray of int, shape (n_used,)
+        Used rows of the caller's tables.
+    unit : ndarray of int, shape (n_used,)
+        Unit of each used row.
+    value, weight : ndarray, shape (n_units,)
+        Target (number, or position of the class) and weight; weights of a participant sum to 1.
+    group : ndarray of int, shape (n_units,)
+        Group (participant, or family) of each unit; groups are never split.
+    fold : ndarray of int, shape (n_repeats, n_groups)
+    ratio : float
+        Participants in a test set per participant in its training set, mean over all folds.
+    n_participants : int
+    """
+
+    task: str
+    labels: tuple[str, ...]
+    rows: Rows
+    unit: Rows
+    value: Array
+    weight: Array
+    group: Rows
+    fold: Rows
+    ratio: float
+    n_participants: int
+
+    @property
+    def n_folds(self) -> int:
+        """Folds of each repeat."""
+        return int(self.fold.max()) + 1
+
+    @property
+    def class_sizes(self) -> dict[str, int]:
+        """Participants per class; one whose class changes counts for each."""
+        return {label: int((self.value == k).sum()) for k, label in enumerate(self.labels)}
+
+    def row_folds(self, repeat: int) -> Rows:
+        """Return the fold of each used row."""
+        return np.asarray(self.fold[repeat][self.group[self.unit]])
+
+    def by_unit(self, predictions: Array) -> Array:
+        """Return the mean of the rows of each unit, for an array with rows first."""
+        n, n_units = len(self.unit), len(self.value)
+        count = np.bincount(self.unit, minlength=n_units)
+        mean = csr_array((1 / count[self.unit], (self.unit, np.arange(n))), shape=(n_units, n))
+        return np.asarray(mean @ predictions.reshape(n, -1)).reshape(
+            n_units, *predictions.shape[1:]
+        )
+
+
+def make_design(
+    target: Target,
+    participants: NDArray[np.object_],
+    groups: NDArray[np.object_],
+    *,
+    n_splits: int,
+    n_repeats: int,
+    seed: int,
+) -> Design:
+    """Choose rows, units and folds.
+
+    Folds are dealt out group by group: classes are spread evenly (a group counts for its most
+    frequent class), numbers by rank, so that every fold covers the range. There are `n_splits`
+    of them, or fewer: as many as the smallest class has groups and such that a fold has two groups.
+    The order of the rows does not matter.
+
+    Raises
+    ------
+    InputsUnusableError
+        With fewer than six groups: three folds of two.
+    """
+    rows = np.flatnonzero(target.reasons == "")
+    table = pd.DataFrame(
+        {
+            "group": groups[rows].astype(str),
+            "participant": participants[rows].astype(str),
+            "value": target.numbers[rows],
+        }
+    )
+    keys = table.groupby(["group", "participant", "value"], sort=True)
+    unit = np.asarray(keys.ngroup(), dtype=np.intp)
+    units = table.groupby(unit).first()
+    weight = 1 / units.groupby("participant")["value"].transform("size").to_numpy(dtype=np.float64)
+    value = units["value"].to_numpy(dtype=np.float64)
+    group = np.asarray(units["group"].factorize(sort=True)[0], dtype=np.intp)
+    n_groups = int(group.max()) + 1
+    if n_groups < 2 * MIN_FOLDS:
+        raise InputsUnusableError(
+            f"Target {target.name!r} is known for {n_groups} participants with features; "
+            f"cross-validation needs {2 * MIN_FOLDS} ({MIN_FOLDS} folds of two)."
+        )
+    by_group = pd.Series(value).groupby(group)
+    n_folds = min(n_splits, n_groups // 2)
+    if target.task == "classification":
+        strata = by_group.agg(lambda v: v.mode().iloc[0]).to_numpy(dtype=np.intp)
+        n_folds = max(MIN_FOLDS, min(n_folds, int(np.bincount(strata)[np.unique(strata)].min())))
+    else:
+        rank = np.argsort(np.argsort(by_group.mean().to_numpy(), kind="stable"), kind="stable")
+        strata = (rank // n_folds).astype(np.intp)
+    fold = np.stack([deal_folds(strata, n_folds, seed, "folds", r) for r in range(n_repeats)])
+    of_participant = pd.Series(group).groupby(units["participant"].to_numpy()).first()
+    participant_group = of_participant.to_numpy(dtype=np.intp)
+    n_participants = len(participant_group)
+    tested = [np.bincount(f[participant_group], minlength=n_folds) for f in fold]
+    ratio = float(np.mean([count / (n_participants - count) for count in tested]))
+    return Design(
+        target.task,
+        target.labels,
+        rows,
+        unit,
+        value,
+        weight,
+        group,
+        fold,
+        ratio,
+        n_participants,
+    )
+
+
+def deal_folds(strata: Rows, n_folds: int, *key: object) -> Rows:
+    """Return a fold for each group: every stratum spread evenly, at random, keyed by `key`.
+
+    Parameters
+    ----------
+    strata : ndarray of int, shape (n_groups,)
+    n_folds : int
+    *key : object
+        See `nidl_dcl.randomness.permutation`.
+    """
+    order = permutation(len(strata), *key)
+    order = order[np.argsort(strata[order], kind="stable")]
+    fold = np.empty(len(strata), dtype=np.intp)
+    fold[order] = np.arange(len(strata)) % n_folds
+    return fold

@@ -1,0 +1,321 @@
+"""Predict a phenotype from a table of features, with the baselines, chance and exposure beside it.
+
+Takes tables, never a model or a file: embeddings come from `embedding`, phenotypes from
+`phenotypes`, and the stages write what is returned here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from nidl_dcl.coordinates import MAX_COMPONENTS, Features
+from nidl_dcl.errors import UsageError
+from nidl_dcl.evaluation import (
+    Ticker,
+    check_counts,
+    cross_validate,
+    dummy,
+    permutation_steps,
+    permuted_scores,
+)
+from nidl_dcl.features import (
+    Baseline,
+    Column,
+    Comparison,
+    Matrix,
+    finite_matrix,
+    read_column,
+    read_labels,
+    read_sources,
+)
+from nidl_dcl.folds import Design, make_design
+from nidl_dcl.prediction_table import describe_predictions, passed_on, prediction_table
+from nidl_dcl.randomness import fresh_seed
+from nidl_dcl.scores import MAIN_METRIC, chance_level, compare, summarise
+from nidl_dcl.site_audit import site_audit
+from nidl_dcl.targets import Target, camel_case, read_target, target_labels
+
+__all__ = [
+    "Baseline",
+    "PhenotypeResult",
+    "camel_case",
+    "predict_phenotype",
+    "site_audit",
+    "target_labels",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class PhenotypeResult:
+    """What `predict_phenotype` found for one target.
+
+    Attributes
+    ----------
+    metrics : dict
+        What ``metrics.json`` holds: JSON types only, None where a number is undefined.
+    predictions : DataFrame
+        One row per input row, in input order, the ones left out included.
+    columns : dict
+        Description of each column of `predictions`, for the BIDS sidecar.
+    """
+
+    metrics: dict[str, Any]
+    predictions: pd.DataFrame
+    columns: dict[str, dict[str, Any]]
+
+    def summary(self) -> dict[str, Any]:
+        """Return one row of a table of targets.
+
+        Returns
+        -------
+        dict
+            ``target``, ``metric``, ``score``, ``low`` and ``high`` (its interval), ``chance``,
+            ``p``, one entry per baseline (``dummy``, ``untrained``, ...; ``untrained`` is None when
+            it was not given), ``n`` (participants).
+        """
+        metrics = self.metrics
+        metric = metrics["headline"]["metric"]
+        score = metrics["scores"][metric]
+        low, high = score["ci95"] or (None, None)
+        baselines = {name: scores[metric]["mean"] for name, scores in metrics["baselines"].items()}
+        return {
+            "target": metrics["target"],
+            "metric": metric,
+            "score": score["mean"],
+            "low": low,
+            "high": high,
+            "chance": metrics["permutation"]["chance"],
+            "p": metrics["permutation"]["p"],
+            "dummy": baselines.pop("dummy"),
+            "untrained": baselines.pop("untrained", None),
+            **baselines,
+            "n": metrics["n_participants"],
+        }
+
+
+def predict_phenotype(
+    features: Matrix,
+    y: Column,
+    groups: Column,
+    *,
+    target: str = "target",
+    task: str = "auto",
+    baselines: Mapping[str, Comparison] | None = None,
+    site: Column | dict[str, Any] | None = None,
+    seen: Column | None = None,
+    ids: pd.DataFrame | None = None,
+    n_splits: int = 5,
+    n_repeats: int = 5,
+    n_permutations: int = 200,
+    random_state: int | np.random.RandomState | None = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> PhenotypeResult:
+    """Predict a phenotype by a linear read-out, cross-validated by participant.
+
+    Regression is StandardScaler and Ridge, classification StandardScaler and class-balanced
+    LogisticRegression; scaling and the choice of the penalty happen inside the folds, on the same
+    division of participants (`nidl_dcl.readout.nested`). Rows are matched by position.
+
+    Parameters
+    ----------
+    features : ndarray or DataFrame, shape (n_images, n_features)
+        Embeddings; finite numbers.
+    y : array-like, shape (n_images,)
+        The phenotype, with missing values. Images of a participant that share a value are predicted
+        one by one, averaged and scored once; other values of the participant (sessions) are scored
+        apart and weigh so that each participant counts once.
+    groups : array-like, shape (n_images,)
+        Who is never split between training and test: participants, or families (then `ids` must
+        hold the ``participant_id``).
+    target : str
+        Name of the phenotype.
+    task : {"auto", "classification", "regression"}
+        For the rules of ``"auto"`` see `nidl_dcl.targets.read_target`.
+    baselines : dict, optional
+        Name to matrix, to several matrices (scores are averaged over them: three untrained seeds),
+        or to a `Baseline` (voxels). ``dummy`` is always there: the training mean, or the shares
+        of the classes.
+    site : array-like, shape (n_images,), optional
+        Scanner or site; adds how well it is decoded from the features. Or what `site_audit` gave,
+        to compute it once for several targets.
+    seen : array-like of bool, shape (n_images,), optional
+        Whether the encoder saw the participant in pretraining; missing where unknown.
+    ids : DataFrame, shape (n_images, n_columns), optional
+        Columns to pass on to the table of predictions, such as ``participant_id session_id run``.
+    n_splits, n_repeats : int
+        Folds (3 or more; fewer are used when data are few) and repeats.
+    n_permutations : int
+        Permutations of the target between groups for chance level and p value, on the folds of the
+        first repeat, for ``mae`` or ``balanced_accuracy``; 0 for none.
+    random_state : int, RandomState or None
+        Same number, same result; the global generators are not touched.
+    progress : callable, optional
+        Called with the steps done and the steps in all.
+
+    Returns
+    -------
+    PhenotypeResult
+
+    Raises
+    ------
+    UsageError
+        For unequal lengths, an unknown task, too few splits, a name that is taken.
+    InputsUnusableError
+        For a constant or empty target, fewer than six participants or two classes of three, and
+        features that are not finite.
+    """
+    check_counts(n_splits, n_repeats, n_permutations)
+    seed = fresh_seed(random_state)
+    matrix = finite_matrix(features, "features", ids, groups)
+    n = len(matrix)
+    group = read_labels(groups, n, "groups")
+    table, participant = passed_on(ids, group, n)
+    read = read_target(read_column(y, n, "y"), group, name=target, task=task)
+    design = make_design(
+        read, participant, group, n_splits=n_splits, n_repeats=n_repeats, seed=seed
+    )
+    if baselines and "dummy" in baselines:
+        raise UsageError("The baseline name 'dummy' is taken: it is always added. Use another.")
+    others = {
+        name: read_sources(name, given, design.rows, n, ids, groups)
+        for name, given in (baselines or {}).items()
+    }
+    was_seen = _seen(seen, n, participant)
+    per_site = None if site is None or isinstance(site, dict) else read_column(site, n, "site")
+    evaluated = 1 + sum(len(sources) for sources in others.values()) + (per_site is not None)
+    permuting = permutation_steps(n_permutations) * (1 + (per_site is not None))
+    tick = Ticker(progress, evaluated * n_repeats + permuting)
+
+    source = Features(matrix[design.rows])
+    predicted, folds, strengths = cross_validate(design, source, tick)
+    scores = summarise(folds, design.ratio)
+    compared = {"dummy": summarise(dummy(design), design.ratio)}
+    for name, sources in others.items():
+        runs = [cross_validate(design, each, tick)[1] for each in sources]
+        mean = [
+            {metric: float(np.mean([run[k][metric] for run in runs])) for metric in folds[k]}
+            for k in range(len(folds))
+        ]
+        compared[name] = summarise(mean, design.ratio)
+    metric = MAIN_METRIC[design.task]
+    observed, permuted = permuted_scores(design, source, n_permutations, seed, tick)
+    audit = site if isinstance(site, dict) else None
+    if per_site is not None:
+        audit = site_audit(
+            matrix,
+            per_site,
+            group,
+            n_splits=n_splits,
+            n_repeats=n_repeats,
+            n_permutations=n_permutations,
+            random_state=seed,
+            progress=lambda done, steps: tick(),
+        )
+    tick.finish()
+    metrics = {
+        "target": target,
+        "task": design.task,
+        "task_rule": read.rule,
+        **_counts(read, design, participant),
+        "model": _model_text(design, matrix.shape[1]),
+        "cv": {
+            "scheme": "repeated k-fold by group, stratified by "
+            + ("class" if design.task == "classification" else "rank of the target"),
+            "n_splits": design.n_folds,
+            "n_splits_asked": n_splits,
+            "n_repeats": n_repeats,
+            "test_train_ratio": design.ratio,
+            "tuning": "penalty chosen in each fold by cross-validation over its other folds",
+            "strengths": strengths,
+            "interval": "Nadeau-Bengio corrected, 95 %",
+            "random_state": seed,
+        },
+        "groups": {
+            "n": design.fold.shape[1],
+            "rule": "images of a group are never split between training and test",
+        },
+        "scores": scores,
+        "permutation": chance_level(metric, observed, permuted),
+        "baselines": compared,
+        "headline": compare(target, metric, scores, compared, design.ratio),
+        "exposure": _exposure(was_seen, participant, design),
+        "site": audit,
+    }
+    predictions = prediction_table(table, read, design, predicted, was_seen)
+    columns = describe_predictions(predictions, design, target)
+    return PhenotypeResult(metrics, predictions, columns)
+
+
+def _seen(seen: Column | None, n: int, participant: NDArray[np.object_]) -> pd.Series[Any]:
+    """Return whether pretraining saw each row's participant, by any image; missing where unknown."""
+    if seen is None:
+        return pd.Series([pd.NA] * n, dtype="boolean")
+    known = read_column(seen, n, "seen").astype("boolean")
+    return known.groupby(participant).transform("max").astype("boolean")
+
+
+def _exposure(
+    was_seen: pd.Series[Any], participant: NDArray[np.object_], design: Design
+) -> dict[str, Any]:
+    tested = was_seen.iloc[design.rows].groupby(participant[design.rows]).first()
+    n, unknown = len(tested), int(tested.isna().sum())
+    yes, no = int((tested == True).sum()), int((tested == False).sum())  # noqa: E712
+    if unknown == n:
+        sentence = "It is not known which of the participants the encoder saw in pretraining."
+    elif no == n:
+        sentence = f"The encoder saw none of the {n} participants in pretraining."
+    else:
+        sentence = (
+            f"The encoder saw {yes} of the {n} participants in pretraining, so the scores are not "
+            "those of participants new to the encoder."
+        )
+        if unknown:
+            sentence += f" Of {unknown} it is not known."
+    return {"seen": yes, "not_seen": no, "unknown": unknown, "sentence": sentence}
+
+
+def _counts(read: Target, design: Design, participant: NDArray[np.object_]) -> dict[str, Any]:
+    """Return what was used and what was left out; participants are left out when no image stays."""
+    left = (
+        pd.Series(read.reasons)
+        .groupby(participant)
+        .agg(lambda r: "" if (r == "").any() else r.iloc[0])
+    )
+    images = pd.Series(read.reasons[read.reasons != ""]).value_counts().sort_index()
+    people = left[left != ""].value_counts().sort_index()
+    counts: dict[str, Any] = {
+        "n_participants": design.n_participants,
+        "n_dropped": {str(k): int(v) for k, v in people.items()},
+        "n_images": len(design.rows),
+        "n_images_dropped": {str(k): int(v) for k, v in images.items()},
+    }
+    if design.task == "classification":
+        return counts | {"classes": design.class_sizes}
+    mean = float(np.average(design.value, weights=design.weight))
+    variance = float(np.average((design.value - mean) ** 2, weights=design.weight))
+    return counts | {
+        "distribution": {
+            "mean": mean,
+            "sd": variance**0.5,
+            "min": float(design.value.min()),
+            "max": float(design.value.max()),
+        }
+    }
+
+
+def _model_text(design: Design, n_features: int) -> str:
+    model = (
+        "StandardScaler, Ridge"
+        if design.task == "regression"
+        else "StandardScaler, LogisticRegression(class_weight='balanced')"
+    )
+    return (
+        f"{model} on {n_features} features; wide baselines: principal components "
+        f"(at most {MAX_COMPONENTS}) learnt in the folds, then the same read-out"
+    )

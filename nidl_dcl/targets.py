@@ -1,0 +1,278 @@
+"""What a phenotype column is: its task, its values, what is left out and why, its name in files.
+
+Reads one column of values; files are the work of `phenotypes`, predicting that of `prediction`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from nidl_dcl.errors import InputsUnusableError, UsageError
+
+__all__ = ["MIN_CLASS", "TASKS", "Target", "camel_case", "read_target", "target_labels"]
+
+TASKS = ("auto", "classification", "regression")
+MIN_CLASS = 3
+"""Participants (groups) a class needs: one to test on, one to tune on, one to learn from."""
+
+MISSING = "target missing"
+NOT_FINITE = "target not finite"
+NOT_A_NUMBER = "target not a number"
+RARE_CLASS = f"class with fewer than {MIN_CLASS} participants"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One phenotype, row by row.
+
+    Attributes
+    ----------
+    name : str
+        The column.
+    task : {"classification", "regression"}
+    rule : str
+        Why that task, in words.
+    numbers : ndarray of float64, shape (n_images,)
+        Numbers, or positions in `labels`; NaN where the row is left out.
+    labels : tuple of str
+        The classes, sorted (by number where they are numbers); empty for regression.
+    reasons : ndarray of object, shape (n_images,)
+        Why a row is left out; empty text for a row that is used.
+    texts : ndarray of object, shape (n_images,)
+        The value as it came, as text (None where missing), for tables.
+    """
+
+    name: str
+    task: str
+    rule: str
+    numbers: NDArray[np.float64]
+    labels: tuple[str, ...]
+    reasons: NDArray[np.object_]
+    texts: NDArray[np.object_]
+
+
+def read_target(
+    y: Sequence[Any] | NDArray[Any] | pd.Series[Any],
+    groups: Sequence[Hashable] | NDArray[Any] | pd.Series[Any],
+    *,
+    name: str = "target",
+    task: str = "auto",
+) -> Target:
+    """Decide the task of a column and which of its rows can be used.
+
+    The rules of ``task="auto"``, in this order (distinct values are counted over all rows that
+    have one):
+
+    1. bool, categorical, or two distinct numbers: classification;
+    2. text: classification, unless at least nine in ten values read as numbers; then the rules for
+       numbers decide and the other values (``89+``) are left out with a reason;
+    3. a number that is not whole, or more than ten distinct numbers: regression;
+    4. three to ten whole numbers: classification when there are at least five participants per
+       distinct value (codes repeat), else regression (the ages of a small cohort do not).
+
+    Parameters
+    ----------
+    y : array-like, shape (n_images,)
+        Numbers, bools or labels. None, NaN, NA, empty text and ``n/a`` are missing.
+    groups : array-like, shape (n_images,)
+        Participants (or families): a class is counted in them.
+    name : str
+        The column, for messages.
+    task : {"auto", "classification", "regression"}
+
+    Raises
+    ------
+    UsageError
+        For an unknown task.
+    InputsUnusableError
+        When every value is missing, the target is constant, or fewer than two classes have
+        ``MIN_CLASS`` participants. A smaller class beside two others is left out with a reason.
+    """
+    if task not in TASKS:
+        raise UsageError(
+            f"Unknown task {task!r} for target {name!r}. Use one of: {', '.join(TASKS)}."
+        )
+    series = pd.Series(y).reset_index(drop=True)
+    units = pd.factorize(np.asarray(groups, dtype=object))[0]
+    categorical = isinstance(series.dtype, pd.CategoricalDtype)
+    raw = np.array([_plain(value) for value in series.astype(object)], dtype=object)
+    present = np.array([value is not None for value in raw], dtype=bool)
+    if not present.any():
+        raise InputsUnusableError(
+            f"Target {name!r} has no value for any of the {len(raw)} images with features. "
+            "Choose another target, or check that the ids of the phenotype table match the images."
+        )
+    numbers = np.array([_number(value) for value in raw], dtype=np.float64)
+    if task == "auto":
+        task, rule = _task_rule(raw[present], numbers[present], units[present], categorical)
+    else:
+        rule = f"{task}, as asked"
+    reasons = np.where(present, "", MISSING).astype(object)
+    labels: tuple[str, ...] = ()
+    if task == "regression":
+        reasons[present & np.isnan(numbers)] = NOT_A_NUMBER
+        reasons[present & np.isinf(numbers)] = NOT_FINITE
+        values = np.where(reasons == "", numbers, np.nan)
+        if not (reasons == "").any():
+            raise InputsUnusableError(
+                f"Target {name!r} has no finite number, so there is nothing to regress on. "
+                "Use classification, or another target."
+            )
+    else:
+        as_numbers = not categorical and not np.isnan(numbers[present]).any()
+        if as_numbers:
+            reasons[present & np.isinf(numbers)] = NOT_FINITE
+        values, labels = _classes(raw, numbers, units, reasons, as_numbers)
+    used = values[reasons == ""]
+    if len(used) and (used == used[0]).all() and RARE_CLASS not in reasons:
+        shown = labels[int(used[0])] if labels else f"{used[0]:g}"
+        raise InputsUnusableError(
+            f"Target {name!r} is constant: every image that has a value has {shown!r}. "
+            "There is nothing to predict; choose another target."
+        )
+    if task == "classification" and len(labels) < 2:
+        raise InputsUnusableError(
+            f"Target {name!r} has fewer than two classes with at least {MIN_CLASS} participants each "
+            f"(classification: {rule}). Merge classes, or use task='regression' if it is a quantity."
+        )
+    texts = np.array([None if v is None else _text(v) for v in raw], dtype=object)
+    return Target(name, task, rule, values, labels, reasons, texts)
+
+
+def camel_case(column: str) -> str:
+    """Return `column` as it stands in file names: CamelCase of ASCII letters and digits only.
+
+    ``fluid_intelligence`` gives ``FluidIntelligence``, ``MMSE`` stays, accents are removed.
+
+    Raises
+    ------
+    UsageError
+        When nothing is left of the name.
+    """
+    plain = unicodedata.normalize("NFKD", str(column)).encode("ascii", "ignore").decode("ascii")
+    label = "".join(part[0].upper() + part[1:] for part in re.findall("[A-Za-z0-9]+", plain))
+    if not label:
+        raise UsageError(
+            f"Column {column!r} has no ASCII letter or digit, so it cannot name a file. Rename it."
+        )
+    return label
+
+
+def target_labels(columns: Iterable[str]) -> dict[str, str]:
+    """Return the CamelCase label of each column, in order; a column given twice counts once.
+
+    Raises
+    ------
+    UsageError
+        When two columns share a label, also in another case (some file systems ignore it).
+    """
+    labels: dict[str, str] = {}
+    owner: dict[str, str] = {}
+    for column in columns:
+        label = camel_case(column)
+        other = owner.setdefault(label.casefold(), column)
+        if other != column:
+            raise UsageError(
+                f"Columns {other!r} and {column!r} would both be written as {label!r}. "
+                "Rename one of them, or predict them into two output folders."
+            )
+        labels[column] = label
+    return labels
+
+
+def _plain(value: Any) -> Any:
+    """Return a Python scalar, or None for what counts as missing."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and np.isnan(value):
+        return None
+    if isinstance(value, str) and value.strip().lower() in ("", "n/a"):
+        return None
+    return value
+
+
+def _number(value: Any) -> float:
+    """Return the number a value stands for, NaN for text that is none."""
+    if value is None or (isinstance(value, str) and "_" in value):
+        return float("nan")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _text(value: Any) -> str:
+    """Return a value as a class label: whole numbers without decimals."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _task_rule(
+    raw: NDArray[np.object_],
+    numbers: NDArray[np.float64],
+    units: NDArray[np.intp],
+    categorical: bool,
+) -> tuple[str, str]:
+    if categorical:
+        return "classification", "a categorical column"
+    if all(isinstance(value, bool) for value in raw):
+        return "classification", "true or false"
+    came = ""
+    if any(isinstance(value, str) for value in raw):
+        share = float(np.mean(~np.isnan(numbers)))
+        if share < 0.9:
+            return "classification", "a column of text"
+        came = f"text of which {share:.0%} reads as numbers: "
+    finite = numbers[np.isfinite(numbers)]
+    distinct = np.unique(finite)
+    if len(distinct) <= 2:
+        return "classification", f"{came}{len(distinct)} distinct values"
+    if (distinct != np.round(distinct)).any():
+        return "regression", f"{came}numbers that are not whole"
+    if len(distinct) > 10:
+        return "regression", f"{came}{len(distinct)} distinct whole numbers, more than 10"
+    per_value = len(np.unique(units[np.isfinite(numbers)])) / len(distinct)
+    came += (
+        f"{len(distinct)} distinct whole numbers (3 to 10) for {per_value:.3g} participants each"
+    )
+    if per_value >= 5:
+        return "classification", f"{came}, at least 5"
+    return "regression", f"{came}, fewer than 5"
+
+
+def _classes(
+    raw: NDArray[np.object_],
+    numbers: NDArray[np.float64],
+    units: NDArray[np.intp],
+    reasons: NDArray[np.object_],
+    as_numbers: bool,
+) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Return class positions (NaN where left out) and labels; writes the rare classes' reasons."""
+    used = np.flatnonzero(reasons == "")
+    texts = {int(i): _text(raw[i]) for i in used}
+    order = {texts[int(i)]: (numbers[i] if as_numbers else 0.0, texts[int(i)]) for i in used}
+    members: dict[str, set[int]] = {}
+    for i, label in texts.items():
+        members.setdefault(label, set()).add(int(units[i]))
+    if len(members) > 1:
+        for i, label in texts.items():
+            if len(members[label]) < MIN_CLASS:
+                reasons[i] = RARE_CLASS
+    kept = [x for x in order if len(members[x]) >= MIN_CLASS or len(members) == 1]
+    labels = tuple(sorted(kept, key=lambda x: order[x]))
+    position = {label: float(k) for k, label in enumerate(labels)}
+    values = np.full(len(raw), np.nan)
+    for i, label in texts.items():
+        values[i] = position.get(label, np.nan)
+    return values, labels
