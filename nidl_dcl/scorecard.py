@@ -1,0 +1,207 @@
+"""One predicted target as the report shows it: its numbers in words, its pictures, its verdict.
+
+Takes what `prediction` wrote, with tolerance for what is missing; compares nothing anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from nidl_dcl.figures import draw_confusion, draw_identity, draw_intervals
+from nidl_dcl.page import Gallery, Picture, format_number, format_score, row_names
+from nidl_dcl.results import Score, TargetResult, as_dict, as_number, as_score
+from nidl_dcl.sheet import clean
+
+__all__ = ["describe_features", "score_target"]
+
+_METRICS = {
+    "mae": "mean absolute error",
+    "r2": "R²",
+    "r": "correlation r",
+    "balanced_accuracy": "balanced accuracy",
+    "roc_auc": "ROC AUC",
+}
+_FEATURES = {
+    "dummy": "a constant guess that never sees the image",
+    "untrained": "the same encoder before training",
+    "voxels": "prepared voxels, reduced by PCA, into the same read-out",
+    "confounds": "the confounds alone",
+}
+_MOST_CLASSES = 30
+
+
+def describe_features(name: str) -> dict[str, str]:
+    """Return a baseline's name and what it is."""
+    return {"name": name, "long": f"{name} ({_FEATURES[name]})" if name in _FEATURES else name}
+
+
+def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
+    """Return what the page says of a target, and write its pictures.
+
+    Parameters
+    ----------
+    found : TargetResult
+        Its files; every key of the metrics may be missing.
+    gallery : Gallery
+        Where pictures go.
+    """
+    metrics = found.metrics
+    headline, permutation = as_dict(metrics.get("headline")), as_dict(metrics.get("permutation"))
+    scores = _scores(metrics.get("scores"))
+    baselines = {k: _scores(v) for k, v in as_dict(metrics.get("baselines")).items()}
+    gains = _scores(headline.get("gains"))
+    main = str(headline.get("metric") or permutation.get("metric") or next(iter(scores), "score"))
+    own_row = {"name": "embeddings", "scores": scores, "gain": None}
+    entry: dict[str, Any] = {
+        "label": found.label,
+        "name": found.name,
+        "units": found.units,
+        "task": str(metrics.get("task") or "prediction"),
+        "n_participants": as_number(metrics.get("n_participants")),
+        "n_dropped": metrics.get("n_dropped"),
+        "cv": as_dict(metrics.get("cv")),
+        "groups": as_dict(metrics.get("groups")),
+        "classes": as_dict(metrics.get("classes")),
+        "readout": metrics.get("model"),
+        "metric": _metric(main),
+        "metrics": [_metric(name) for name in scores],
+        "own": scores.get(main, Score(None)),
+        "chance": as_number(permutation.get("chance"))
+        if permutation.get("metric") == main
+        else None,
+        "p": as_number(permutation.get("p")),
+        "permutations": as_number(permutation.get("n")),
+        "baselines": {name: s.get(main, Score(None)) for name, s in baselines.items()},
+        "rows": [
+            own_row,
+            *({"name": k, "scores": s, "gain": gains.get(k)} for k, s in baselines.items()),
+        ],
+        "beats": headline.get("beats") is True,
+        "verdict": _verdict(headline),
+        "exposure": as_dict(metrics.get("exposure")),
+        "site": _site(as_dict(metrics.get("site"))),
+    }
+    entry["sentence"] = str(headline.get("sentence") or _sentence(entry))
+    drawn = _draw_predictions(found, entry, gallery), _draw_baselines(entry, gallery)
+    entry["pictures"] = [picture for picture in drawn if picture is not None]
+    return entry
+
+
+def _scores(value: Any) -> dict[str, Score]:
+    return {name: as_score(score) for name, score in as_dict(value).items()}
+
+
+def _metric(name: str) -> dict[str, str]:
+    words = _METRICS.get(name, name.replace("_", " ", 1) if name.startswith("recall_") else name)
+    return {"name": name, "words": words}
+
+
+def _verdict(headline: Mapping[str, Any]) -> dict[str, str]:
+    """Return the comparison with the best baseline in a few words, with a sign beside the colour."""
+    gain, best = as_score(headline.get("gain")), headline.get("best_baseline")
+    if not best or gain.mean is None:
+        return {"kind": "", "words": "–"}
+    if headline.get("beats"):
+        return {"kind": "better", "words": f"▲ better than {best}"}
+    if gain.high is not None and gain.high < 0:
+        return {"kind": "worse", "words": f"▼ worse than {best}"}
+    return {"kind": "even", "words": f"≈ no better than {best}"}
+
+
+def _sentence(entry: Mapping[str, Any]) -> str:
+    """Return a plain sentence for a metrics file without a headline."""
+    if entry["own"].mean is None:
+        return f"There is no score for {entry['name']}."
+    scores: Mapping[str, Score] = {**entry["baselines"], "chance": Score(entry["chance"])}
+    others = [f"{k} {format_score(s.mean)}" for k, s in scores.items() if s.mean is not None]
+    return (
+        f"The embeddings predict {entry['name']} with {entry['metric']['words']} "
+        f"{format_score(entry['own'].mean)}{' against ' if others else ''}{', '.join(others)}."
+    )
+
+
+def _site(audit: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not audit:
+        return None
+    permutation = as_dict(audit.get("permutation"))
+    return {
+        "sentence": str(audit.get("sentence") or ""),
+        "score": as_score(audit.get("balanced_accuracy")),
+        "chance": as_number(permutation.get("chance")),
+        "p": as_number(permutation.get("p")),
+        "sites": as_dict(audit.get("sites")),
+    }
+
+
+def _draw_predictions(
+    found: TargetResult, entry: Mapping[str, Any], gallery: Gallery
+) -> Picture | None:
+    table, source = found.predictions, f"desc-{gallery.model}{found.label}_predictions.tsv"
+    if not {"target", "prediction"} <= set(table.columns):
+        return None
+    used = table.dropna(subset=["target", "prediction"])
+    what = clean(found.name)
+    if entry["task"] == "classification":
+        seen = sorted({*used["target"], *used["prediction"]})
+        names = list(dict.fromkeys([*entry["classes"], *seen]))
+        if not names or len(names) > _MOST_CLASSES:
+            return None
+        counts = pd.crosstab(used["target"], used["prediction"])
+        counts = counts.reindex(index=names, columns=names, fill_value=0)
+        name = f"desc-{gallery.model}{found.label}_confusion"
+        alt = f"Confusion matrix of {what}: {len(used):,} images, {len(names)} classes"
+        caption = f"Predicted against true {what}: images, and their share of the true class."
+        counted = counts.rename_axis(index="true", columns=None).reset_index()
+        drawn = draw_confusion(name, counts, alt=alt)
+        return gallery.svg(name, drawn, alt, caption, table=counted)
+    pairs = used[["target", "prediction"]].apply(pd.to_numeric, errors="coerce").dropna()
+    if pairs.empty:
+        return None
+    hover = [
+        f"{who} · true {format_number(true)}, predicted {format_number(predicted)}"
+        for who, (true, predicted) in zip(
+            row_names(used.loc[pairs.index]), pairs.to_numpy(), strict=True
+        )
+    ]
+    name = f"desc-{gallery.model}{found.label}_truth"
+    alt = f"Predicted against true {what}: one point for each of {len(pairs):,} images"
+    drawn = draw_identity(
+        name,
+        pairs["target"],
+        pairs["prediction"],
+        label=what + (f" ({entry['units']})" if entry["units"] else ""),
+        hover=hover,
+        alt=alt,
+    )
+    caption = f"Predicted against true {what}, one point per image; on the dashed line both agree."
+    return gallery.svg(name, drawn, alt, caption, source)
+
+
+def _draw_baselines(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:
+    metric = entry["metric"]["name"]
+    scores = {row["name"]: row["scores"].get(metric, Score(None)) for row in entry["rows"]}
+    rows = pd.DataFrame(
+        [(k, s.mean, s.low, s.high) for k, s in scores.items() if s.mean is not None],
+        columns=["features", "mean", "low", "high"],
+    ).astype({"mean": "float64", "low": "float64", "high": "float64"})
+    if rows.empty:
+        return None
+    words, lower = entry["metric"]["words"], metric == "mae"
+    name = f"desc-{gallery.model}{entry['label']}_baselines"
+    listed = ", ".join(
+        f"{k} {format_score(mean)}" for k, mean in zip(rows["features"], rows["mean"], strict=True)
+    )
+    alt = f"{words} of {clean(entry['name'])}: {listed}"
+    unit = f"{entry['units']}, " if lower and entry["units"] else ""
+    drawn = draw_intervals(
+        name,
+        rows.rename(columns={"features": "label"}),
+        xlabel=f"{words} ({unit}{'lower' if lower else 'higher'} is better)",
+        chance=entry["chance"],
+        alt=alt,
+    )
+    caption = f"{words[:1].upper()}{words[1:]} on the same folds; lines are 95 % intervals."
+    return gallery.svg(name, drawn, alt, caption, table=rows)

@@ -1,0 +1,564 @@
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nidl_dcl.errors import UsageError
+from nidl_dcl.prediction import predict_phenotype
+from nidl_dcl.report import write_report
+from nidl_dcl.writing import write_json, write_npy, write_text, write_tsv
+
+HOSTILE = "<script>document.title='PWNED'</script><img src=x onerror=\"document.title='PWNED'\">"
+SECTIONS = (
+    *("headline", "participants", "views", "training", "embeddings", "predictions", "exposure"),
+    *("site", "limits", "methods", "citation", "settings", "versions"),
+)
+
+
+def blob(rng: np.random.Generator, shape: tuple[int, int, int] = (20, 24, 20)) -> np.ndarray:
+    """Return an ellipsoid with a dark middle, bright rim and noise: what stands for a brain here."""
+    grid = np.meshgrid(*[np.linspace(-1.2, 1.2, n) for n in shape], indexing="ij")
+    radius = np.sqrt(sum(g**2 for g in grid))
+    inside = np.clip((1 - radius) * 6, 0, 1) * (0.4 + 0.6 * radius)
+    return (inside + 0.03 * rng.standard_normal(shape) * (inside > 0)).astype(np.float32)
+
+
+def write_output(
+    folder: Path,
+    *,
+    n: int = 48,
+    signal: float = 2.0,
+    name: str = "Demo study",
+    hostile: str = "",
+    volumes: np.ndarray | None = None,
+    site: bool = True,
+) -> Path:
+    """Write what a finished study leaves, with invented numbers."""
+    rng = np.random.default_rng(0)
+    ids = [f"sub-{i:03d}{hostile}" for i in range(n)]
+    age = rng.uniform(20, 80, n).round(1)
+    sex = np.where(rng.random(n) < 0.5, "F", "M")
+    features = rng.standard_normal((n, 12))
+    features[:, 0] += signal * (age - 50) / 17
+    features[:, 1] += signal * (sex == "F")
+    sites = np.where(rng.random(n) < 0.4, "north", "south")
+    images = pd.DataFrame({"participant_id": ids, "session_id": "ses-1", "run": pd.NA})
+
+    inputs = images.drop(columns="run").assign(
+        path=[f"{i}/ses-1/anat/{i}_ses-1_T1w.nii.gz" for i in ids],
+        status="ok",
+        code="ok",
+        message="",
+    )
+    inputs.loc[[1, 2], ["status", "code", "message"]] = (
+        *("warn", "spacing"),
+        f"Slices are 6 mm thick, voxels 4 mm.{hostile}",
+    )
+    for who in ("sub-cut", "sub-short"):
+        path, message = f"{who}/anat/{who}_T1w.nii.gz", "The file is shorter than its header says."
+        inputs.loc[len(inputs)] = [who, pd.NA, path, "skip", "truncated", message]
+    message = "No image of this participant was found."
+    inputs.loc[len(inputs)] = ["sub-lost", pd.NA, pd.NA, "skip", "no_image", message]
+    write_tsv(folder / "logs/inputs.tsv", inputs)
+    write_json(
+        folder / "logs/run.json",
+        {
+            "command": ["nidl-dcl", "study", "BIDS", f"OUT {hostile}", "--target", "age", "sex"],
+            "config": {
+                "pretrain": {"temperature": 0.1, "batch_size": 32, "learning_rate": 3e-4},
+                "spacing": [4.0, 4.0, 4.0],
+                "shape": [40, 48, 40],
+                "target": ["age", "sex"],
+                "random_seed": 0,
+                f"option{hostile}": hostile or None,
+            },
+            "versions": {"nidl_dcl": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
+            "stages": [
+                {
+                    "name": stage,
+                    "started": f"2026-11-24T10:{minute:02d}:00",
+                    "seconds": 61.25,
+                    "resumed_from_step": 120 if stage == "pretrain" else None,
+                }
+                for minute, stage in enumerate(("index", "pretrain", "embed", "predict"))
+            ],
+            "exit_status": 0,
+        },
+    )
+    write_json(folder / "dataset_description.json", {"Name": name + hostile})
+    write_text(folder / "code/config.yaml", "target: [age, sex]\n")
+
+    epochs = np.arange(20)
+    curves = pd.DataFrame(
+        {
+            "epoch": epochs,
+            "step": (epochs + 1) * 4,
+            "loss/train": 2.9 * np.exp(-epochs / 6) + 1.2,
+            "loss/val": 2.8 * np.exp(-epochs / 6) + 1.4,
+            "learning_rate": 3e-4,
+            "alignment": 0.6 * np.exp(-epochs / 8) + 0.2,
+            "uniformity": -3.2 + 2 * np.exp(-epochs / 5),
+            "effective_rank": 12 - 8 * np.exp(-epochs / 5),
+            "collapse_loss": np.log(62),
+        }
+    )
+    write_text(folder / "logs/metrics.csv", curves.to_csv(index=False))
+
+    write_npy(folder / "desc-dcl_embeddings.npy", features.astype(np.float32))
+    write_tsv(
+        folder / "desc-dcl_embeddings.tsv",
+        images.assign(source="bids:raw:x", split=np.where(np.arange(n) % 8, "train", "val"), row=1),
+    )
+    points = images.drop(columns="run").assign(
+        x=features[:, 0], y=features[:, 1], age=age, sex=sex, same="one"
+    )
+    points[f"group{hostile}"] = rng.choice(["patient", f"_control{hostile}"], n)
+    points.loc[[4, 5], "age"] = np.nan
+    points.loc[6, "sex"] = pd.NA
+    write_tsv(folder / "figures/embedding_2d.tsv", points)
+    write_json(
+        folder / "figures/embedding_2d.json", {"method": "PCA", "explained_variance": [0.31, 0.12]}
+    )
+    if volumes is None:
+        volumes = np.stack([[blob(rng) for _ in range(3)] for _ in range(2)])
+    write_npy(folder / "figures/views.npy", volumes.astype(np.float32))
+    write_tsv(
+        folder / "figures/views.tsv",
+        pd.DataFrame(
+            {"participant_id": ids[: len(volumes)], "path": inputs["path"][: len(volumes)]}
+        ),
+    )
+    write_json(folder / "figures/views.json", {"spacing": [4.0, 4.0, 4.0]})
+
+    for target, values in (("age", age), ("sex", sex)):
+        result = predict_phenotype(
+            features,
+            [None, *values[1:]],
+            ids,
+            target=target,
+            baselines={
+                "untrained": features[:, 2:5] + 0.2 * features[:, :3],
+                "voxels": features + rng.standard_normal(features.shape),
+            },
+            site=sites if site else None,
+            seen=np.arange(n) % 8 > 0,
+            ids=images,
+            n_permutations=20,
+        )
+        stem = f"desc-dcl{target.capitalize()}"
+        write_json(folder / f"{stem}_metrics.json", result.metrics)
+        write_tsv(folder / f"{stem}_predictions.tsv", result.predictions)
+        columns = {**result.columns}
+        if target == "age":
+            columns["target"] = {**columns["target"], "Units": "year"}
+        write_json(folder / f"{stem}_predictions.json", columns)
+    return folder
+
+
+class Page(HTMLParser):
+    """Elements, tables and text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[dict[str, str]]]] = {}
+        self.cell: dict[str, str] | None = None
+        self.label = ""
+        self.words: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.elements.append((tag, found))
+        if "aria-label" in found and tag == "div":
+            self.label = str(found["aria-label"])
+        elif tag == "table":
+            self.tables[self.label] = []
+        elif tag == "tr":
+            self.tables[self.label].append([])
+        elif tag in ("td", "th"):
+            self.cell = {"text": "", "value": found.get("data-value") or ""}
+            self.tables[self.label][-1].append(self.cell)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.cell = None
+
+    def handle_data(self, data: str) -> None:
+        if self.elements and self.elements[-1][0] in ("style", "script"):
+            return
+        self.words.append(data)
+        if self.cell is not None:
+            self.cell["text"] += data
+
+    def attributes(self, name: str) -> list[str]:
+        return [str(found[name]) for _, found in self.elements if name in found]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_output(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def page(study: Path) -> Page:
+    return Page(write_report(study))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_output(tmp_path_factory.mktemp("hostile"), n=24, hostile=HOSTILE)
+    write_text(folder / "logs/CITATION.md", f"Cite {HOSTILE}\nand \x1b[31mthis.\n")
+    return write_report(folder)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_section_stands_on_the_page_and_can_be_linked_to(page: Page, section: str) -> None:
+    assert page.attributes("id").count(section) == 1
+    assert f"#{section}" in page.attributes("href")
+
+
+def test_a_complete_output_leaves_nothing_unread_and_no_section_empty(page: Page) -> None:
+    assert "What could not be read" not in page.text
+    assert "nothing" not in page.attributes("class")
+
+
+def test_the_page_loads_nothing(page: Page) -> None:
+    loads = [
+        str(found[name])
+        for tag, found in page.elements
+        for name in ("src", "href", "srcset", "data", "action", "poster")
+        if name in found
+    ]
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in loads)
+    assert not {tag for tag, _ in page.elements} & {"link", "iframe", "object", "embed", "base"}
+    assert "@import" not in page.source
+    assert not re.search(r"url\((?!#)", page.source)
+
+
+def test_every_link_and_reference_of_the_page_has_one_target(page: Page) -> None:
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+    targets = [link[1:] for link in page.attributes("href") if link.startswith("#")]
+    targets += re.findall(r"url\(#([^)]+)\)", page.source)
+    targets += " ".join(page.attributes("aria-labelledby")).split()
+    assert set(targets) <= set(ids)
+
+
+def test_the_policy_allows_only_the_pages_own_style_and_script(page: Page) -> None:
+    (policy,) = [
+        str(found["content"])
+        for tag, found in page.elements
+        if found.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert "default-src 'none'" in policy
+    assert "img-src data:" in policy
+    assert "unsafe" not in policy
+    assert "style" not in {name for _, found in page.elements for name in found}
+    for tag in ("style", "script"):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page.source, flags=re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_every_picture_says_in_words_what_it_shows(page: Page) -> None:
+    pictures = [
+        found.get("alt") or found.get("aria-label")
+        for tag, found in page.elements
+        if tag in ("img", "svg")
+    ]
+    assert len(pictures) == 6 + 4 + 3 + 4
+    assert all(pictures)
+
+
+def test_scores_on_the_page_are_those_of_the_metrics_files(study: Path, page: Page) -> None:
+    head, *rows = page.tables["Scores of each target"]
+    columns = [cell["text"] for cell in head]
+    assert [row[0]["text"] for row in rows] == ["age", "sex"]
+    for row in rows:
+        shown = dict(zip(columns, row, strict=True))
+        metrics = json.loads((study / f"desc-dcl{row[0]['text'].title()}_metrics.json").read_text())
+        metric = metrics["headline"]["metric"]
+        score = metrics["scores"][metric]
+        assert float(shown["embeddings"]["value"]) == score["mean"]
+        assert float(shown["chance"]["value"]) == metrics["permutation"]["chance"]
+        assert float(shown["p"]["value"]) == metrics["permutation"]["p"]
+        assert int(float(shown["n"]["value"])) == metrics["n_participants"]
+        for name, baseline in metrics["baselines"].items():
+            assert float(shown[name]["value"]) == baseline[metric]["mean"]
+        ends = [float(x) for x in re.findall(r"\d+\.\d+", shown["embeddings"]["text"])]
+        assert ends == pytest.approx([score["mean"], *score["ci95"]], rel=0.01)
+
+
+def test_a_figures_table_holds_the_numbers_of_the_metrics_file(study: Path, page: Page) -> None:
+    metrics = json.loads((study / "desc-dclAge_metrics.json").read_text())
+    drawn = pd.read_csv(study / "figures/desc-dclAge_baselines.tsv", sep="\t", index_col="features")
+    assert list(drawn.index) == ["embeddings", "dummy", "untrained", "voxels"]
+    for name, scores in {"embeddings": metrics["scores"], **metrics["baselines"]}.items():
+        expected = [scores["mae"]["mean"], *scores["mae"]["ci95"]]
+        np.testing.assert_allclose(drawn.loc[name], expected, rtol=1e-9)
+
+
+def test_the_confusion_table_counts_the_predictions(study: Path, page: Page) -> None:
+    rows = pd.read_csv(study / "desc-dclSex_predictions.tsv", sep="\t", keep_default_na=False)
+    rows = rows[rows["status"] == "ok"]
+    table = pd.read_csv(study / "figures/desc-dclSex_confusion.tsv", sep="\t", index_col="true")
+    for true, predicted in ((t, p) for t in "FM" for p in "FM"):
+        expected = ((rows["target"] == true) & (rows["prediction"] == predicted)).sum()
+        assert table.loc[true, predicted] == expected
+
+
+def test_images_are_counted_by_code_and_the_odd_ones_are_named(study: Path, page: Page) -> None:
+    with (study / "logs/inputs.tsv").open() as stream:
+        inputs = list(csv.DictReader(stream, delimiter="\t"))
+    shown = {
+        row[1]["text"]: int(float(row[2]["value"]))
+        for row in page.tables["Rows by status and code"][1:]
+    }
+    assert shown == dict(Counter(row["code"] for row in inputs))
+    assert f"{len(inputs)} rows were listed" in page.text
+    odd = page.tables["Images skipped or warned about"][1:]
+    assert [row[0]["text"] for row in odd] == (
+        ["sub-cut", "sub-short", "sub-lost", "sub-001", "sub-002"]
+    )
+
+
+def test_each_picture_is_also_a_file_with_its_numbers_beside_it(study: Path, page: Page) -> None:
+    svgs = sorted(path.name for path in (study / "figures").glob("*.svg"))
+    assert svgs == sorted(
+        f"desc-dcl{name}.svg"
+        for name in (
+            *("_loss", "_alignment", "_uniformity", "_effectiverank"),
+            *("Age_embedding", "Sex_embedding", "Group_embedding"),
+            *("Age_truth", "Age_baselines", "Sex_confusion", "Sex_baselines"),
+        )
+    )
+    assert len(list((study / "figures").glob("*.png"))) == 6
+    for source in re.findall(r"<code>((?:figures/)?desc-[^<]+\.tsv)</code>", page.source):
+        assert (study / source).is_file()
+
+
+def test_the_same_files_give_the_same_page(study: Path) -> None:
+    first = write_report(study).read_bytes()
+    assert write_report(study).read_bytes() == first
+
+
+def test_not_beating_a_baseline_is_the_first_sentence(tmp_path: Path) -> None:
+    metrics = {
+        "task": "regression",
+        "scores": {"mae": {"mean": 8.0, "ci95": [7.0, 9.0]}},
+        "headline": {"metric": "mae", "best_baseline": "voxels", "gain": {"mean": 1.0}},
+    }
+    for target, beats in (("age", True), ("iq", False)):
+        headline = {**metrics["headline"], "beats": beats, "sentence": f"{target} beats: {beats}."}
+        stem = f"desc-dcl{target.title()}"
+        write_json(
+            tmp_path / f"{stem}_metrics.json", {**metrics, "target": target, "headline": headline}
+        )
+    source = write_report(tmp_path).read_text()
+    assert re.search(r'<p class="lead">iq beats: False\.</p>', source)
+
+
+NEARLY_EMPTY = {
+    "nothing": {},
+    "only the run": {"logs/run.json": '{"command": "nidl-dcl pretrain", "exit_status": null}'},
+    "empty objects": {"logs/run.json": "{}", "desc-dclAge_metrics.json": '{"target": "age"}'},
+    "headers only": {
+        "logs/inputs.tsv": "participant_id\tstatus\n",
+        "logs/metrics.csv": "epoch,loss/train\n",
+        "figures/embedding_2d.tsv": "participant_id\tx\ty\n",
+        "desc-dclAge_metrics.json": '{"target": "age", "task": "regression", "scores": {}}',
+        "desc-dclAge_predictions.tsv": "participant_id\ttarget\tprediction\n",
+    },
+    "one row": {
+        "logs/inputs.tsv": "participant_id\tpath\tstatus\tcode\nsub-1\tn/a\tskip\tno_image\n",
+        "logs/metrics.csv": "epoch,loss/train\n0,3.5\n",
+        "figures/embedding_2d.tsv": "participant_id\tx\ty\tage\nsub-1\t0\t1\t30\n",
+    },
+    "nulls": {
+        "logs/run.json": '{"command": null, "config": null, "stages": null, "versions": null}',
+        "desc-dclSex_metrics.json": (
+            '{"target": "sex", "task": "classification", "scores": {"roc_auc": {"mean": null, '
+            '"ci95": null}}, "permutation": null, "baselines": null, "n_dropped": null, '
+            '"exposure": null, "site": null, "headline": null, "cv": null}'
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("files", NEARLY_EMPTY.values(), ids=NEARLY_EMPTY)
+def test_what_is_missing_is_said_in_a_line(tmp_path: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        write_text(tmp_path / name, text)
+    page = Page(write_report(tmp_path))
+    assert set(SECTIONS) <= set(page.attributes("id"))
+    assert "nothing" in page.attributes("class")
+    assert "What could not be read" not in page.text
+
+
+BROKEN = {
+    "logs/run.json": "{",
+    "logs/inputs.tsv": "a\tb\n1\t2\t3\t4\n5\n",
+    "logs/metrics.csv": 'a,b\n"1,2\n',
+    "figures/embedding_2d.json": "[1]",
+    "figures/views.npy": "no array",
+    "desc-dcl_embeddings.npy": "",
+    "desc-dclAge_metrics.json": '"text"',
+}
+
+
+def test_a_broken_file_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    write_output(tmp_path, n=24, site=False)
+    for name, text in BROKEN.items():
+        write_text(tmp_path / name, text)
+    page = Page(write_report(tmp_path))
+    problems = page.text.partition("What could not be read")[2]
+    assert [name for name in BROKEN if name not in problems] == []
+    assert page.tables["Scores of each target"][1][0]["text"] == "sex"
+
+
+def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no folder"):
+        write_report(tmp_path / "absent")
+
+
+def test_targets_of_another_model_stay_away(tmp_path: Path) -> None:
+    for stem, target in (("dclAge", "age"), ("dclBigAge", "age"), ("otherAge", "age")):
+        write_json(tmp_path / f"desc-{stem}_metrics.json", {"target": target, "scores": {}})
+    assert len(Page(write_report(tmp_path)).tables["Scores of each target"]) == 2
+    assert len(Page(write_report(tmp_path, model="dclBig")).tables["Scores of each target"]) == 2
+
+
+def test_long_tables_are_cut_with_a_word_about_the_rest(tmp_path: Path) -> None:
+    rows = [f"sub-{i:04d}\tsub-{i:04d}.nii\tskip\tcrc\tbroken" for i in range(1234)]
+    head = "participant_id\tpath\tstatus\tcode\tmessage"
+    write_text(tmp_path / "logs/inputs.tsv", "\n".join([head, *rows]) + "\n")
+    page = Page(write_report(tmp_path))
+    assert len(page.tables["Images skipped or warned about"]) == 201
+    assert "1,034 more in logs/inputs.tsv" in page.text
+
+
+def test_collapse_is_said_in_plain_words(tmp_path: Path) -> None:
+    head = "epoch,loss/train,effective_rank,collapse_loss"
+    for row, words in (
+        ("4,4.13,1.1,4.127", "The encoder has collapsed"),
+        ("4,3.1,1.4,4.127", "nearly collapsed"),
+        ("4,3.1,9.5,4.127", "No sign of collapse"),
+    ):
+        write_text(tmp_path / "logs/metrics.csv", f"{head}\n{row}\n")
+        assert words in Page(write_report(tmp_path)).text
+
+
+def test_ten_thousand_participants_stay_small(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    n = 10_000
+    points = pd.DataFrame({"participant_id": [f"sub-{i}" for i in range(n)]})
+    points = points.assign(x=rng.standard_normal(n), y=rng.standard_normal(n), age=rng.random(n))
+    write_tsv(tmp_path / "figures/embedding_2d.tsv", points)
+    assert write_report(tmp_path).stat().st_size < 1_000_000
+
+
+def test_hostile_names_run_nothing(hostile: Path) -> None:
+    page = Page(hostile)
+    tags = Counter(tag for tag, _ in page.elements)
+    assert tags["script"] == 1
+    assert not [name for _, found in page.elements for name in found if name.startswith("on")]
+    assert all(
+        str(found["src"]).startswith("data:") for tag, found in page.elements if tag == "img"
+    )
+    assert html.escape(HOSTILE, quote=False)[:20] in page.source
+    assert "\x1b" not in page.source
+    assert r"\x1b[31mthis." in page.text
+
+
+def test_hostile_names_make_plain_file_names(hostile: Path) -> None:
+    names = [path.name for path in (hostile.parent / "figures").iterdir()]
+    assert len(names) > 20
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+\.(svg|png|tsv|json|npy)", name) for name in names)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no Chromium on this machine")
+
+
+def browse(chromium: str, page: Path, profile: Path) -> tuple[str, str]:
+    """Return the document as Chromium sees it after scripts ran, and its console."""
+    result = subprocess.run(
+        [
+            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+            *("--disable-sync", f"--user-data-dir={profile}"),
+            *("--window-size=1500,1000", "--virtual-time-budget=5000"),
+            *("--enable-logging=stderr", "--dump-dom", page.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    console = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+    return result.stdout, "\n".join(console)
+
+
+PROBE = """<script>
+const head = document.querySelector("#scores th:nth-child(4) button");
+const order = () => [...document.querySelectorAll("#scores tbody th")].map(x => x.textContent);
+head.click(); const up = order(); head.click(); const down = order();
+const root = document.documentElement;
+const over = root.scrollWidth - root.clientWidth;
+parent.postMessage(JSON.stringify({over, width: innerWidth, up, down}), "*");
+</script></body>"""
+
+FRAME = """<!DOCTYPE html><title></title><script>onmessage = e => document.title = e.data</script>
+<iframe src="probed.html" width="{width}" height="900" style="border: 0"></iframe>"""
+"""A window of Chromium is never narrower than 500 pixels, a frame is."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [400, 1400])
+def test_in_a_browser_nothing_overflows_and_tables_sort(
+    chromium: str, page: Page, tmp_path: Path, width: int
+) -> None:
+    policy = r'<meta http-equiv="Content-Security-Policy"[^>]*>'
+    source = re.sub(policy, "", page.source).replace("</body>", PROBE)
+    write_text(tmp_path / "probed.html", source)
+    write_text(tmp_path / "frame.html", FRAME.format(width=width))
+    dom, console = browse(chromium, tmp_path / "frame.html", tmp_path / "profile")
+    seen = json.loads(html.unescape(re.findall("<title>(.*?)</title>", dom)[0]))
+    assert seen == {"over": 0, "width": width, "up": ["sex", "age"], "down": ["age", "sex"]}
+    assert console == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [True, False], ids=["with policy", "by escaping alone"])
+def test_in_a_browser_hostile_names_run_nothing(
+    chromium: str, hostile: Path, tmp_path: Path, policy: bool
+) -> None:
+    source = hostile.read_text()
+    if not policy:
+        source = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", source)
+    write_text(tmp_path / "page.html", source)
+    dom, console = browse(chromium, tmp_path / "page.html", tmp_path / "profile")
+    title = re.findall("<title>(.*?)</title>", dom)[0]
+    assert title.startswith("Demo study&lt;script&gt;")
+    assert '<th scope="col"><button>' in dom
+    assert console == ""
