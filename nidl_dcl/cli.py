@@ -1,0 +1,419 @@
+"""The command ``nidl-dcl``: parses, calls a stage, turns errors into messages and exit statuses.
+
+Options and their help are the fields of `options`; what they do is in `stages`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Yaml
+
+import nidl_dcl
+from nidl_dcl.console import Console
+from nidl_dcl.errors import NidlDclError, UsageError
+from nidl_dcl.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
+
+__all__ = ["main"]
+
+_Data = Annotated[DataOptions, Parameter(name="*", group="Data")]
+_Training = Annotated[TrainingOptions, Parameter(name="*", group="Training")]
+_Prediction = Annotated[PredictionOptions, Parameter(name="*", group="Prediction")]
+_Run = Annotated[RunOptions, Parameter(name="*", group="Run")]
+
+app = App(
+    name="nidl-dcl",
+    help="From a BIDS dataset of 3D brain MRI to embeddings, predictions and a report.",
+    version=nidl_dcl.__version__,
+    version_flags=["--version"],
+    default_parameter=Parameter(consume_multiple=True, negative=()),
+)
+
+
+@app.command
+def index(
+    bids_dir: Path,
+    *,
+    check: bool = False,
+    data: _Data = DataOptions(),  # noqa: B008
+    run: _Run = RunOptions(),  # noqa: B008
+) -> None:
+    """List every candidate image of a dataset (TSV on standard output).
+
+    Parameters
+    ----------
+    bids_dir
+        BIDS dataset; never written to.
+    check
+        Open every image too.
+    """
+    from nidl_dcl import stages
+
+    sys.stdout.write(stages.index(bids_dir, data, run, check=check))
+
+
+@app.command
+def pretrain(
+    bids_dir: Path,
+    output_dir: Path,
+    *,
+    data: _Data = DataOptions(),  # noqa: B008
+    training: _Training = TrainingOptions(),  # noqa: B008
+    run: _Run = RunOptions(),  # noqa: B008
+) -> None:
+    """Train an encoder without labels, by decoupled contrastive learning.
+
+    Parameters
+    ----------
+    bids_dir
+        BIDS dataset; never written to.
+    output_dir
+        Folder of the derivative.
+    """
+    from nidl_dcl import stages
+
+    console = Console()
+    if run.dry_run:
+        _say_lines(stages.dry_run(bids_dir, output_dir, data, training, run, console))
+        return
+    output = _output(bids_dir, output_dir, run, data, training)
+    with output.writing():
+        folder = stages.pretrain(output, data, training, run, console)
+    _finish(output, run)
+    sys.stdout.write(f"{folder}\n")
+
+
+@app.command
+def embed(
+    bids_dir: Path,
+    output_dir: Path,
+    *,
+    model: Path | None = None,
+    trust: list[str] | None = None,
+    data: _Data = DataOptions(),  # noqa: B008
+    run: _Run = RunOptions(),  # noqa: B008
+) -> None:
+    """Write one embedding per image.
+
+    Parameters
+    ----------
+    bids_dir
+        BIDS dataset; never written to.
+    output_dir
+        Folder of the derivative.
+    model
+        Model folder; default: the one that pretrain wrote in OUTPUT_DIR.
+    trust
+        Packages whose encoders may be imported by name.
+    """
+    from nidl_dcl import stages
+
+    console = Console()
+    if run.dry_run:
+        _say_lines(stages.dry_run(bids_dir, output_dir, data, TrainingOptions(), run, console)[:-2])
+        return
+    output = _output(bids_dir, output_dir, run, data)
+    with output.writing():
+        stages.embed(output, data, run, model_folder=model, trust=trust or (), console=console)
+    _finish(output, run)
+
+
+@app.command
+def predict(
+    bids_dir: Path,
+    output_dir: Path,
+    *,
+    target: list[str],
+    trust: list[str] | None = None,
+    data: _Data = DataOptions(),  # noqa: B008
+    prediction: _Prediction = PredictionOptions(),  # noqa: B008
+    run: _Run = RunOptions(),  # noqa: B008
+) -> None:
+    """Predict phenotypes from embeddings, cross-validated by participant.
+
+    Parameters
+    ----------
+    bids_dir
+        BIDS dataset; never written to.
+    output_dir
+        Folder of the derivative, with embeddings.
+    target
+        Columns of the phenotype tables.
+    trust
+        Packages whose encoders may be imported by name.
+    """
+    from nidl_dcl import stages
+
+    output = _output(bids_dir, output_dir, run, data, prediction)
+    with output.writing():
+        rows = stages.predict(
+            output, target, data, run, prediction, trust=trust or (), console=Console()
+        )
+    _finish(output, run)
+    sys.stdout.write(stages.summary_table(rows) + "\n")
+
+
+@app.command
+def report(
+    bids_dir: Path,
+    output_dir: Path,
+    *,
+    run: _Run = RunOptions(),  # noqa: B008
+) -> None:
+    """Write the HTML report again, from the files.
+
+    Parameters
+    ----------
+    bids_dir
+        BIDS dataset; never written to.
+    output_dir
+        Folder of the derivative.
+    """
+    from nidl_dcl import stages
+
+    if not output_dir.is_dir():
+        raise UsageError(f"OUTPUT_DIR {output_dir} is not a folder.")
+    output = _output(bids_dir, output_dir, run)
+    with output.writing():
+        page = stages.report(output, run)
+    sys.stdout.write(f"{page}\n")
+
+
+@app.command
+def study(
+    bids_dir: Path,
+    output_dir: Path,
+    *,
+    target: list[str],
+    model: Path | None = None,
+    trust: list[str] | None = None,
+    data: _Data = DataOptions(),  # noqa: B008
+    training: _Training = TrainingOptions(),  # noqa: B008
+    prediction: _Prediction = PredictionOptions(),  # noqa: B008
+    run: _Run = RunOptions(),  # noqa: B008
+) -> None:
+    """Pretrain, embed, predict and report, in one go.
+
+    Parameters
+    ----------
+    bids_dir
+        BIDS dataset; never written to.
+    output_dir
+        Folder of the derivative.
+    target
+        Columns of the phenotype tables.
+    model
+        An existing model folder: no pretraining.
+    trust
+        Packages whose encoders may be imported by name.
+    """
+    from nidl_dcl import stages
+
+    console = Console()
+    if run.dry_run:
+        _say_lines(stages.dry_run(bids_dir, output_dir, data, training, run, console))
+        return
+    output = _output(bids_dir, output_dir, run, data, training, prediction)
+    with output.writing():
+        rows = stages.study(
+            output,
+            target,
+            data,
+            training,
+            run,
+            prediction,
+            model_folder=model,
+            trust=trust or (),
+            console=console,
+        )
+    _finish(output, run)
+    sys.stdout.write(stages.summary_table(rows) + f"\n\n{output.path / 'report.html'}\n")
+
+
+@app.command
+def demo(
+    output_dir: Path,
+    *,
+    n_participants: int = 120,
+    max_epochs: int = 40,
+    run: _Run = RunOptions(),  # noqa: B008
+) -> None:
+    """Write a synthetic BIDS dataset and run a study on it.
+
+    Parameters
+    ----------
+    output_dir
+        Gets the dataset in bids/ and the study in study/.
+    n_participants
+        Size of the dataset.
+    max_epochs
+        Length of the training.
+    """
+    from nidl_dcl import stages
+
+    _set_threads(run)
+    rows, page = stages.demo(
+        output_dir,
+        run,
+        n_participants=n_participants,
+        max_epochs=max_epochs,
+        console=Console(),
+        command=["nidl-dcl", *sys.argv[1:]],
+    )
+    if run.validate:
+        stages.validate(page.parent)
+    sys.stdout.write(stages.summary_table(rows) + f"\n\n{page}\n")
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Path | None = None,
+    print_config: bool = False,
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False,
+) -> None:
+    """Read the options, from the command line and a file, and run the command.
+
+    Parameters
+    ----------
+    config
+        YAML file of options; the command line wins.
+    print_config
+        Print the options as YAML and stop.
+    verbose
+        Say more; show where an error came from.
+    """
+    if config is not None:
+        if not config.is_file():
+            raise UsageError(f"--config {config} is not a file.")
+        app.config = (Yaml(config, use_commands_as_keys=False, search_parents=False),)
+    else:
+        app.config = ()
+    command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    if print_config:
+        bound.apply_defaults()
+        sys.stdout.write(_as_yaml(bound.arguments))
+        return
+    if not verbose:
+        _silence()
+    command(*bound.args, **bound.kwargs)
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Words after the command's name; those of the process by default.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    verbose = "-v" in words or "--verbose" in words
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app.meta(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _fail(f"{error} See nidl-dcl --help.", 2)
+    except NidlDclError as error:
+        if verbose:
+            raise
+        _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        _fail("Interrupted. The same command goes on from here.", 130)
+    except SystemExit as error:
+        # Lightning's exit after a SIGTERM carries no status.
+        status = error.code if isinstance(error.code, int) else 143
+        if status == 143:
+            _fail("Terminated. The same command goes on from here.", 143)
+        sys.exit(status)
+    except OSError as error:
+        if verbose:
+            raise
+        _fail(f"{error.strerror or error}: {error.filename or ''}", 1)
+    except Exception as error:
+        if verbose:
+            raise
+        _fail(f"Unexpected fault: {type(error).__name__}: {error}. Run with -v to see where.", 1)
+    sys.exit(0)
+
+
+def _output(bids_dir: Path, output_dir: Path, run: RunOptions, *options: Any) -> Any:
+    from dataclasses import asdict
+
+    from nidl_dcl.output import Output
+
+    _set_threads(run)
+    config = {k: v for group in (*options, run) for k, v in asdict(group).items()}
+    return Output(
+        bids_dir,
+        output_dir,
+        work_dir=run.work_dir,
+        command=["nidl-dcl", *sys.argv[1:]],
+        config=config,
+    )
+
+
+def _finish(output: Any, run: RunOptions) -> None:
+    if run.validate:
+        from nidl_dcl import stages
+
+        stages.validate(output.path)
+
+
+def _set_threads(run: RunOptions) -> None:
+    if run.threads is not None:
+        import torch
+
+        if run.threads < 1:
+            raise UsageError(f"--threads takes a number of 1 or more, got {run.threads}.")
+        torch.set_num_threads(run.threads)
+
+
+def _as_yaml(arguments: dict[str, Any]) -> str:
+    from dataclasses import asdict, is_dataclass
+
+    import yaml
+
+    from nidl_dcl.stages import plain_yaml
+
+    values: dict[str, Any] = {}
+    for name, value in arguments.items():
+        values.update(asdict(value) if is_dataclass(value) else {name: value})  # type: ignore[arg-type]
+    text: str = yaml.safe_dump(plain_yaml(values), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _say_lines(lines: list[str]) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _silence() -> None:
+    """Leave the terminal to our own messages."""
+    import logging
+
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="(lightning|torch|monai|nilearn|sklearn)")
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+    sys.stderr.write(f"Warning: {message}\n")
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    # In training, Lightning ends the step under way first and then raises; elsewhere nothing waits.
+    loaded = sys.modules.get("nidl_dcl.training")
+    if loaded is None or not loaded.Checkpoints.training:
+        raise SystemExit(143)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    sys.stderr.write(f"nidl-dcl: {message.strip()}\n")
+    sys.exit(status)

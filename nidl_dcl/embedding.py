@@ -1,0 +1,218 @@
+"""Embeddings of prepared volumes, and the table of a dataset's embeddings on disk.
+
+Features are kept per volume and model, so a run that was killed goes on where it stopped, and new
+participants are added without touching the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch.utils.data import DataLoader, Subset
+
+from nidl_dcl.errors import UsageError
+from nidl_dcl.prepared import PreparedVolumes
+from nidl_dcl.writing import to_tsv, write_bytes, write_json, write_npy, write_text
+
+__all__ = [
+    "COLUMNS",
+    "Embeddings",
+    "embed_volumes",
+    "exposure_of",
+    "read_embeddings",
+    "seen_in_pretraining",
+    "write_embeddings",
+]
+
+COLUMNS = ("participant_id", "session_id", "run", "source", "split", "row")
+
+_CHUNK = 64
+
+_DESCRIPTIONS = {
+    "participant_id": "Participant, as in participants.tsv",
+    "session_id": "Session of the image",
+    "run": "Run of the image",
+    "source": "BIDS URI of the image (of the source dataset named in DatasetLinks)",
+    "split": "What pretraining did with the participant: train, val or holdout (not seen)",
+    "row": "Row of the array in the .npy file of the same name, from 0",
+}
+
+
+class Embeddings:
+    """A table of images with a matrix of embeddings, row by row.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns `COLUMNS`.
+    matrix : ndarray of shape (n, d), float32
+        One row per row of the table.
+    config : mapping
+        Where they come from: model checksum and preparation.
+    """
+
+    def __init__(
+        self, table: pd.DataFrame, matrix: np.ndarray, config: Mapping[str, Any] | None = None
+    ) -> None:
+        self.table = table.reset_index(drop=True)
+        self.matrix = matrix
+        self.config = dict(config or {})
+
+
+def embed_volumes(
+    model: Any,
+    volumes: PreparedVolumes,
+    *,
+    digest: str,
+    memory: Path | None = None,
+    num_workers: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[np.ndarray, int]:
+    """Return the embeddings of all volumes, and how many had to be computed.
+
+    Parameters
+    ----------
+    model : DCL
+        Fitted.
+    volumes : PreparedVolumes
+        What is embedded, one at a time: a row never depends on the others.
+    digest : str
+        Names the model in `memory`.
+    memory : Path, optional
+        Folder of features computed before.
+    num_workers : int
+        Loading workers.
+    progress : callable, optional
+        Called with (what, done, total).
+
+    Returns
+    -------
+    matrix : ndarray of shape (n, d), float32
+    computed : int
+    """
+    rows: dict[int, np.ndarray] = {}
+    places: dict[int, Path] = {}
+    if memory is not None:
+        for i in range(len(volumes)):
+            places[i] = memory / digest[:16] / f"{volumes.name(i)}.f4"
+            if (known := _remembered(places[i])) is not None:
+                rows[i] = known
+    missing = [i for i in range(len(volumes)) if i not in rows]
+    for start in range(0, len(missing), _CHUNK):
+        chunk = missing[start : start + _CHUNK]
+        loader: DataLoader[Any] = DataLoader(Subset(volumes, chunk), num_workers=num_workers)
+        features = model.transform(loader).numpy()
+        for i, row in zip(chunk, features, strict=True):
+            rows[i] = row
+            if memory is not None:
+                body = row.astype("<f4").tobytes()
+                write_bytes(places[i], body + hashlib.blake2b(body, digest_size=16).digest())
+        if progress is not None:
+            progress("embedding", start + len(chunk), len(missing))
+    return np.stack([rows[i] for i in range(len(volumes))]).astype(np.float32), len(missing)
+
+
+def write_embeddings(folder: Path, label: str, embeddings: Embeddings) -> bool:
+    """Write ``desc-<label>_embeddings`` as TSV, JSON and NPY; return whether anything changed.
+
+    Parameters
+    ----------
+    folder : Path
+        The output folder.
+    label : str
+        The model's label.
+    embeddings : Embeddings
+        What is written.
+    """
+    stem = folder / f"desc-{label}_embeddings"
+    table = embeddings.table.copy()
+    table["row"] = range(len(table))
+    text = to_tsv(table[list(COLUMNS)])
+    sidecar = {
+        **{name: {"Description": text_} for name, text_ in _DESCRIPTIONS.items()},
+        "Description": "One embedding per image; the matrix is in the .npy file of the same name",
+        "Shape": list(embeddings.matrix.shape),
+        "Config": embeddings.config,
+    }
+    tsv, npy, note = (stem.with_name(stem.name + s) for s in (".tsv", ".npy", ".json"))
+    if (
+        tsv.is_file()
+        and npy.is_file()
+        and note.is_file()
+        and tsv.read_text("utf-8") == text
+        and np.array_equal(np.load(npy, allow_pickle=False), embeddings.matrix)
+    ):
+        return False
+    write_npy(npy, embeddings.matrix.astype(np.float32))
+    write_text(tsv, text)
+    write_json(note, sidecar)
+    return True
+
+
+def read_embeddings(folder: Path, label: str) -> Embeddings | None:
+    """Return the embeddings written for a model, None where there are none.
+
+    Raises
+    ------
+    UsageError
+        When the files do not belong together.
+    """
+    stem = folder / f"desc-{label}_embeddings"
+    tsv, npy, note = (stem.with_name(stem.name + s) for s in (".tsv", ".npy", ".json"))
+    if not (tsv.is_file() and npy.is_file()):
+        return None
+    table = pd.read_csv(
+        tsv, sep="\t", dtype=str, keep_default_na=False, na_values=["n/a"], quoting=3
+    )
+    matrix = np.load(npy, allow_pickle=False)
+    if len(table) != len(matrix) or list(table.columns) != list(COLUMNS):
+        raise UsageError(
+            f"{tsv} and {npy.name} do not belong together ({len(table)} and {len(matrix)} rows). "
+            "Delete both and run `nidl-dcl embed` again."
+        )
+    config = {}
+    if note.is_file():
+        config = json.loads(note.read_text("utf-8")).get("Config", {})
+    return Embeddings(table, matrix, config)
+
+
+def exposure_of(participants: Iterable[str], salt: str) -> dict[str, Any]:
+    """Return what a model folder keeps of who was seen in pretraining: salted hashes, no names.
+
+    Parameters
+    ----------
+    participants : iterable of str
+        Their ``sub-…`` ids.
+    salt : str
+        Mixed into every hash; kept beside them.
+    """
+    hashes = sorted({_hashed(p, salt) for p in participants})
+    return {"salt": salt, "n_participants": len(hashes), "participants": hashes}
+
+
+def seen_in_pretraining(participants: Iterable[str], exposure: Mapping[str, Any]) -> list[bool]:
+    """Return for each participant whether the model's exposure holds it."""
+    known = set(exposure.get("participants") or ())
+    salt = str(exposure.get("salt", ""))
+    return [_hashed(p, salt) in known for p in participants]
+
+
+def _hashed(participant: str, salt: str) -> str:
+    return hashlib.blake2b(participant.encode(), key=salt.encode()[:64], digest_size=12).hexdigest()
+
+
+def _remembered(place: Path) -> np.ndarray | None:
+    try:
+        raw = place.read_bytes()
+    except FileNotFoundError:
+        return None
+    body, digest = raw[:-16], raw[-16:]
+    if not body or hashlib.blake2b(body, digest_size=16).digest() != digest:
+        return None
+    return np.frombuffer(body, "<f4")

@@ -1,0 +1,213 @@
+"""What the stages can be told: one small group of options per concern, with the help text of each.
+
+The command line, YAML files and scripts share them; defaults and meanings stand here alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from nidl_dcl.errors import UsageError
+
+__all__ = [
+    "DataOptions",
+    "PredictionOptions",
+    "RunOptions",
+    "StudyOptions",
+    "TrainingOptions",
+    "read_study",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which images of the dataset are used."""
+
+    participant_label: list[str] = field(default_factory=list)
+    """Only these participants, with or without 'sub-'."""
+
+    session_label: list[str] = field(default_factory=list)
+    """Only these sessions, with or without 'ses-'."""
+
+    bids_filter_file: Path | None = None
+    """JSON file of entities and values; null is none, "*" is any."""
+
+    preset: str = "raw-t1w"
+    """Which images: raw-t1w, fmriprep-mni, fmriprep-native, fmriprep-gm, mp2rage, clinica-t1-linear."""
+
+    derivatives: list[str] = field(default_factory=list)
+    """Folders of derivatives (images of the preset, brain masks), as PATH or NAME=PATH."""
+
+    phenotypes: list[Path] = field(default_factory=list)
+    """Tables of phenotypes besides those of the dataset (TSV or CSV with participant_id)."""
+
+    mask: str = "auto"
+    """Brain mask: auto (a desc-brain_mask derivative, if all images have one), none, or its NAME."""
+
+    select: Literal["all", "first", "last"] = "all"
+    """Of several images in a session."""
+
+    max_skipped: float = 0.1
+    """Largest share of the candidate images that may be unusable."""
+
+    strict: bool = False
+    """Stop if any candidate image is unusable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How the encoder is trained."""
+
+    init: Path | None = None
+    """Start from the weights of this model folder."""
+
+    encoder: str = "cnn"
+    """cnn, resnet18, resnet50, densenet121, or package.module:Class of your own."""
+
+    spacing: list[float] = field(default_factory=lambda: [4.0])
+    """Voxel size in mm, one or three numbers."""
+
+    shape: list[int] = field(default_factory=list)
+    """Voxels along three axes; default: field of view / spacing."""
+
+    views: Literal["light", "default", "strong"] = "default"
+    """Strength of the augmentations that make the two views."""
+
+    max_epochs: int = 60
+    """Passes over the participants."""
+
+    batch_size: int = 32
+    """Participants of a batch, all processes together."""
+
+    temperature: float = 0.1
+    """Temperature of the loss."""
+
+    learning_rate: float = 1e-3
+    """Highest learning rate, reached after a tenth of the steps."""
+
+    holdout: float = 0.0
+    """Share of participants that pretraining does not see."""
+
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu, mps."""
+
+    devices: str = "auto"
+    """Lightning's devices: a number, or auto."""
+
+    num_nodes: int = 1
+    """Lightning's number of nodes."""
+
+    strategy: str = "auto"
+    """Lightning's strategy, such as ddp."""
+
+    precision: str = "32-true"
+    """Lightning's precision, such as bf16-mixed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionOptions:
+    """How phenotypes are predicted."""
+
+    group: str | None = None
+    """Column whose equal values (a family) stay on one side of every split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How the command runs."""
+
+    work_dir: Path | None = None
+    """Where prepared volumes and checkpoints are kept; default OUTPUT_DIR/.work."""
+
+    nprocs: int = 0
+    """Number of loading workers; changes no result."""
+
+    threads: int | None = None
+    """Threads of torch; recorded, since it may change the last digits."""
+
+    random_seed: int = 0
+    """Seed of splits, weights, order, views and folds."""
+
+    model_name: str = "dcl"
+    """Label of the model in file names, letters and digits."""
+
+    dry_run: bool = False
+    """Say what would be done and write nothing."""
+
+    validate: bool = False
+    """Run the BIDS validator on the output at the end (package bids-validator-deno)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """What a YAML file of a study says; its keys are the command line's options."""
+
+    bids_dir: Path
+    output_dir: Path
+    target: list[str] = field(default_factory=list)
+    model: Path | None = None
+    trust: list[str] = field(default_factory=list)
+    data: DataOptions = DataOptions()
+    training: TrainingOptions = TrainingOptions()
+    prediction: PredictionOptions = PredictionOptions()
+    run: RunOptions = RunOptions()
+
+
+_GROUPS = {
+    "data": DataOptions,
+    "training": TrainingOptions,
+    "prediction": PredictionOptions,
+    "run": RunOptions,
+}
+_OWN = ("bids_dir", "output_dir", "target", "model", "trust")
+_PATHS = ("bids_dir", "output_dir", "model", "bids_filter_file", "init", "work_dir")
+
+
+def read_study(file: str | Path) -> StudyOptions:
+    """Return the options in a YAML file, such as a study's ``code/config.yaml``.
+
+    Parameters
+    ----------
+    file : path
+        A flat mapping of options; relative paths are relative to the current folder.
+
+    Raises
+    ------
+    UsageError
+        When the file cannot be read, lacks ``bids_dir`` or ``output_dir``, or has an unknown option.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{file} is not YAML: {error}.") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} must hold options, one per line, such as 'bids_dir: data'.")
+    content = {str(name).replace("-", "_"): value for name, value in content.items()}
+    own: dict[str, Any] = {}
+    grouped: dict[str, dict[str, Any]] = {name: {} for name in _GROUPS}
+    home = {f.name: name for name, group in _GROUPS.items() for f in fields(group)}
+    for name, value in content.items():
+        if name in _PATHS and value is not None:
+            value = Path(str(value))
+        if name == "phenotypes":
+            value = [Path(str(v)) for v in value]
+        if name in _OWN:
+            own[name] = value
+        elif name in home:
+            grouped[home[name]][name] = value
+        else:
+            close = difflib.get_close_matches(name, [*_OWN, *home], n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise UsageError(f"{file} has an unknown option {name!r}.{hint}")
+    for name in ("bids_dir", "output_dir"):
+        if name not in own:
+            raise UsageError(f"{file} must name {name}.")
+    groups: dict[str, Any] = {name: kind(**grouped[name]) for name, kind in _GROUPS.items()}
+    return StudyOptions(**own, **groups)

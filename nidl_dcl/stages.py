@@ -1,0 +1,958 @@
+"""The stages of a study, from a BIDS dataset and an output folder to the files of the derivative.
+
+Each can be called alone, again (it does what is missing) and after a kill (it goes on). The command
+line and the scripts in `pipelines/` call these functions and nothing below them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from sklearn.decomposition import PCA
+
+from nidl_dcl.console import Quiet
+from nidl_dcl.datamodule import BIDSDataModule
+from nidl_dcl.dcl import DCL
+from nidl_dcl.embedding import (
+    COLUMNS,
+    Embeddings,
+    embed_volumes,
+    exposure_of,
+    read_embeddings,
+    seen_in_pretraining,
+    write_embeddings,
+)
+from nidl_dcl.encoder import ENCODERS
+from nidl_dcl.errors import InputsUnusableError, NidlDclError, UsageError
+from nidl_dcl.features import Baseline
+from nidl_dcl.model_folder import import_module_class, load_model, read_description, save_model
+from nidl_dcl.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
+from nidl_dcl.output import Output, check_places
+from nidl_dcl.prediction import predict_phenotype
+from nidl_dcl.randomness import key_seed
+from nidl_dcl.report import write_report
+from nidl_dcl.targets import target_labels
+from nidl_dcl.training import (
+    AtomicCheckpoints,
+    Checkpoints,
+    Progress,
+    TrainingCurve,
+    sound_checkpoint,
+)
+from nidl_dcl.volumes import Preparation
+from nidl_dcl.writing import to_tsv, write_json, write_npy, write_text, write_tsv
+
+__all__ = ["demo", "embed", "index", "predict", "pretrain", "report", "study", "summary_table"]
+
+SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre")
+"""Columns, in any case, that are audited as sites."""
+
+_UNTRAINED_SEEDS = 3
+_SHOWN = 4
+_MODEL_RESULT = ("encoder", "views", "max_epochs", "batch_size", "temperature", "learning_rate")
+
+
+def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = False) -> str:
+    """Return every candidate image as TSV text, the columns those of ``logs/inputs.tsv``.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        The dataset.
+    data, run : DataOptions, RunOptions
+        Which images; how many workers.
+    check : bool, default=False
+        Whether images are opened; otherwise they are judged by name.
+    """
+    from nidl_dcl.bids_index import find_images
+
+    if not check:
+        module = _data_module(bids_dir, data, run)
+        return to_tsv(find_images(bids_dir, **module.selection, mask="none").inputs)
+    module = _data_module(bids_dir, data, run, max_skipped=1.0)
+    try:
+        return to_tsv(module.inputs)
+    except InputsUnusableError:
+        assert module._inputs is not None
+        return to_tsv(module._inputs)
+
+
+def pretrain(
+    output: Output,
+    data: DataOptions,
+    training: TrainingOptions,
+    run: RunOptions,
+    console: Quiet | None = None,
+) -> Path:
+    """Train an encoder on the dataset and write its model folder.
+
+    Parameters
+    ----------
+    output : Output
+        Dataset and output folder; held for writing.
+    data, training, run
+        Options.
+    console : Quiet, optional
+        Told of messages and progress.
+
+    Returns
+    -------
+    Path
+        ``models/desc-<model>``.
+
+    Raises
+    ------
+    UsageError
+        For options that cannot be used, or a model trained with others.
+    InputsUnusableError
+        When too few images are usable.
+    """
+    console = console or Quiet()
+    folder = output.path / "models" / f"desc-{run.model_name}"
+    with output.stage("pretrain") as entry:
+        module = _data_module(
+            output.bids_dir, data, run, training=training, work=output.work, console=console
+        )
+        module.check()
+        write_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
+        _tell_inputs(module, console)
+        config = _training_config(data, training, run, module.preparation)
+        if (folder / "model.json").is_file():
+            _refuse_changes(
+                read_description(folder)["provenance"].get("config", {}), config, folder
+            )
+            console.say(f"{folder.name} is trained already.")
+            entry["skipped"] = True
+            return folder
+        if len(module.participants("train")) < 2:
+            raise InputsUnusableError(
+                f"{output.bids_dir}: contrastive training needs at least 2 participants, "
+                f"{len(module.participants('train'))} is left for it."
+            )
+        module.setup()
+        _write_views(output.path / "figures", module)
+        checkpoints = output.work / f"checkpoints-{run.model_name}"
+        resume = sound_checkpoint(checkpoints, console.say)
+        if resume is not None:
+            entry["resumed_from_step"] = int(resume.stem.partition("-")[2])
+            console.say(f"Training goes on from step {entry['resumed_from_step']}.")
+        model = _new_model(training, run.random_seed)
+        if training.init is not None:
+            _take_weights(model, training.init)
+        model.set_params(
+            max_epochs=training.max_epochs,
+            accelerator=training.accelerator,
+            devices=int(training.devices) if training.devices.isdigit() else training.devices,
+            num_nodes=training.num_nodes,
+            strategy=training.strategy,
+            precision=training.precision,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[AtomicCheckpoints()],
+            callbacks=[
+                TrainingCurve(output.path / "logs" / "metrics.csv"),
+                Checkpoints(checkpoints),
+                Progress(console.progress),
+            ],
+        )
+        console.say(
+            f"Training {training.encoder} on {len(module.participants('train'))} participants, "
+            f"{training.max_epochs} epochs, volumes of "
+            f"{' x '.join(map(str, module.preparation.shape or ()))} voxels."
+        )
+        model.fit(module, ckpt_path=resume)
+        seen = [who for who, _ in module.participants("train")]
+        salt = f"{key_seed(run.random_seed, 'salt', *seen):08x}"
+        save_model(
+            model,
+            folder,
+            preparation=module.preparation,
+            exposure=exposure_of(seen, salt),
+            provenance={"config": config, "source": output.bids_dir.name},
+        )
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        _write_descriptions(output.path, run.model_name)
+    return folder
+
+
+def embed(
+    output: Output,
+    data: DataOptions,
+    run: RunOptions,
+    *,
+    model_folder: Path | None = None,
+    trust: Sequence[str] = (),
+    console: Quiet | None = None,
+) -> Embeddings:
+    """Write one embedding per image; images embedded before are not computed again.
+
+    Parameters
+    ----------
+    output : Output
+        Dataset and output folder; held for writing.
+    data, run
+        Options.
+    model_folder : Path, optional
+        The model; default: the one that `pretrain` wrote. Another one is copied into the output.
+    trust : sequence of str
+        Packages whose encoders may be imported.
+    console : Quiet, optional
+        Told of messages and progress.
+
+    Returns
+    -------
+    Embeddings
+    """
+    console = console or Quiet()
+    own = output.path / "models" / f"desc-{run.model_name}"
+    source = own if model_folder is None else model_folder
+    with output.stage("embed") as entry:
+        description = read_description(source)
+        digest = str(description["sha256"]["weights.safetensors"])
+        if (own / "model.json").is_file():
+            here = read_description(own)["sha256"]["weights.safetensors"]
+            if here != digest:
+                raise UsageError(
+                    f"{own} holds another model than {source}. Choose another --model-name or "
+                    "another OUTPUT_DIR."
+                )
+        model = load_model(source, trust=trust)
+        if not model.fitted or model.preparation is None:
+            raise UsageError(
+                f"{source} is not a fitted model with an input contract, so images cannot be "
+                "prepared for it. Train it with `nidl-dcl pretrain`."
+            )
+        module = _data_module(
+            output.bids_dir,
+            data,
+            run,
+            preparation=model.preparation,
+            work=output.work,
+            console=console,
+        )
+        module.check()
+        write_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
+        module.setup()
+        if own != source and not (own / "model.json").is_file():
+            own.mkdir(parents=True, exist_ok=True)
+            for name in ("weights.safetensors", "model.json"):
+                shutil.copyfile(source / name, own / name)
+        assert module.volumes is not None
+        matrix, computed = embed_volumes(
+            model,
+            module.volumes,
+            digest=digest,
+            memory=output.work / "features",
+            num_workers=run.nprocs,
+            progress=console.progress,
+        )
+        config = {"model_sha256": digest, "preparation": model.preparation.to_dict()}
+        table = module.images.copy()
+        table["split"] = _splits(table, description)
+        table["row"] = range(len(table))
+        embeddings = _merged(
+            read_embeddings(output.path, run.model_name),
+            Embeddings(table[list(COLUMNS)], matrix, config),
+            restricted=bool(data.participant_label or data.session_label),
+        )
+        changed = write_embeddings(output.path, run.model_name, embeddings)
+        _write_descriptions(output.path, run.model_name)
+        entry["skipped"] = not changed and computed == 0
+        if changed:
+            _write_plane(output.path / "figures", module, matrix)
+        console.say(
+            f"Embeddings: {len(embeddings.table)} images of "
+            f"{embeddings.table['participant_id'].nunique()} participants, {computed} computed now."
+        )
+    return embeddings
+
+
+def predict(
+    output: Output,
+    targets: Sequence[str],
+    data: DataOptions,
+    run: RunOptions,
+    prediction: PredictionOptions | None = None,
+    *,
+    trust: Sequence[str] = (),
+    console: Quiet | None = None,
+) -> list[dict[str, Any]]:
+    """Predict phenotypes from the embeddings, cross-validated by participant.
+
+    Parameters
+    ----------
+    output : Output
+        Dataset and output folder, with embeddings; held for writing.
+    targets : sequence of str
+        Columns of the phenotype tables.
+    data, run, prediction
+        Options.
+    trust : sequence of str
+        Packages whose encoders may be imported.
+    console : Quiet, optional
+        Told of messages and progress.
+
+    Returns
+    -------
+    list of dict
+        One row per target: score with interval, chance level, baselines, participants.
+    """
+    console = console or Quiet()
+    prediction = prediction or PredictionOptions()
+    with output.stage("predict") as entry:
+        embeddings = read_embeddings(output.path, run.model_name)
+        if embeddings is None:
+            raise UsageError(
+                f"{output.path} has no embeddings of model {run.model_name!r}. Run `nidl-dcl "
+                "embed`, or look at --model-name."
+            )
+        folder = output.path / "models" / f"desc-{run.model_name}"
+        description = read_description(folder)
+        contract = Preparation.from_dict(description["input_contract"])
+        module = _data_module(
+            output.bids_dir, data, run, preparation=contract, work=output.work, console=console
+        )
+        labels = _check_targets(module, targets, prediction)
+        images = module.images
+        place = {source: row for row, source in enumerate(embeddings.table["source"])}
+        kept = [
+            i
+            for i, (source, split) in enumerate(zip(images["source"], images["split"], strict=True))
+            if source in place
+        ]
+        images = images.iloc[kept].reset_index(drop=True)
+        matrix = embeddings.matrix[[place[source] for source in images["source"]]]
+        module.setup()
+        baselines: dict[str, Any] | None = None
+        rows = []
+        skipped = True
+        for target in targets:
+            stem = output.path / f"desc-{run.model_name}{labels[target]}"
+            site = next(
+                (str(c) for c in images if str(c).lower() in SITE_COLUMNS and c != target), None
+            )
+            config = {
+                "random_seed": run.random_seed,
+                "group": prediction.group,
+                "site": site,
+                "model_sha256": embeddings.config.get("model_sha256"),
+            }
+            fingerprint = _fingerprint(images, target, prediction.group, site, matrix)
+            done = _done_before(stem, config, fingerprint)
+            if done is not None:
+                rows.append(done)
+                continue
+            skipped = False
+            if baselines is None:
+                baselines = _baseline_features(module, kept, folder, run, trust, console)
+            result = predict_phenotype(
+                matrix,
+                images[target],
+                _groups(images, prediction.group),
+                target=target,
+                baselines=baselines,
+                site=None if site is None else images[site],
+                seen=seen_in_pretraining(images["participant_id"], description["exposure"]),
+                ids=images[["participant_id", "session_id", "run", "source"]],
+                random_state=run.random_seed,
+                progress=_named(console, f"predicting {target}"),
+            )
+            summary = result.summary()
+            metrics = {
+                **result.metrics,
+                "summary": summary,
+                "provenance": {"config": config, "data": fingerprint},
+            }
+            write_tsv(_beside(stem, "_predictions.tsv"), result.predictions)
+            write_json(_beside(stem, "_predictions.json"), result.columns)
+            write_json(_beside(stem, "_metrics.json"), metrics)
+            rows.append(summary)
+        entry["skipped"] = skipped
+    return rows
+
+
+def report(output: Output, run: RunOptions) -> Path:
+    """Write ``report.html`` from the files of the output folder.
+
+    Parameters
+    ----------
+    output : Output
+        Held for writing.
+    run : RunOptions
+        The model's label.
+    """
+    with output.stage("report"):
+        return write_report(output.path, model=run.model_name)
+
+
+def study(
+    output: Output,
+    targets: Sequence[str],
+    data: DataOptions,
+    training: TrainingOptions,
+    run: RunOptions,
+    prediction: PredictionOptions | None = None,
+    *,
+    model_folder: Path | None = None,
+    trust: Sequence[str] = (),
+    console: Quiet | None = None,
+) -> list[dict[str, Any]]:
+    """Pretrain, embed, predict and report; with a model folder, without pretraining.
+
+    Parameters
+    ----------
+    output : Output
+        Dataset and output folder; held for writing.
+    targets : sequence of str
+        Columns of the phenotype tables.
+    data, training, run, prediction
+        Options.
+    model_folder : Path, optional
+        An existing model.
+    trust : sequence of str
+        Packages whose encoders may be imported.
+    console : Quiet, optional
+        Told of messages and progress.
+
+    Returns
+    -------
+    list of dict
+        As `predict`.
+    """
+    console = console or Quiet()
+    prediction = prediction or PredictionOptions()
+    module = _data_module(output.bids_dir, data, run, work=output.work, console=console)
+    _check_targets(module, targets, prediction)
+    write_text(
+        output.path / "code" / "config.yaml",
+        config_text(output, data, training, run, prediction, targets, model_folder),
+    )
+    if model_folder is None:
+        pretrain(output, data, training, run, console)
+        report(output, run)
+    embed(output, data, run, model_folder=model_folder, trust=trust, console=console)
+    rows = predict(output, targets, data, run, prediction, trust=trust, console=console)
+    if output.worked or not (output.path / "report.html").is_file():
+        report(output, run)
+    return rows
+
+
+def demo(
+    output_dir: Path,
+    run: RunOptions,
+    *,
+    n_participants: int,
+    max_epochs: int,
+    console: Quiet | None = None,
+    command: Sequence[str] = (),
+) -> tuple[list[dict[str, Any]], Path]:
+    """Write a synthetic BIDS dataset and run a study of age and sex on it.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Gets the dataset in ``bids/`` and the study in ``study/``.
+    run : RunOptions
+        Options.
+    n_participants, max_epochs : int
+        Size and length.
+    console : Quiet, optional
+        Told of messages and progress.
+    command : sequence of str
+        For the record.
+
+    Returns
+    -------
+    rows : list of dict
+        As `study`.
+    page : Path
+        The report.
+    """
+    from nidl_dcl.demo import write_demo_dataset  # nilearn takes seconds to import
+
+    console = console or Quiet()
+    bids_dir = output_dir / "bids"
+    if not (bids_dir / ".complete").is_file():
+        console.say(f"Writing a synthetic BIDS dataset of {n_participants} participants.")
+        write_demo_dataset(
+            bids_dir,
+            n_participants=n_participants,
+            seed=run.random_seed,
+            progress=_named(console, "drawing brains"),
+        )
+    training = TrainingOptions(max_epochs=max_epochs)
+    data = DataOptions()
+    config = {**asdict(training), **asdict(run), "n_participants": n_participants}
+    output = Output(
+        bids_dir, output_dir / "study", work_dir=run.work_dir, command=command, config=config
+    )
+    with output.writing():
+        rows = study(output, ["age", "sex"], data, training, run, console=console)
+    return rows, output.path / "report.html"
+
+
+def dry_run(
+    bids_dir: Path,
+    output_dir: Path,
+    data: DataOptions,
+    training: TrainingOptions,
+    run: RunOptions,
+    console: Quiet | None = None,
+) -> list[str]:
+    """Return lines that say what a run would do; nothing is written.
+
+    Parameters
+    ----------
+    bids_dir, output_dir : Path
+        The dataset and the output folder.
+    data, training, run
+        Options.
+    console : Quiet, optional
+        Told of progress.
+    """
+    check_places(bids_dir, output_dir)
+    module = _data_module(bids_dir, data, run, training=training, console=console or Quiet())
+    module.check()
+    preparation = module.preparation
+    shape = preparation.shape or (0, 0, 0)
+    people = module.participants("train")
+    steps = len(module.train_dataloader()) if len(people) > 1 else 0
+    megabytes = 2 * int(np.prod(shape)) * len(module.images) / 1e6
+    lines = [f"{count} images: {name}" for name, count in module.kept]
+    return [
+        *lines,
+        (
+            f"volumes of {' x '.join(map(str, shape))} voxels of "
+            f"{' x '.join(f'{s:g}' for s in preparation.spacing)} mm, "
+            f"{'brain-masked' if preparation.masked else 'whole head'}"
+        ),
+        f"{megabytes:.1f} MB of prepared volumes in the work folder",
+        (
+            f"{len(people)} participants to train on, {steps} steps per epoch, "
+            f"{training.max_epochs} epochs"
+        ),
+        "nothing was written (--dry-run)",
+    ]
+
+
+def config_text(
+    output: Output,
+    data: DataOptions,
+    training: TrainingOptions,
+    run: RunOptions,
+    prediction: PredictionOptions,
+    targets: Sequence[str],
+    model_folder: Path | None,
+) -> str:
+    """Return the YAML that runs a study again: ``nidl-dcl study --config FILE``."""
+    values: dict[str, Any] = {
+        "bids_dir": str(output.bids_dir),
+        "output_dir": str(output.path),
+        "target": list(targets),
+    }
+    if model_folder is not None:
+        values["model"] = str(model_folder.resolve())
+    for group in (data, training, run, prediction):
+        values.update(asdict(group))
+    values.pop("dry_run")
+    return yaml.safe_dump(plain_yaml(values), sort_keys=False, allow_unicode=True)
+
+
+def plain_yaml(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as YAML knows them, without those that are not set."""
+    plain: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is None or value == []:
+            continue
+        if isinstance(value, list | tuple):
+            value = [str(v) if isinstance(v, Path) else v for v in value]
+        plain[name] = str(value) if isinstance(value, Path) else value
+    return plain
+
+
+def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of `predict` as a table to print."""
+    shown = []
+    for row in rows:
+        interval = "" if row.get("low") is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
+        shown.append(
+            {
+                "target": row["target"],
+                "metric": row["metric"],
+                "score [95 % interval]": f"{row['score']:.2f}{interval}",
+                "chance": _two(row.get("chance")),
+                "dummy": _two(row.get("dummy")),
+                "untrained encoder": _two(row.get("untrained")),
+                "voxels": _two(row.get("voxels")),
+                "n": row["n"],
+            }
+        )
+    return pd.DataFrame(shown).to_string(index=False)
+
+
+def validate(folder: Path) -> None:
+    """Run the official BIDS validator on an output folder.
+
+    Raises
+    ------
+    UsageError
+        When it is not installed.
+    NidlDclError
+        When it reports errors.
+    """
+    found = shutil.which("bids-validator-deno") or shutil.which(
+        "bids-validator-deno", path=str(Path(sys.executable).parent)
+    )
+    if found is None:
+        raise UsageError("--validate needs the package bids-validator-deno: pip install it.")
+    done = subprocess.run(
+        [found, str(folder), "--format", "json"], capture_output=True, text=True, check=False
+    )
+    try:
+        issues = json.loads(done.stdout)["issues"]["issues"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise NidlDclError(f"The BIDS validator failed: {done.stderr.strip()[-500:]}") from error
+    errors = [issue for issue in issues if issue.get("severity") == "error"]
+    if errors:
+        first = errors[0]
+        raise NidlDclError(
+            f"The BIDS validator reports {len(errors)} errors in {folder}, first "
+            f"{first.get('code')} at {first.get('location')}."
+        )
+
+
+# -- parts of the stages ---------------------------------------------------------------------
+
+
+def _data_module(
+    bids_dir: Path,
+    data: DataOptions,
+    run: RunOptions,
+    *,
+    training: TrainingOptions | None = None,
+    preparation: Preparation | None = None,
+    work: Path | None = None,
+    console: Quiet | None = None,
+    max_skipped: float | None = None,
+) -> BIDSDataModule:
+    if not bids_dir.is_dir():
+        raise UsageError(f"BIDS_DIR {bids_dir} is not a folder.")
+    if not (run.model_name.isalnum() and run.model_name.isascii()):
+        raise UsageError(f"--model-name takes letters and digits, got {run.model_name!r}.")
+    allowed = 0.0 if data.strict else data.max_skipped
+    made = training or TrainingOptions()
+    return BIDSDataModule(
+        bids_dir,
+        preset=data.preset,
+        derivatives=data.derivatives,
+        participant_label=data.participant_label or None,
+        session_label=data.session_label or None,
+        filters=_filters(data.bids_filter_file),
+        select=data.select,
+        mask=data.mask,
+        phenotypes=data.phenotypes,
+        preparation=preparation,
+        spacing=made.spacing,
+        shape=made.shape or None,
+        views=made.views,
+        batch_size=made.batch_size,
+        num_workers=run.nprocs,
+        holdout=made.holdout,
+        random_state=run.random_seed,
+        work_dir=work,
+        max_skipped=allowed if max_skipped is None else max_skipped,
+        progress=None if console is None else console.progress,
+    )
+
+
+def _filters(file: Path | None) -> dict[str, Any] | None:
+    if file is None:
+        return None
+    try:
+        filters = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--bids-filter-file {file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UsageError(f"--bids-filter-file {file} is not JSON: {error}.") from error
+    if not isinstance(filters, dict):
+        raise UsageError(f"--bids-filter-file {file} must hold an object of entities and values.")
+    return filters
+
+
+def _encoder_class(name: str) -> Any:
+    if name in ENCODERS:
+        return ENCODERS[name]
+    if ":" not in name:
+        raise UsageError(
+            f"--encoder takes {', '.join(ENCODERS)} or package.module:Class, got {name!r}."
+        )
+    # Named by the caller on the command line, hence trusted.
+    return import_module_class(name, trust=[name.partition(":")[0].partition(".")[0]])
+
+
+def _new_model(training: TrainingOptions, seed: int) -> DCL:
+    kind = _encoder_class(training.encoder)
+    n_features = getattr(kind(), "n_features", None)
+    if not isinstance(n_features, int):
+        raise UsageError(
+            f"The encoder {training.encoder} must say the length of its embedding as n_features."
+        )
+    return DCL(
+        kind,
+        proj_input_dim=n_features,
+        proj_hidden_dim=n_features,
+        temperature=training.temperature,
+        learning_rate=training.learning_rate,
+        lr_scheduler_kwargs={"warmup_epochs": training.max_epochs / 10},
+        random_state=seed,
+    )
+
+
+def _take_weights(model: DCL, folder: Path) -> None:
+    known = load_model(folder)
+    try:
+        model.load_state_dict(known.state_dict())
+    except RuntimeError as error:
+        raise UsageError(f"--init {folder} has another architecture: {error}") from error
+
+
+def _training_config(
+    data: DataOptions, training: TrainingOptions, run: RunOptions, preparation: Preparation
+) -> dict[str, Any]:
+    """Return what decides about the weights; new participants are not part of it."""
+    config = {name: getattr(training, name) for name in _MODEL_RESULT}
+    config["holdout"] = training.holdout
+    config["precision"] = training.precision
+    config["init"] = None
+    if training.init is not None:
+        config["init"] = read_description(training.init)["sha256"]["weights.safetensors"]
+    config["preset"] = data.preset
+    config["random_seed"] = run.random_seed
+    config["preparation"] = preparation.to_dict()
+    return config
+
+
+def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    differing = [name for name in now if name in before and before[name] != now[name]]
+    if differing:
+        raise UsageError(
+            f"{where} was made with another configuration: "
+            + "; ".join(f"{n} was {before[n]!r}, is {now[n]!r}" for n in differing)
+            + ". Use the same, another --model-name, or another OUTPUT_DIR."
+        )
+
+
+def _tell_inputs(module: BIDSDataModule, console: Quiet) -> None:
+    for name, count in module.kept:
+        console.say(f"{count} images: {name}")
+    odd = module.inputs[module.inputs["code"] != "ok"]
+    for fault, count in (odd["status"] + ": " + odd["code"]).value_counts().items():
+        console.say(f"{count} {fault} (logs/inputs.tsv)")
+    for note in module.notes:
+        console.say(note)
+
+
+def _check_targets(
+    module: BIDSDataModule, targets: Sequence[str], prediction: PredictionOptions
+) -> dict[str, str]:
+    """Return the label of each target in file names; refuse unknown columns."""
+    if not targets:
+        raise UsageError("--target needs at least one column.")
+    known = [c for c in module.images.columns if c in _phenotype_columns(module)]
+    for name in (*targets, *([prediction.group] if prediction.group else [])):
+        if name not in known:
+            raise UsageError(
+                f"No phenotype table of {module.bids_dir} has a column {name!r}; there are: "
+                f"{', '.join(known) or 'none'}."
+            )
+    return target_labels(targets)
+
+
+def _phenotype_columns(module: BIDSDataModule) -> list[str]:
+    return list(module.phenotype_columns)
+
+
+def _splits(table: pd.DataFrame, description: Mapping[str, Any]) -> list[str]:
+    """Return what this model's pretraining did with each participant."""
+    seen = seen_in_pretraining(table["participant_id"], description.get("exposure") or {})
+    return [
+        "train" if was_seen else ("holdout" if split == "train" else split)
+        for was_seen, split in zip(seen, table["split"], strict=True)
+    ]
+
+
+def _merged(before: Embeddings | None, now: Embeddings, *, restricted: bool) -> Embeddings:
+    """Keep rows of images that this run was told to leave alone."""
+    if before is None:
+        return now
+    if before.config.get("model_sha256") != now.config["model_sha256"]:
+        raise UsageError(
+            "The embeddings in OUTPUT_DIR come from another model. Choose another --model-name or "
+            "another OUTPUT_DIR."
+        )
+    if not restricted:
+        return now
+    fresh = set(now.table["source"])
+    old = [i for i, source in enumerate(before.table["source"]) if source not in fresh]
+    table = pd.concat([before.table.iloc[old], now.table.astype(object)], ignore_index=True)
+    matrix = np.concatenate([before.matrix[old], now.matrix])
+    order = table.sort_values("source", kind="stable").index.to_numpy()
+    return Embeddings(table.iloc[order], matrix[order], now.config)
+
+
+def _write_views(figures: Path, module: BIDSDataModule) -> None:
+    """Write a few prepared volumes with their two views of the first epoch, for the report."""
+    samples = module.two_views("train")
+    count = min(_SHOWN, len(samples))
+    chosen = np.linspace(0, len(samples) - 1, count).round().astype(int)
+    rows, arrays = [], []
+    for number in chosen:
+        who, images = module.participants("train")[number]
+        pair = samples[0, int(number)]
+        image = images[key_seed(samples.seed, 0, who, "image") % len(images)]
+        arrays.append(torch.stack([samples.samples[image][0], pair[0][0], pair[1][0]]).numpy())
+        rows.append({"participant_id": who, "path": module.images["path"].iloc[image]})
+    write_npy(figures / "views.npy", np.stack(arrays).astype(np.float32))
+    write_tsv(figures / "views.tsv", pd.DataFrame(rows))
+    write_json(figures / "views.json", {"spacing": list(module.preparation.spacing)})
+
+
+def _write_plane(figures: Path, module: BIDSDataModule, matrix: np.ndarray) -> None:
+    """Write the embeddings' first two principal components, with phenotypes, for the report."""
+    if min(matrix.shape) < 2:
+        return
+    pca = PCA(n_components=2, svd_solver="full").fit(matrix)
+    plane = pca.transform(matrix)
+    table = module.images[["participant_id", "session_id"]].copy()
+    table["x"], table["y"] = plane[:, 0], plane[:, 1]
+    for column in _phenotype_columns(module):
+        if column not in table:
+            table[column] = module.images[column]
+    write_tsv(figures / "embedding_2d.tsv", table)
+    write_json(
+        figures / "embedding_2d.json",
+        {
+            "method": "principal components",
+            "explained_variance": [float(v) for v in pca.explained_variance_ratio_],
+        },
+    )
+
+
+def _write_descriptions(folder: Path, label: str) -> None:
+    """Write the BIDS table that says what ``desc-<label>`` means."""
+    path = folder / "descriptions.tsv"
+    rows = {label: "Decoupled contrastive learning embeddings and their predictions"}
+    if path.is_file():
+        known = pd.read_csv(path, sep="\t", dtype=str)
+        rows = {**dict(zip(known["desc_id"].str[5:], known["description"], strict=True)), **rows}
+    table = pd.DataFrame(
+        {"desc_id": [f"desc-{name}" for name in rows], "description": list(rows.values())}
+    )
+    write_tsv(path, table)
+    write_json(
+        folder / "descriptions.json",
+        {
+            "desc_id": {"Description": "Label in file names"},
+            "description": {"Description": "What files with the label hold"},
+        },
+    )
+
+
+def _groups(images: pd.DataFrame, column: str | None) -> pd.Series[Any]:
+    """Return the groups that no split divides: participants, or families where they are known."""
+    people = images["participant_id"]
+    if column is None:
+        return people
+    family = images[column].groupby(people).transform("first")
+    return pd.Series(np.where(family.notna(), column + " " + family.astype(str), people))
+
+
+def _baseline_features(
+    module: BIDSDataModule,
+    rows: Sequence[int],
+    folder: Path,
+    run: RunOptions,
+    trust: Sequence[str],
+    console: Quiet,
+) -> dict[str, Any]:
+    """Return the features that the embeddings have to beat: untrained encoders, and voxels."""
+    volumes = module.volumes
+    assert volumes is not None
+    known = load_model(folder, trust=trust)
+    untrained = []
+    for number in range(_UNTRAINED_SEEDS):
+        seed = key_seed(run.random_seed, "untrained", number)
+        fresh = DCL(**{**known.get_params(), "random_state": seed})
+        fresh.__dict__["_fitted"] = True
+        matrix, _ = embed_volumes(
+            fresh,
+            volumes,
+            digest=f"{seed:016x}",
+            num_workers=run.nprocs,
+            progress=partial(_retitled, console, f"untrained encoder {number + 1}"),
+        )
+        untrained.append(matrix[list(rows)])
+    factor = [max(1, round(8 / s)) for s in volumes.preparation.spacing]
+    voxels = np.stack([_coarse(volumes[i][0].numpy(), factor) for i in rows])
+    return {"untrained": untrained, "voxels": Baseline(voxels, pca=True)}
+
+
+def _coarse(volume: np.ndarray, factor: Sequence[int]) -> np.ndarray:
+    """Return a volume averaged over blocks of about 8 mm, as a vector."""
+    shape = [n // f for n, f in zip(volume.shape, factor, strict=True)]
+    cut = volume[tuple(slice(0, n * f) for n, f in zip(shape, factor, strict=True))]
+    blocks = cut.reshape(shape[0], factor[0], shape[1], factor[1], shape[2], factor[2])
+    return blocks.mean(axis=(1, 3, 5)).ravel()
+
+
+def _fingerprint(
+    images: pd.DataFrame, target: str, group: str | None, site: str | None, matrix: np.ndarray
+) -> str:
+    columns = ["participant_id", "session_id", "source", target]
+    columns += [c for c in (group, site) if c]
+    digest = hashlib.blake2b(to_tsv(images[columns]).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(matrix).tobytes())
+    return digest.hexdigest()
+
+
+def _done_before(stem: Path, config: Mapping[str, Any], data: str) -> dict[str, Any] | None:
+    """Return the summary of a prediction that needs not be done again; refuse a changed one."""
+    file = _beside(stem, "_metrics.json")
+    if not file.is_file() or not _beside(stem, "_predictions.tsv").is_file():
+        return None
+    try:
+        known = json.loads(file.read_text("utf-8"))
+        provenance, summary = known["provenance"], known["summary"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    _refuse_changes(provenance.get("config", {}), config, file)
+    return dict(summary) if provenance.get("data") == data else None
+
+
+def _retitled(console: Quiet, title: str, what: str, done: int, total: int) -> None:
+    console.progress(f"{title}: {what}", done, total)
+
+
+def _named(console: Quiet, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: console.progress(what, done, total)
+
+
+def _beside(stem: Path, ending: str) -> Path:
+    return stem.with_name(stem.name + ending)
+
+
+def _two(value: Any) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,43 @@
+"""A whole study from a YAML file: pretrain, embed, predict, report.
+
+    python pipelines/study.py pipelines/cohort.yaml
+
+Each step is a call that can be left out, changed or run alone. Run the script again and it does
+what is missing. It is the same as ``nidl-dcl study --config FILE``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from nidl_dcl import stages
+from nidl_dcl.console import Console
+from nidl_dcl.options import read_study
+from nidl_dcl.output import Output
+
+
+def main(file: str) -> None:
+    options = read_study(file)
+    console = Console()
+    output = Output(options.bids_dir, options.output_dir, work_dir=options.run.work_dir)
+    with output.writing():
+        # 1. An encoder learns, without labels, to tell participants apart whatever their view.
+        stages.pretrain(output, options.data, options.training, options.run, console)
+
+        # 2. One embedding per image: a table of ids and a matrix, row by row.
+        embeddings = stages.embed(output, options.data, options.run, console=console)
+        print(f"{len(embeddings.table)} images, {embeddings.matrix.shape[1]} numbers each")
+
+        # 3. Phenotypes from embeddings, cross-validated by participant, beside their baselines.
+        rows = stages.predict(
+            output, options.target, options.data, options.run, options.prediction, console=console
+        )
+
+        # 4. One page about all of it.
+        page = stages.report(output, options.run)
+    print(stages.summary_table(rows))
+    print(page)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

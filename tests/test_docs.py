@@ -1,0 +1,189 @@
+"""What is written for people, held against what the program does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nidl_dcl
+from nidl_dcl import errors
+from nidl_dcl.presets import PRESETS
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")]
+README = (REPOSITORY / "README.md").read_text("utf-8")
+COMMANDS = ["index", "pretrain", "embed", "predict", "report", "study", "demo"]
+CODES = {
+    *("ok", "empty", "truncated", "crc", "not_nifti", "not_a_file", "not_fetched", "unreadable"),
+    *("permission", "extension", "dimensions", "too_large", "too_small", "dtype", "scaling"),
+    *("non_finite", "constant", "range", "affine", "spacing", "sidecar", "duplicate", "ambiguous"),
+    *("bad_name", "part", "no_image", "bad_id"),
+}
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*[a-z]")
+
+
+def page(name: str) -> str:
+    """Return a page of the documentation."""
+    return (REPOSITORY / "docs" / name).read_text("utf-8")
+
+
+def section(text: str, heading: str) -> str:
+    """Return what stands under a heading, up to the next one of its level."""
+    level = heading.split()[0]
+    return re.split(rf"^{level} ", text.split(f"{heading}\n", 1)[1], flags=re.MULTILINE)[0]
+
+
+def options_in(text: str) -> set[str]:
+    """Return the long options that a text names."""
+    return {option.replace("_", "-") for option in OPTION.findall(text)}
+
+
+def file_map() -> dict[str, str]:
+    """Return path and description of each line of the README's map."""
+    found, folder = {}, ""
+    for line in section(README, "## File map").split("```")[1].strip().splitlines():
+        name, _, text = line.strip().partition(" ")
+        if not line.startswith(" "):
+            folder = name
+        found[name if not line.startswith(" ") else folder + name] = text.strip()
+    return found
+
+
+def documented_on_disk() -> list[str]:
+    """Return the files that the map must name."""
+    files = [
+        *(p for p in (REPOSITORY / "nidl_dcl").rglob("*") if p.suffix not in (".pyc", ".typed")),
+        *(REPOSITORY / "pipelines").iterdir(),
+        *(p for p in (REPOSITORY / "docs").iterdir() if p.suffix in (".md", ".py")),
+        *(REPOSITORY / "benchmarks").glob("*.py"),
+    ]
+    return sorted(
+        p.relative_to(REPOSITORY).as_posix()
+        for p in files
+        if p.is_file() and "__pycache__" not in p.parts
+    )
+
+
+@pytest.fixture(scope="module")
+def help_of() -> dict[str, str]:
+    """Return the help text of every command, as a user sees it on a wide terminal."""
+    script = (
+        "import contextlib, sys\nfrom nidl_dcl.cli import main\n"
+        f"for command in {COMMANDS!r}:\n"
+        "    print('@@', command)\n"
+        "    with contextlib.suppress(SystemExit): main([command, '--help'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={"COLUMNS": "200", "PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8"},
+        encoding="utf-8",
+    )
+    parts = re.split(r"^@@ (\w+)$", done.stdout, flags=re.MULTILINE)[1:]
+    return {name: text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+@pytest.mark.parametrize("file", documented_on_disk())
+def test_the_map_of_the_readme_names_the_file_and_says_what_it_is(file: str) -> None:
+    assert file_map().get(file), f"README.md, File map: a line for {file} is missing"
+
+
+@pytest.mark.parametrize("file", sorted(file_map()))
+def test_what_the_map_names_exists(file: str) -> None:
+    assert (REPOSITORY / file).exists()
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "tests").glob("*.py")), ids=lambda p: p.name)
+def test_a_test_file_mirrors_a_module_or_stands_in_the_map(file: Path) -> None:
+    module = REPOSITORY / "nidl_dcl" / file.name.removeprefix("test_")
+    assert module.exists() or f"tests/{file.name}" in file_map()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_the_help_is_documented(command: str, help_of: dict[str, str]) -> None:
+    offered = options_in(help_of[command])
+    assert {"--config", "--verbose"} <= offered
+    assert offered - options_in(page("command_line.md")) == set()
+
+
+@pytest.mark.parametrize("text", [README, page("command_line.md"), page("quickstart.md")])
+def test_every_documented_option_exists(text: str, help_of: dict[str, str]) -> None:
+    offered = options_in(" ".join(help_of.values()))
+    assert options_in(text) - offered - {"--version", "--help"} == set()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_documented(command: str, help_of: dict[str, str]) -> None:
+    assert f"`nidl-dcl {command} " in page("command_line.md")
+    assert help_of[command].startswith(f"Usage: nidl-dcl {command} ")
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_is_documented(preset: str) -> None:
+    assert f"| `{preset}` |" in section(page("command_line.md"), "## Presets")
+
+
+@pytest.mark.parametrize("name", sorted(nidl_dcl.__all__))
+def test_every_public_name_is_documented(name: str) -> None:
+    api = page("api.md")
+    assert name == "__version__" or re.search(rf":: (nidl_dcl\.)?{name}$", api, flags=re.MULTILINE)
+
+
+def test_exit_statuses_are_the_same_everywhere() -> None:
+    rows = re.compile(r"^\| (\d+) \|", flags=re.MULTILINE)
+    written = [int(status) for status in rows.findall(page("exit_status.md"))]
+    assert written == [0, 1, 2, 3, 4, 130, 143]
+    assert [int(status) for status in rows.findall(README)] == written
+    raised = {getattr(errors, name).exit_status for name in errors.__all__}
+    assert raised <= set(written)
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_every_code_of_inputs_is_documented(code: str) -> None:
+    assert f"`{code}`" in section(page("files.md"), "## `logs/inputs.tsv`")
+
+
+def test_the_columns_of_tables_are_documented() -> None:
+    from nidl_dcl.bids_index import INPUT_COLUMNS
+    from nidl_dcl.embedding import COLUMNS
+
+    text = page("files.md")
+    for heading, columns in (
+        ("## `desc-<model>_embeddings.tsv`", COLUMNS),
+        ("## `logs/inputs.tsv`", INPUT_COLUMNS),
+    ):
+        named = re.findall(r"`(\w+)`", section(text, heading))
+        assert [c for c in columns if c not in named] == []
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda p: p.name)
+def test_links_to_files_hold(file: Path) -> None:
+    text = re.sub(r"```.*?```", "", file.read_text("utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)(?:#[^)]*)?\)", text)
+    assert [link for link in links if not (file.parent / link).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nidl_dcl.demo import write_demo_dataset
+
+    monkeypatch.chdir(tmp_path)
+    write_demo_dataset(tmp_path / "my_dataset", n_participants=16, seed=0)
+    example = section(README, "## Ten lines of Python").split("```")[1].removeprefix("python")
+    assert "max_epochs=60" in example
+    exec(example.replace("max_epochs=60", "max_epochs=1, lr_scheduler=None"), {})
+    assert nidl_dcl.load_model("my_model").fitted
+
+
+def test_the_short_example_of_the_quick_start_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = section(page("quickstart.md"), "## DCL without BIDS")
+    names: dict[str, object] = {}
+    exec(text.split("```")[1].removeprefix("python"), names)
+    assert names["features"].shape == (64, 4)
