@@ -18,7 +18,14 @@ from cyclopts.config import Yaml
 import nidl_dcl
 from nidl_dcl.console import Console
 from nidl_dcl.errors import NidlDclError, UsageError
-from nidl_dcl.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
+from nidl_dcl.options import (
+    DataOptions,
+    PredictionOptions,
+    RunOptions,
+    StudyOptions,
+    TrainingOptions,
+    as_yaml,
+)
 
 __all__ = ["main"]
 
@@ -85,7 +92,7 @@ def pretrain(
     output = _output(bids_dir, output_dir, run, data, training)
     with output.writing():
         folder = stages.pretrain(output, data, training, run, console)
-    _finish(output, run)
+    _validate(output.path, run)
     sys.stdout.write(f"{folder}\n")
 
 
@@ -121,7 +128,7 @@ def embed(
     output = _output(bids_dir, output_dir, run, data)
     with output.writing():
         stages.embed(output, data, run, model_folder=model, trust=trust or (), console=console)
-    _finish(output, run)
+    _validate(output.path, run)
 
 
 @app.command
@@ -155,7 +162,7 @@ def predict(
         rows = stages.predict(
             output, target, data, run, prediction, trust=trust or (), console=Console()
         )
-    _finish(output, run)
+    _validate(output.path, run)
     sys.stdout.write(stages.summary_table(rows) + "\n")
 
 
@@ -220,19 +227,20 @@ def study(
         _say_lines(stages.dry_run(bids_dir, output_dir, data, training, run, console))
         return
     output = _output(bids_dir, output_dir, run, data, training, prediction)
+    options = StudyOptions(
+        bids_dir=bids_dir,
+        output_dir=output_dir,
+        target=target,
+        model=model,
+        trust=trust or [],
+        data=data,
+        training=training,
+        prediction=prediction,
+        run=run,
+    )
     with output.writing():
-        rows = stages.study(
-            output,
-            target,
-            data,
-            training,
-            run,
-            prediction,
-            model_folder=model,
-            trust=trust or (),
-            console=console,
-        )
-    _finish(output, run)
+        rows = stages.study(output, options, console)
+    _validate(output.path, run)
     sys.stdout.write(stages.summary_table(rows) + f"\n\n{output.path / 'report.html'}\n")
 
 
@@ -266,8 +274,7 @@ def demo(
         console=Console(),
         command=["nidl-dcl", *sys.argv[1:]],
     )
-    if run.validate:
-        stages.validate(page.parent)
+    _validate(page.parent, run)
     sys.stdout.write(stages.summary_table(rows) + f"\n\n{page}\n")
 
 
@@ -359,11 +366,11 @@ def _output(bids_dir: Path, output_dir: Path, run: RunOptions, *options: Any) ->
     )
 
 
-def _finish(output: Any, run: RunOptions) -> None:
+def _validate(folder: Path, run: RunOptions) -> None:
     if run.validate:
-        from nidl_dcl import stages
+        from nidl_dcl.bids_validator import validate
 
-        stages.validate(output.path)
+        validate(folder)
 
 
 def _set_threads(run: RunOptions) -> None:
@@ -378,15 +385,10 @@ def _set_threads(run: RunOptions) -> None:
 def _as_yaml(arguments: dict[str, Any]) -> str:
     from dataclasses import asdict, is_dataclass
 
-    import yaml
-
-    from nidl_dcl.stages import plain_yaml
-
     values: dict[str, Any] = {}
     for name, value in arguments.items():
         values.update(asdict(value) if is_dataclass(value) else {name: value})  # type: ignore[arg-type]
-    text: str = yaml.safe_dump(plain_yaml(values), sort_keys=False, allow_unicode=True)
-    return text
+    return as_yaml(values)
 
 
 def _say_lines(lines: list[str]) -> None:
@@ -397,8 +399,7 @@ def _silence() -> None:
     """Leave the terminal to our own messages."""
     import logging
 
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", module="(lightning|torch|monai|nilearn|sklearn)")
     warnings.showwarning = _show_warning
 

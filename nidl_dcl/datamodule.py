@@ -148,6 +148,7 @@ class BIDSDataModule(L.LightningDataModule):
         self.volumes: PreparedVolumes | None = None
         self._images: pd.DataFrame | None = None
         self._inputs: pd.DataFrame | None = None
+        self._phenotype_columns: list[str] = []
 
     # -- tables ------------------------------------------------------------------------------
 
@@ -164,6 +165,12 @@ class BIDSDataModule(L.LightningDataModule):
         self.check()
         assert self._inputs is not None
         return self._inputs
+
+    @property
+    def phenotype_columns(self) -> list[str]:
+        """The columns of `images` that come from phenotype tables."""
+        self.check()
+        return self._phenotype_columns
 
     @property
     def layout(self) -> Any:
@@ -240,7 +247,7 @@ class BIDSDataModule(L.LightningDataModule):
             for p in kept["participant_id"]
         ]
         kept.insert(at, "split", splits)
-        self.phenotype_columns = own
+        self._phenotype_columns = [str(c) for c in own]
         self._images = kept
 
     @property

@@ -6,7 +6,8 @@ The command line, YAML files and scripts share them; defaults and meanings stand
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,9 @@ __all__ = [
     "RunOptions",
     "StudyOptions",
     "TrainingOptions",
+    "as_yaml",
     "read_study",
+    "study_yaml",
 ]
 
 
@@ -211,3 +214,26 @@ def read_study(file: str | Path) -> StudyOptions:
             raise UsageError(f"{file} must name {name}.")
     groups: dict[str, Any] = {name: kind(**grouped[name]) for name, kind in _GROUPS.items()}
     return StudyOptions(**own, **groups)
+
+
+def study_yaml(options: StudyOptions) -> str:
+    """Return the YAML from which `read_study`, or ``--config``, gets the same options."""
+    values: dict[str, Any] = {name: getattr(options, name) for name in _OWN}
+    for name in _GROUPS:
+        values.update(asdict(getattr(options, name)))
+    values["model"] = options.model and options.model.resolve()
+    del values["dry_run"]
+    return as_yaml(values)
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Return options as YAML, without those that are not set."""
+    plain: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is None or value == []:
+            continue
+        if isinstance(value, list | tuple):
+            value = [str(v) if isinstance(v, Path) else v for v in value]
+        plain[name] = str(value) if isinstance(value, Path) else value
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return text

@@ -76,6 +76,9 @@ _IGNORED = (
     "**/.*",
 )
 
+_REMEMBERED = 50
+"""Earlier commands that ``logs/run.json`` tells of."""
+
 
 class Output:
     """An output folder that this process writes to.
@@ -113,6 +116,7 @@ class Output:
             "started": _now(),
             "stages": [],
             "exit_status": None,
+            "earlier": [],
         }
         self.worked = False
 
@@ -128,6 +132,7 @@ class Output:
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path / ".lock"):
             self._describe()
+            self.record["earlier"] = self._earlier_runs()
             self.save_record()
             try:
                 yield
@@ -161,6 +166,15 @@ class Output:
     def save_record(self) -> None:
         """Write ``logs/run.json``."""
         write_json(self.path / "logs" / "run.json", self.record)
+
+    def _earlier_runs(self) -> list[dict[str, Any]]:
+        """Return what earlier commands did here, oldest first."""
+        try:
+            before = json.loads((self.path / "logs" / "run.json").read_text("utf-8"))
+            told = {name: before[name] for name in ("command", "started", "stages", "exit_status")}
+            return [*before["earlier"], told][-_REMEMBERED:]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     def _describe(self) -> None:
         """Write what makes the folder a BIDS derivative, where it is missing."""

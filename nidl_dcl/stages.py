@@ -9,23 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-import yaml
-from sklearn.decomposition import PCA
 
+from nidl_dcl.assembly import (
+    data_module,
+    new_model,
+    refuse_changes,
+    take_weights,
+    training_config,
+)
+from nidl_dcl.baselines import baseline_features
 from nidl_dcl.console import Quiet
 from nidl_dcl.datamodule import BIDSDataModule
-from nidl_dcl.dcl import DCL
 from nidl_dcl.embedding import (
     COLUMNS,
     Embeddings,
@@ -35,11 +36,17 @@ from nidl_dcl.embedding import (
     seen_in_pretraining,
     write_embeddings,
 )
-from nidl_dcl.encoder import ENCODERS
-from nidl_dcl.errors import InputsUnusableError, NidlDclError, UsageError
-from nidl_dcl.features import Baseline
-from nidl_dcl.model_folder import import_module_class, load_model, read_description, save_model
-from nidl_dcl.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
+from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.figure_data import write_plane, write_views
+from nidl_dcl.model_folder import load_model, read_description, save_model
+from nidl_dcl.options import (
+    DataOptions,
+    PredictionOptions,
+    RunOptions,
+    StudyOptions,
+    TrainingOptions,
+    study_yaml,
+)
 from nidl_dcl.output import Output, check_places
 from nidl_dcl.prediction import predict_phenotype
 from nidl_dcl.randomness import key_seed
@@ -53,16 +60,23 @@ from nidl_dcl.training import (
     sound_checkpoint,
 )
 from nidl_dcl.volumes import Preparation
-from nidl_dcl.writing import to_tsv, write_json, write_npy, write_text, write_tsv
+from nidl_dcl.writing import to_tsv, write_json, write_text, write_tsv
 
-__all__ = ["demo", "embed", "index", "predict", "pretrain", "report", "study", "summary_table"]
+__all__ = [
+    "configure",
+    "demo",
+    "dry_run",
+    "embed",
+    "index",
+    "predict",
+    "pretrain",
+    "report",
+    "study",
+    "summary_table",
+]
 
 SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre")
 """Columns, in any case, that are audited as sites."""
-
-_UNTRAINED_SEEDS = 3
-_SHOWN = 4
-_MODEL_RESULT = ("encoder", "views", "max_epochs", "batch_size", "temperature", "learning_rate")
 
 
 def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = False) -> str:
@@ -80,9 +94,9 @@ def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = F
     from nidl_dcl.bids_index import find_images
 
     if not check:
-        module = _data_module(bids_dir, data, run)
+        module = data_module(bids_dir, data, run)
         return to_tsv(find_images(bids_dir, **module.selection, mask="none").inputs)
-    module = _data_module(bids_dir, data, run, max_skipped=1.0)
+    module = data_module(bids_dir, data, run, max_skipped=1.0)
     try:
         return to_tsv(module.inputs)
     except InputsUnusableError:
@@ -123,17 +137,15 @@ def pretrain(
     console = console or Quiet()
     folder = output.path / "models" / f"desc-{run.model_name}"
     with output.stage("pretrain") as entry:
-        module = _data_module(
+        module = data_module(
             output.bids_dir, data, run, training=training, work=output.work, console=console
         )
         module.check()
         write_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
         _tell_inputs(module, console)
-        config = _training_config(data, training, run, module.preparation)
+        config = training_config(data, training, run, module.preparation)
         if (folder / "model.json").is_file():
-            _refuse_changes(
-                read_description(folder)["provenance"].get("config", {}), config, folder
-            )
+            refuse_changes(read_description(folder)["provenance"].get("config", {}), config, folder)
             console.say(f"{folder.name} is trained already.")
             entry["skipped"] = True
             return folder
@@ -143,15 +155,15 @@ def pretrain(
                 f"{len(module.participants('train'))} is left for it."
             )
         module.setup()
-        _write_views(output.path / "figures", module)
+        write_views(output.path / "figures", module)
         checkpoints = output.work / f"checkpoints-{run.model_name}"
         resume = sound_checkpoint(checkpoints, console.say)
         if resume is not None:
             entry["resumed_from_step"] = int(resume.stem.partition("-")[2])
             console.say(f"Training goes on from step {entry['resumed_from_step']}.")
-        model = _new_model(training, run.random_seed)
+        model = new_model(training, run.random_seed)
         if training.init is not None:
-            _take_weights(model, training.init)
+            take_weights(model, training.init)
         model.set_params(
             max_epochs=training.max_epochs,
             accelerator=training.accelerator,
@@ -235,7 +247,7 @@ def embed(
                 f"{source} is not a fitted model with an input contract, so images cannot be "
                 "prepared for it. Train it with `nidl-dcl pretrain`."
             )
-        module = _data_module(
+        module = data_module(
             output.bids_dir,
             data,
             run,
@@ -272,7 +284,7 @@ def embed(
         _write_descriptions(output.path, run.model_name)
         entry["skipped"] = not changed and computed == 0
         if changed:
-            _write_plane(output.path / "figures", module, matrix)
+            write_plane(output.path / "figures", module, matrix)
         console.say(
             f"Embeddings: {len(embeddings.table)} images of "
             f"{embeddings.table['participant_id'].nunique()} participants, {computed} computed now."
@@ -322,17 +334,13 @@ def predict(
         folder = output.path / "models" / f"desc-{run.model_name}"
         description = read_description(folder)
         contract = Preparation.from_dict(description["input_contract"])
-        module = _data_module(
+        module = data_module(
             output.bids_dir, data, run, preparation=contract, work=output.work, console=console
         )
         labels = _check_targets(module, targets, prediction)
         images = module.images
         place = {source: row for row, source in enumerate(embeddings.table["source"])}
-        kept = [
-            i
-            for i, (source, split) in enumerate(zip(images["source"], images["split"], strict=True))
-            if source in place
-        ]
+        kept = [i for i, source in enumerate(images["source"]) if source in place]
         images = images.iloc[kept].reset_index(drop=True)
         matrix = embeddings.matrix[[place[source] for source in images["source"]]]
         module.setup()
@@ -357,7 +365,7 @@ def predict(
                 continue
             skipped = False
             if baselines is None:
-                baselines = _baseline_features(module, kept, folder, run, trust, console)
+                baselines = baseline_features(module, kept, folder, run, trust, console)
             result = predict_phenotype(
                 matrix,
                 images[target],
@@ -398,17 +406,35 @@ def report(output: Output, run: RunOptions) -> Path:
         return write_report(output.path, model=run.model_name)
 
 
+def configure(output: Output, options: StudyOptions, console: Quiet | None = None) -> None:
+    """Refuse what could not be studied, and write ``code/config.yaml``, which runs it again.
+
+    Parameters
+    ----------
+    output : Output
+        Dataset and output folder; held for writing.
+    options : StudyOptions
+        What is to be done.
+    console : Quiet, optional
+        Told of messages and progress.
+
+    Raises
+    ------
+    UsageError
+        For options that cannot be used, such as a target that no table has.
+    InputsUnusableError
+        When too few images are usable.
+    """
+    module = data_module(
+        output.bids_dir, options.data, options.run, work=output.work, console=console
+    )
+    _check_targets(module, options.target, options.prediction)
+    here = replace(options, bids_dir=output.bids_dir, output_dir=output.path)
+    write_text(output.path / "code" / "config.yaml", study_yaml(here))
+
+
 def study(
-    output: Output,
-    targets: Sequence[str],
-    data: DataOptions,
-    training: TrainingOptions,
-    run: RunOptions,
-    prediction: PredictionOptions | None = None,
-    *,
-    model_folder: Path | None = None,
-    trust: Sequence[str] = (),
-    console: Quiet | None = None,
+    output: Output, options: StudyOptions, console: Quiet | None = None
 ) -> list[dict[str, Any]]:
     """Pretrain, embed, predict and report; with a model folder, without pretraining.
 
@@ -416,14 +442,8 @@ def study(
     ----------
     output : Output
         Dataset and output folder; held for writing.
-    targets : sequence of str
-        Columns of the phenotype tables.
-    data, training, run, prediction
-        Options.
-    model_folder : Path, optional
-        An existing model.
-    trust : sequence of str
-        Packages whose encoders may be imported.
+    options : StudyOptions
+        What is to be done.
     console : Quiet, optional
         Told of messages and progress.
 
@@ -433,18 +453,16 @@ def study(
         As `predict`.
     """
     console = console or Quiet()
-    prediction = prediction or PredictionOptions()
-    module = _data_module(output.bids_dir, data, run, work=output.work, console=console)
-    _check_targets(module, targets, prediction)
-    write_text(
-        output.path / "code" / "config.yaml",
-        config_text(output, data, training, run, prediction, targets, model_folder),
+    data, run, trust = options.data, options.run, options.trust
+    configure(output, options, console)
+    if options.model is None:
+        pretrain(output, data, options.training, run, console)
+        if output.worked:
+            report(output, run)
+    embed(output, data, run, model_folder=options.model, trust=trust, console=console)
+    rows = predict(
+        output, options.target, data, run, options.prediction, trust=trust, console=console
     )
-    if model_folder is None:
-        pretrain(output, data, training, run, console)
-        report(output, run)
-    embed(output, data, run, model_folder=model_folder, trust=trust, console=console)
-    rows = predict(output, targets, data, run, prediction, trust=trust, console=console)
     if output.worked or not (output.path / "report.html").is_file():
         report(output, run)
     return rows
@@ -493,14 +511,19 @@ def demo(
             seed=run.random_seed,
             progress=_named(console, "drawing brains"),
         )
-    training = TrainingOptions(max_epochs=max_epochs)
-    data = DataOptions()
-    config = {**asdict(training), **asdict(run), "n_participants": n_participants}
+    options = StudyOptions(
+        bids_dir=bids_dir,
+        output_dir=output_dir / "study",
+        target=["age", "sex"],
+        training=TrainingOptions(max_epochs=max_epochs),
+        run=run,
+    )
+    config = {**asdict(options.training), **asdict(run), "n_participants": n_participants}
     output = Output(
-        bids_dir, output_dir / "study", work_dir=run.work_dir, command=command, config=config
+        bids_dir, options.output_dir, work_dir=run.work_dir, command=command, config=config
     )
     with output.writing():
-        rows = study(output, ["age", "sex"], data, training, run, console=console)
+        rows = study(output, options, console)
     return rows, output.path / "report.html"
 
 
@@ -524,7 +547,7 @@ def dry_run(
         Told of progress.
     """
     check_places(bids_dir, output_dir)
-    module = _data_module(bids_dir, data, run, training=training, console=console or Quiet())
+    module = data_module(bids_dir, data, run, training=training, console=console or Quiet())
     module.check()
     preparation = module.preparation
     shape = preparation.shape or (0, 0, 0)
@@ -548,41 +571,6 @@ def dry_run(
     ]
 
 
-def config_text(
-    output: Output,
-    data: DataOptions,
-    training: TrainingOptions,
-    run: RunOptions,
-    prediction: PredictionOptions,
-    targets: Sequence[str],
-    model_folder: Path | None,
-) -> str:
-    """Return the YAML that runs a study again: ``nidl-dcl study --config FILE``."""
-    values: dict[str, Any] = {
-        "bids_dir": str(output.bids_dir),
-        "output_dir": str(output.path),
-        "target": list(targets),
-    }
-    if model_folder is not None:
-        values["model"] = str(model_folder.resolve())
-    for group in (data, training, run, prediction):
-        values.update(asdict(group))
-    values.pop("dry_run")
-    return yaml.safe_dump(plain_yaml(values), sort_keys=False, allow_unicode=True)
-
-
-def plain_yaml(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as YAML knows them, without those that are not set."""
-    plain: dict[str, Any] = {}
-    for name, value in values.items():
-        if value is None or value == []:
-            continue
-        if isinstance(value, list | tuple):
-            value = [str(v) if isinstance(v, Path) else v for v in value]
-        plain[name] = str(value) if isinstance(value, Path) else value
-    return plain
-
-
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows of `predict` as a table to print."""
     shown = []
@@ -603,156 +591,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return pd.DataFrame(shown).to_string(index=False)
 
 
-def validate(folder: Path) -> None:
-    """Run the official BIDS validator on an output folder.
-
-    Raises
-    ------
-    UsageError
-        When it is not installed.
-    NidlDclError
-        When it reports errors.
-    """
-    found = shutil.which("bids-validator-deno") or shutil.which(
-        "bids-validator-deno", path=str(Path(sys.executable).parent)
-    )
-    if found is None:
-        raise UsageError("--validate needs the package bids-validator-deno: pip install it.")
-    done = subprocess.run(
-        [found, str(folder), "--format", "json"], capture_output=True, text=True, check=False
-    )
-    try:
-        issues = json.loads(done.stdout)["issues"]["issues"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise NidlDclError(f"The BIDS validator failed: {done.stderr.strip()[-500:]}") from error
-    errors = [issue for issue in issues if issue.get("severity") == "error"]
-    if errors:
-        first = errors[0]
-        raise NidlDclError(
-            f"The BIDS validator reports {len(errors)} errors in {folder}, first "
-            f"{first.get('code')} at {first.get('location')}."
-        )
-
-
 # -- parts of the stages ---------------------------------------------------------------------
-
-
-def _data_module(
-    bids_dir: Path,
-    data: DataOptions,
-    run: RunOptions,
-    *,
-    training: TrainingOptions | None = None,
-    preparation: Preparation | None = None,
-    work: Path | None = None,
-    console: Quiet | None = None,
-    max_skipped: float | None = None,
-) -> BIDSDataModule:
-    if not bids_dir.is_dir():
-        raise UsageError(f"BIDS_DIR {bids_dir} is not a folder.")
-    if not (run.model_name.isalnum() and run.model_name.isascii()):
-        raise UsageError(f"--model-name takes letters and digits, got {run.model_name!r}.")
-    allowed = 0.0 if data.strict else data.max_skipped
-    made = training or TrainingOptions()
-    return BIDSDataModule(
-        bids_dir,
-        preset=data.preset,
-        derivatives=data.derivatives,
-        participant_label=data.participant_label or None,
-        session_label=data.session_label or None,
-        filters=_filters(data.bids_filter_file),
-        select=data.select,
-        mask=data.mask,
-        phenotypes=data.phenotypes,
-        preparation=preparation,
-        spacing=made.spacing,
-        shape=made.shape or None,
-        views=made.views,
-        batch_size=made.batch_size,
-        num_workers=run.nprocs,
-        holdout=made.holdout,
-        random_state=run.random_seed,
-        work_dir=work,
-        max_skipped=allowed if max_skipped is None else max_skipped,
-        progress=None if console is None else console.progress,
-    )
-
-
-def _filters(file: Path | None) -> dict[str, Any] | None:
-    if file is None:
-        return None
-    try:
-        filters = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--bids-filter-file {file} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UsageError(f"--bids-filter-file {file} is not JSON: {error}.") from error
-    if not isinstance(filters, dict):
-        raise UsageError(f"--bids-filter-file {file} must hold an object of entities and values.")
-    return filters
-
-
-def _encoder_class(name: str) -> Any:
-    if name in ENCODERS:
-        return ENCODERS[name]
-    if ":" not in name:
-        raise UsageError(
-            f"--encoder takes {', '.join(ENCODERS)} or package.module:Class, got {name!r}."
-        )
-    # Named by the caller on the command line, hence trusted.
-    return import_module_class(name, trust=[name.partition(":")[0].partition(".")[0]])
-
-
-def _new_model(training: TrainingOptions, seed: int) -> DCL:
-    kind = _encoder_class(training.encoder)
-    n_features = getattr(kind(), "n_features", None)
-    if not isinstance(n_features, int):
-        raise UsageError(
-            f"The encoder {training.encoder} must say the length of its embedding as n_features."
-        )
-    return DCL(
-        kind,
-        proj_input_dim=n_features,
-        proj_hidden_dim=n_features,
-        temperature=training.temperature,
-        learning_rate=training.learning_rate,
-        lr_scheduler_kwargs={"warmup_epochs": training.max_epochs / 10},
-        random_state=seed,
-    )
-
-
-def _take_weights(model: DCL, folder: Path) -> None:
-    known = load_model(folder)
-    try:
-        model.load_state_dict(known.state_dict())
-    except RuntimeError as error:
-        raise UsageError(f"--init {folder} has another architecture: {error}") from error
-
-
-def _training_config(
-    data: DataOptions, training: TrainingOptions, run: RunOptions, preparation: Preparation
-) -> dict[str, Any]:
-    """Return what decides about the weights; new participants are not part of it."""
-    config = {name: getattr(training, name) for name in _MODEL_RESULT}
-    config["holdout"] = training.holdout
-    config["precision"] = training.precision
-    config["init"] = None
-    if training.init is not None:
-        config["init"] = read_description(training.init)["sha256"]["weights.safetensors"]
-    config["preset"] = data.preset
-    config["random_seed"] = run.random_seed
-    config["preparation"] = preparation.to_dict()
-    return config
-
-
-def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    differing = [name for name in now if name in before and before[name] != now[name]]
-    if differing:
-        raise UsageError(
-            f"{where} was made with another configuration: "
-            + "; ".join(f"{n} was {before[n]!r}, is {now[n]!r}" for n in differing)
-            + ". Use the same, another --model-name, or another OUTPUT_DIR."
-        )
 
 
 def _tell_inputs(module: BIDSDataModule, console: Quiet) -> None:
@@ -771,7 +610,7 @@ def _check_targets(
     """Return the label of each target in file names; refuse unknown columns."""
     if not targets:
         raise UsageError("--target needs at least one column.")
-    known = [c for c in module.images.columns if c in _phenotype_columns(module)]
+    known = module.phenotype_columns
     for name in (*targets, *([prediction.group] if prediction.group else [])):
         if name not in known:
             raise UsageError(
@@ -779,10 +618,6 @@ def _check_targets(
                 f"{', '.join(known) or 'none'}."
             )
     return target_labels(targets)
-
-
-def _phenotype_columns(module: BIDSDataModule) -> list[str]:
-    return list(module.phenotype_columns)
 
 
 def _splits(table: pd.DataFrame, description: Mapping[str, Any]) -> list[str]:
@@ -811,44 +646,6 @@ def _merged(before: Embeddings | None, now: Embeddings, *, restricted: bool) -> 
     matrix = np.concatenate([before.matrix[old], now.matrix])
     order = table.sort_values("source", kind="stable").index.to_numpy()
     return Embeddings(table.iloc[order], matrix[order], now.config)
-
-
-def _write_views(figures: Path, module: BIDSDataModule) -> None:
-    """Write a few prepared volumes with their two views of the first epoch, for the report."""
-    samples = module.two_views("train")
-    count = min(_SHOWN, len(samples))
-    chosen = np.linspace(0, len(samples) - 1, count).round().astype(int)
-    rows, arrays = [], []
-    for number in chosen:
-        who, images = module.participants("train")[number]
-        pair = samples[0, int(number)]
-        image = images[key_seed(samples.seed, 0, who, "image") % len(images)]
-        arrays.append(torch.stack([samples.samples[image][0], pair[0][0], pair[1][0]]).numpy())
-        rows.append({"participant_id": who, "path": module.images["path"].iloc[image]})
-    write_npy(figures / "views.npy", np.stack(arrays).astype(np.float32))
-    write_tsv(figures / "views.tsv", pd.DataFrame(rows))
-    write_json(figures / "views.json", {"spacing": list(module.preparation.spacing)})
-
-
-def _write_plane(figures: Path, module: BIDSDataModule, matrix: np.ndarray) -> None:
-    """Write the embeddings' first two principal components, with phenotypes, for the report."""
-    if min(matrix.shape) < 2:
-        return
-    pca = PCA(n_components=2, svd_solver="full").fit(matrix)
-    plane = pca.transform(matrix)
-    table = module.images[["participant_id", "session_id"]].copy()
-    table["x"], table["y"] = plane[:, 0], plane[:, 1]
-    for column in _phenotype_columns(module):
-        if column not in table:
-            table[column] = module.images[column]
-    write_tsv(figures / "embedding_2d.tsv", table)
-    write_json(
-        figures / "embedding_2d.json",
-        {
-            "method": "principal components",
-            "explained_variance": [float(v) for v in pca.explained_variance_ratio_],
-        },
-    )
 
 
 def _write_descriptions(folder: Path, label: str) -> None:
@@ -880,44 +677,6 @@ def _groups(images: pd.DataFrame, column: str | None) -> pd.Series[Any]:
     return pd.Series(np.where(family.notna(), column + " " + family.astype(str), people))
 
 
-def _baseline_features(
-    module: BIDSDataModule,
-    rows: Sequence[int],
-    folder: Path,
-    run: RunOptions,
-    trust: Sequence[str],
-    console: Quiet,
-) -> dict[str, Any]:
-    """Return the features that the embeddings have to beat: untrained encoders, and voxels."""
-    volumes = module.volumes
-    assert volumes is not None
-    known = load_model(folder, trust=trust)
-    untrained = []
-    for number in range(_UNTRAINED_SEEDS):
-        seed = key_seed(run.random_seed, "untrained", number)
-        fresh = DCL(**{**known.get_params(), "random_state": seed})
-        fresh.__dict__["_fitted"] = True
-        matrix, _ = embed_volumes(
-            fresh,
-            volumes,
-            digest=f"{seed:016x}",
-            num_workers=run.nprocs,
-            progress=partial(_retitled, console, f"untrained encoder {number + 1}"),
-        )
-        untrained.append(matrix[list(rows)])
-    factor = [max(1, round(8 / s)) for s in volumes.preparation.spacing]
-    voxels = np.stack([_coarse(volumes[i][0].numpy(), factor) for i in rows])
-    return {"untrained": untrained, "voxels": Baseline(voxels, pca=True)}
-
-
-def _coarse(volume: np.ndarray, factor: Sequence[int]) -> np.ndarray:
-    """Return a volume averaged over blocks of about 8 mm, as a vector."""
-    shape = [n // f for n, f in zip(volume.shape, factor, strict=True)]
-    cut = volume[tuple(slice(0, n * f) for n, f in zip(shape, factor, strict=True))]
-    blocks = cut.reshape(shape[0], factor[0], shape[1], factor[1], shape[2], factor[2])
-    return blocks.mean(axis=(1, 3, 5)).ravel()
-
-
 def _fingerprint(
     images: pd.DataFrame, target: str, group: str | None, site: str | None, matrix: np.ndarray
 ) -> str:
@@ -938,12 +697,8 @@ def _done_before(stem: Path, config: Mapping[str, Any], data: str) -> dict[str, 
         provenance, summary = known["provenance"], known["summary"]
     except (ValueError, KeyError, TypeError):
         return None
-    _refuse_changes(provenance.get("config", {}), config, file)
+    refuse_changes(provenance.get("config", {}), config, file)
     return dict(summary) if provenance.get("data") == data else None
-
-
-def _retitled(console: Quiet, title: str, what: str, done: int, total: int) -> None:
-    console.progress(f"{title}: {what}", done, total)
 
 
 def _named(console: Quiet, what: str) -> Callable[[int, int], None]:

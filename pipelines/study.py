@@ -19,13 +19,21 @@ from nidl_dcl.output import Output
 def main(file: str) -> None:
     options = read_study(file)
     console = Console()
-    output = Output(options.bids_dir, options.output_dir, work_dir=options.run.work_dir)
+    output = Output(
+        options.bids_dir, options.output_dir, work_dir=options.run.work_dir, command=sys.argv
+    )
     with output.writing():
+        # 0. What cannot be studied is refused before anything is computed.
+        stages.configure(output, options, console)
+
         # 1. An encoder learns, without labels, to tell participants apart whatever their view.
-        stages.pretrain(output, options.data, options.training, options.run, console)
+        if options.model is None:
+            stages.pretrain(output, options.data, options.training, options.run, console)
 
         # 2. One embedding per image: a table of ids and a matrix, row by row.
-        embeddings = stages.embed(output, options.data, options.run, console=console)
+        embeddings = stages.embed(
+            output, options.data, options.run, model_folder=options.model, console=console
+        )
         print(f"{len(embeddings.table)} images, {embeddings.matrix.shape[1]} numbers each")
 
         # 3. Phenotypes from embeddings, cross-validated by participant, beside their baselines.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -18,3 +22,59 @@ def ixi_dir() -> Path:
     if not (folder / "dataset_description.json").is_file():
         pytest.skip("no real data: NIDL_DCL_IXI names no BIDS dataset")
     return folder
+
+
+def write_heads(folder: Path, n: int = 10, *, masks: bool = True, first: int = 1) -> Path:
+    """Write a BIDS dataset of `n` tiny heads (8 mm), whose cavity grows with age.
+
+    Every third participant has two sessions; one has no age. A second call adds participants.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = {"Name": "Heads", "BIDSVersion": "1.10.0"}
+    (folder / "dataset_description.json").write_text(json.dumps(text))
+    (folder / "README.md").write_text("Heads\n")
+    derivative = folder / "derivatives" / "masks"
+    if masks:
+        derivative.mkdir(parents=True, exist_ok=True)
+        text = {**text, "DatasetType": "derivative", "GeneratedBy": [{"Name": "test"}]}
+        (derivative / "dataset_description.json").write_text(json.dumps(text))
+    grid = np.stack(np.meshgrid(*[np.arange(n) - n / 2 for n in (20, 24, 20)], indexing="ij"))
+    affine = np.diag([8.0, 8.0, 8.0, 1.0])
+    affine[:3, 3] = (-80, -96, -80)
+    rows = ["participant_id\tage\tsex"]
+    for i in range(1, first + n):
+        rng = np.random.default_rng(i)
+        age = int(rng.integers(20, 80))
+        sex = "FM"[i % 2]
+        rows.append(f"sub-{i:02d}\t{'n/a' if i == 4 else age}\t{sex}")
+        if i < first:
+            continue
+        for session in ("01", "02") if i % 3 == 0 else ("01",):
+            size = (7.0 + 0.4 * (sex == "M")) * rng.uniform(0.93, 1.07, 3)[:, None, None, None]
+            radius = np.sqrt(((grid / size) ** 2).sum(0))
+            brain = radius < 1
+            cavity = np.exp(-((grid[0] / 3) ** 2) - (grid[1] / 4) ** 2 - (grid[2] / 3) ** 2)
+            signal = 600.0 * brain - 5 * age * cavity + 200 * (np.abs(radius - 1.15) < 0.08)
+            signal = np.clip(signal + rng.normal(0, 15, signal.shape), 0, None)
+            stem = f"sub-{i:02d}/ses-{session}/anat/sub-{i:02d}_ses-{session}"
+            image = folder / f"{stem}_T1w.nii.gz"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(signal.astype(np.int16), affine), image)
+            if masks:
+                mask = derivative / f"{stem}_desc-brain_mask.nii.gz"
+                mask.parent.mkdir(parents=True, exist_ok=True)
+                nib.save(nib.Nifti1Image(brain.astype(np.uint8), affine), mask)
+    (folder / "participants.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def heads_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a dataset of ten heads that no test may change."""
+    return write_heads(tmp_path_factory.mktemp("heads") / "bids")
+
+
+@pytest.fixture
+def make_heads(tmp_path: Path) -> Callable[..., Path]:
+    """Return `write_heads` for a folder of the test's own."""
+    return lambda name="bids", n=10, **more: write_heads(tmp_path / name, n, **more)

@@ -1,0 +1,65 @@
+"""The features that embeddings have to beat: untrained encoders, and the voxels themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nidl_dcl.console import Quiet
+from nidl_dcl.datamodule import BIDSDataModule
+from nidl_dcl.dcl import DCL
+from nidl_dcl.embedding import embed_volumes
+from nidl_dcl.features import Baseline
+from nidl_dcl.model_folder import load_model
+from nidl_dcl.options import RunOptions
+from nidl_dcl.randomness import key_seed
+
+__all__ = ["baseline_features"]
+
+_UNTRAINED_SEEDS = 3
+
+
+def baseline_features(
+    module: BIDSDataModule,
+    rows: Sequence[int],
+    folder: Path,
+    run: RunOptions,
+    trust: Sequence[str],
+    console: Quiet,
+) -> dict[str, Any]:
+    """Return the features that the embeddings have to beat: untrained encoders, and voxels."""
+    volumes = module.volumes
+    assert volumes is not None
+    known = load_model(folder, trust=trust)
+    untrained = []
+    for number in range(_UNTRAINED_SEEDS):
+        seed = key_seed(run.random_seed, "untrained", number)
+        fresh = DCL(**{**known.get_params(), "random_state": seed})
+        fresh.__dict__["_fitted"] = True
+        matrix, _ = embed_volumes(
+            fresh,
+            volumes,
+            digest=f"{seed:016x}",
+            num_workers=run.nprocs,
+            progress=partial(_retitled, console, f"untrained encoder {number + 1}"),
+        )
+        untrained.append(matrix[list(rows)])
+    factor = [max(1, round(8 / s)) for s in volumes.preparation.spacing]
+    voxels = np.stack([_coarse(volumes[i][0].numpy(), factor) for i in rows])
+    return {"untrained": untrained, "voxels": Baseline(voxels, pca=True)}
+
+
+def _coarse(volume: np.ndarray, factor: Sequence[int]) -> np.ndarray:
+    """Return a volume averaged over blocks of about 8 mm, as a vector."""
+    shape = [n // f for n, f in zip(volume.shape, factor, strict=True)]
+    cut = volume[tuple(slice(0, n * f) for n, f in zip(shape, factor, strict=True))]
+    blocks = cut.reshape(shape[0], factor[0], shape[1], factor[1], shape[2], factor[2])
+    return blocks.mean(axis=(1, 3, 5)).ravel()
+
+
+def _retitled(console: Quiet, title: str, what: str, done: int, total: int) -> None:
+    console.progress(f"{title}: {what}", done, total)
