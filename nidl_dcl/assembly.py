@@ -16,7 +16,14 @@ from nidl_dcl.model_folder import import_module_class, load_model, read_descript
 from nidl_dcl.options import DataOptions, RunOptions, TrainingOptions
 from nidl_dcl.volumes import Preparation
 
-__all__ = ["data_module", "new_model", "refuse_changes", "take_weights", "training_config"]
+__all__ = [
+    "check_training",
+    "data_module",
+    "new_model",
+    "refuse_changes",
+    "take_weights",
+    "training_config",
+]
 
 _MODEL_RESULT = ("encoder", "views", "max_epochs", "batch_size", "temperature", "learning_rate")
 
@@ -41,8 +48,6 @@ def data_module(
     """
     if not bids_dir.is_dir():
         raise UsageError(f"BIDS_DIR {bids_dir} is not a folder.")
-    if not (run.model_name.isalnum() and run.model_name.isascii()):
-        raise UsageError(f"--model-name takes letters and digits, got {run.model_name!r}.")
     allowed = 0.0 if data.strict else data.max_skipped
     made = training or TrainingOptions()
     return BIDSDataModule(
@@ -81,6 +86,19 @@ def _filters(file: Path | None) -> dict[str, Any] | None:
     if not isinstance(filters, dict):
         raise UsageError(f"--bids-filter-file {file} must hold an object of entities and values.")
     return filters
+
+
+def check_training(training: TrainingOptions) -> None:
+    """Refuse an encoder or a first model that cannot be used, before any image is opened.
+
+    Raises
+    ------
+    UsageError
+        Naming it.
+    """
+    _encoder_class(training.encoder)
+    if training.init is not None:
+        read_description(training.init)
 
 
 def new_model(training: TrainingOptions, seed: int) -> DCL:

@@ -377,8 +377,6 @@ def _set_threads(run: RunOptions) -> None:
     if run.threads is not None:
         import torch
 
-        if run.threads < 1:
-            raise UsageError(f"--threads takes a number of 1 or more, got {run.threads}.")
         torch.set_num_threads(run.threads)
 
 

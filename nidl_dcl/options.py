@@ -6,6 +6,7 @@ The command line, YAML files and scripts share them; defaults and meanings stand
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -27,6 +28,27 @@ __all__ = [
 ]
 
 
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _require(
+    name: str,
+    value: float,
+    least: float,
+    most: float = math.inf,
+    *,
+    open_start: bool = False,
+    open_end: bool = False,
+) -> None:
+    """Refuse a number outside of a range, which may exclude its ends."""
+    inside = least <= value <= most and value < math.inf
+    if not inside or (open_start and value == least) or (open_end and value == most):
+        start = f"above {least:g}" if open_start else f"{least:g} or more"
+        end = "" if most == math.inf else f", {'below' if open_end else 'at most'} {most:g}"
+        raise UsageError(f"{_option(name)} takes a number {start}{end}; got {value!r}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Which images of the dataset are used."""
@@ -41,7 +63,7 @@ class DataOptions:
     """JSON file of entities and values; null is none, "*" is any."""
 
     preset: str = "raw-t1w"
-    """Which images: raw-t1w, fmriprep-mni, fmriprep-native, fmriprep-gm, mp2rage, clinica-t1-linear."""
+    """Which images: raw-t1w, mp2rage, fmriprep-mni, fmriprep-native, fmriprep-gm, clinica-t1-linear, brainprep-quasiraw, openbhb-vbm, openbhb-quasiraw, cat12-vbm, freesurfer."""
 
     derivatives: list[str] = field(default_factory=list)
     """Folders of derivatives (images of the preset, brain masks), as PATH or NAME=PATH."""
@@ -60,6 +82,10 @@ class DataOptions:
 
     strict: bool = False
     """Stop if any candidate image is unusable."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        _require("max_skipped", self.max_skipped, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +137,23 @@ class TrainingOptions:
     precision: str = "32-true"
     """Lightning's precision, such as bf16-mixed."""
 
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        for name, least in (("max_epochs", 1), ("batch_size", 2), ("num_nodes", 1)):
+            _require(name, getattr(self, name), least)
+        for name in ("temperature", "learning_rate"):
+            _require(name, getattr(self, name), 0, open_start=True)
+        _require("holdout", self.holdout, 0, 1, open_end=True)
+        for name, lengths, said in (
+            ("spacing", (1, 3), "one or three numbers"),
+            ("shape", (0, 3), "three numbers"),
+        ):
+            numbers = getattr(self, name)
+            if len(numbers) not in lengths:
+                raise UsageError(f"{_option(name)} takes {said}, got {len(numbers)}.")
+            for number in numbers:
+                _require(name, number, 0, open_start=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionOptions:
@@ -144,6 +187,15 @@ class RunOptions:
 
     validate: bool = False
     """Run the BIDS validator on the output at the end (package bids-validator-deno)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        _require("nprocs", self.nprocs, 0)
+        _require("random_seed", self.random_seed, 0, 2**32 - 1)
+        if self.threads is not None:
+            _require("threads", self.threads, 1)
+        if not (self.model_name.isalnum() and self.model_name.isascii()):
+            raise UsageError(f"--model-name takes letters and digits, got {self.model_name!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)

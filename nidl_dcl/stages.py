@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from nidl_dcl.assembly import (
+    check_training,
     data_module,
     new_model,
     refuse_changes,
@@ -136,6 +137,7 @@ def pretrain(
     """
     console = console or Quiet()
     folder = output.path / "models" / f"desc-{run.model_name}"
+    check_training(training)
     with output.stage("pretrain") as entry:
         module = data_module(
             output.bids_dir, data, run, training=training, work=output.work, console=console
@@ -231,6 +233,11 @@ def embed(
     console = console or Quiet()
     own = output.path / "models" / f"desc-{run.model_name}"
     source = own if model_folder is None else model_folder
+    if source == own and not own.exists():
+        raise UsageError(
+            f"{output.path} has no model {run.model_name!r}. Run `nidl-dcl pretrain`, or give "
+            "--model FOLDER."
+        )
     with output.stage("embed") as entry:
         description = read_description(source)
         digest = str(description["sha256"]["weights.safetensors"])
@@ -425,6 +432,10 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     InputsUnusableError
         When too few images are usable.
     """
+    if options.model is None:
+        check_training(options.training)
+    else:
+        read_description(options.model)
     module = data_module(
         output.bids_dir, options.data, options.run, work=output.work, console=console
     )

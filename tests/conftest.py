@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -78,3 +82,34 @@ def heads_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_heads(tmp_path: Path) -> Callable[..., Path]:
     """Return `write_heads` for a folder of the test's own."""
     return lambda name="bids", n=10, **more: write_heads(tmp_path / name, n, **more)
+
+
+@dataclass
+class Done:
+    """How a command ended and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Return the command line as a function, in this process; what it sets is put back."""
+    from nidl_dcl.cli import main
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def call(*words: object) -> Done:
+        capsys.readouterr()
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+                main([str(word) for word in words])
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            logging.disable(logging.NOTSET)
+        text = capsys.readouterr()
+        return Done(int(ended.value.code or 0), text.out, text.err)
+
+    return call

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+COMMAND = [sys.executable, "-m", "nidl_dcl"]
+SMALL = ("--spacing", "8", "--max-epochs", "1", "--batch-size", "8")
+
+
+def test_a_call_without_a_command_shows_the_commands(run: Any) -> None:
+    done = run()
+    assert done.status == 0
+    for command in ("index", "pretrain", "embed", "predict", "report", "study", "demo"):
+        assert command in done.out
+
+
+def test_the_version_is_printed(run: Any) -> None:
+    done = run("--version")
+    assert done.status == 0
+    assert done.out.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["study", "BIDS", "OUT"], "--target"),
+        (["study", "BIDS", "OUT", "--target", "age", "--max-epoch", "3"], "--max-epoch"),
+        (["study", "BIDS", "OUT", "--target", "age", "--max-epochz", "3"], "--max-epochs"),
+        (["study", "BIDS", "OUT", "--target", "age", "--max-epochs", "many"], "many"),
+        (["study", "BIDS", "OUT", "--target", "age", "--max-epochs", "0"], "max-epochs"),
+        (["study", "BIDS", "OUT", "--target", "age", "--batch-size", "1"], "batch-size"),
+        (["study", "BIDS", "OUT", "--target", "age", "--spacing", "-1"], "spacing"),
+        (["study", "BIDS", "OUT", "--target", "age", "--temperature", "0"], "temperature"),
+        (["study", "BIDS", "OUT", "--target", "age", "--max-skipped", "2"], "max-skipped"),
+        (["study", "BIDS", "OUT", "--target", "age", "--nprocs", "-1"], "nprocs"),
+        (["study", "BIDS", "OUT", "--target", "height"], "sex"),
+        (["study", "BIDS", "OUT", "--target", "age", "--group", "family"], "family"),
+        (["study", "BIDS", "OUT", "--target", "age", "--encoder", "vit"], "resnet18"),
+        (["study", "BIDS", "OUT", "--target", "age", "--encoder", "no.such:Net"], "no.such"),
+        (["study", "BIDS", "OUT", "--target", "age", "--preset", "t9"], "raw-t1w"),
+        (["study", "BIDS", "OUT", "--target", "age", "--mask", "nowhere"], "nowhere"),
+        (["study", "BIDS", "OUT", "--target", "age", "--model", "NONE"], "NONE"),
+        (["study", "BIDS", "OUT", "--target", "age", "--init", "NONE"], "NONE"),
+        (["study", "BIDS", "OUT", "--target", "age", "--phenotypes", "NONE"], "NONE"),
+        (["study", "BIDS", "OUT", "--target", "age", "--bids-filter-file", "NONE"], "NONE"),
+        (["study", "BIDS", "OUT", "--target", "age", "--model-name", "a b"], "a b"),
+        (["study", "BIDS", "OUT", "--target", "age", "--participant-label", "77"], "77"),
+        (["study", "BIDS", "OUT", "--target", "age", "--session-label", "nine"], "nine"),
+        (["study", "NONE", "OUT", "--target", "age"], "NONE"),
+        (["study", "BIDS", "BIDS", "--target", "age"], "choose another folder"),
+        (["study", "BIDS", "BIDS/..", "--target", "age"], "choose another folder"),
+        (["study", "BIDS", "BIDS/sub-01/out", "--target", "age"], "derivatives"),
+        (["study", "BIDS", "BIDS/participants.tsv", "--target", "age"], "is a file"),
+        (["study", "--config", "NONE"], "NONE"),
+        (["embed", "BIDS", "OUT", "--model", "NONE"], "NONE"),
+        (["embed", "BIDS", "OUT"], "pretrain"),
+        (["predict", "BIDS", "OUT", "--target", "age"], "embed"),
+        (["report", "BIDS", "OUT"], "OUT"),
+        (["index", "NONE"], "NONE"),
+        (["frobnicate", "BIDS"], "frobnicate"),
+        (["study", "BIDS", "OUT", "--target", "age", "--random-seed", "-1"], "random-seed"),
+    ],
+    ids=lambda value: " ".join(value[1:])[-44:] if isinstance(value, list) else "",
+)
+def test_a_mistake_gets_one_message_that_names_it_and_status_2(
+    words: list[str], said: str, run: Any, heads_made: Path, tmp_path: Path
+) -> None:
+    places = {"BIDS": str(heads_made), "OUT": str(tmp_path / "out"), "NONE": str(tmp_path / "none")}
+    words = [part.replace("BIDS", places["BIDS"], 1) for part in words]
+    before = snapshot(heads_made)
+    done = run(*(places.get(word, word) for word in words))
+    assert done.status == 2, done.err
+    assert places.get(said, said) in done.err
+    assert "Traceback" not in done.err
+    assert done.err.startswith("nidl-dcl: ")
+    assert done.out == ""
+    assert snapshot(heads_made) == before
+
+
+def test_an_empty_dataset_is_status_3(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "bids").mkdir()
+    done = run("study", tmp_path / "bids", tmp_path / "out", "--target", "age")
+    assert done.status == 3
+    assert "no usable image" in done.err
+
+
+@pytest.mark.parametrize("words", [[], ["--strict"], ["--max-skipped", "0.01"]])
+def test_too_many_broken_images_are_status_3_before_training(
+    words: list[str], run: Any, make_heads: Any, tmp_path: Path
+) -> None:
+    bids = make_heads(n=6)
+    for image in sorted(bids.glob("sub-*/ses-01/anat/*.nii.gz"))[: 1 if words else 3]:
+        image.write_bytes(image.read_bytes()[:200])
+    done = run("study", bids, tmp_path / "out", "--target", "age", *SMALL, *words)
+    assert done.status == 3
+    assert "truncated" in done.err
+    assert not (tmp_path / "out" / "models").exists()
+
+
+def test_options_may_be_written_with_underscores_and_labels_with_their_prefix(
+    run: Any, heads_made: Path, tmp_path: Path
+) -> None:
+    done = run("study", heads_made, tmp_path, "--target=age", "--participant_label", "sub-01", "02",
+               "--dry_run")  # fmt: skip
+    assert done.status == 0
+    assert "2 participants to train on" in done.out
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    run: Any, heads_made: Path, tmp_path: Path
+) -> None:
+    done = run("study", heads_made, tmp_path / "out", "--target", "age", *SMALL, "--dry-run")
+    assert done.status == 0
+    assert "10 participants to train on" in done.out
+    assert "brain-masked" in done.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_printed_configuration_is_one_that_config_takes(
+    run: Any, heads_made: Path, tmp_path: Path
+) -> None:
+    words = ("study", heads_made, tmp_path / "out", "--target", "age", "sex", *SMALL)
+    printed = run(*words, "--print-config").out
+    values = yaml.safe_load(printed)
+    assert values["target"] == ["age", "sex"]
+    assert values["spacing"] == [8.0]
+    file = tmp_path / "config.yaml"
+    file.write_text(printed)
+    again = run("study", "--config", file, "--print-config")
+    assert again.out == printed
+    won = run("study", "--config", file, "--max-epochs", "7", "--print-config")
+    assert yaml.safe_load(won.out) == {**values, "max_epochs": 7}
+
+
+def test_a_configuration_with_an_unknown_option_is_refused(
+    run: Any, heads_made: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("target: [age]\nmax_epoch: 3\n")
+    done = run("study", heads_made, tmp_path / "out", "--config", file)
+    assert done.status == 2
+    assert "max" in done.err
+
+
+def test_index_prints_the_columns_of_inputs_with_one_row_for_each_image(
+    run: Any, heads_made: Path
+) -> None:
+    done = run("index", heads_made)
+    lines = done.out.splitlines()
+    assert lines[0] == "participant_id\tsession_id\tpath\tstatus\tcode\tmessage"
+    assert len(lines) == 1 + 13
+    assert all("\tok\tok\t" in line for line in lines[1:])
+    assert run("index", heads_made, "--check").out == done.out
+
+
+def test_index_judges_by_name_and_opens_files_only_when_asked(run: Any, make_heads: Any) -> None:
+    bids = make_heads(n=2)
+    next(bids.glob("sub-01/ses-01/anat/*.nii.gz")).write_bytes(b"")
+    assert "\tempty\t" not in run("index", bids).out
+    checked = run("index", bids, "--check")
+    assert checked.status == 0
+    assert "\tskip\tempty\t" in checked.out
+
+
+def test_an_unexpected_fault_is_one_line_with_status_1_and_a_traceback_with_v(
+    run: Any, heads_made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nidl_dcl import stages
+
+    def fault(*args: Any, **kwargs: Any) -> str:
+        raise RuntimeError("the dog ate it")
+
+    monkeypatch.setattr(stages, "index", fault)
+    done = run("index", heads_made)
+    assert done.status == 1
+    assert len(done.err.splitlines()) == 1
+    assert "the dog ate it" in done.err
+    with pytest.raises(RuntimeError, match="the dog ate it"):
+        run("index", heads_made, "-v")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_that_cannot_be_written_names_the_path(
+    run: Any, heads_made: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    done = run("study", heads_made, tmp_path / "closed" / "out", "--target", "age", *SMALL)
+    assert done.status != 0
+    assert "closed" in done.err
+
+
+@pytest.mark.slow
+def test_a_second_writer_exits_with_4(heads_made: Path, tmp_path: Path) -> None:
+    from nidl_dcl.output import Output
+
+    with Output(heads_made, tmp_path / "out").writing():
+        done = subprocess.run(
+            [*COMMAND, "study", heads_made, tmp_path / "out", "--target", "age", *SMALL],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 4
+    assert f"process {os.getpid()}" in done.stderr
+    record = json.loads((tmp_path / "out" / "logs" / "run.json").read_text())
+    assert record["exit_status"] == 0
+
+
+def test_help_and_version_load_neither_torch_nor_pybids() -> None:
+    script = (
+        "import sys\nfrom nidl_dcl.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'bids', 'lightning', 'monai', 'sklearn'} & set(sys.modules)))\n"
+    )
+    for words in (["--help"], ["--version"], ["study", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]"
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of every file of a folder."""
+    return {
+        str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns)
+        for p in folder.rglob("*")
+    }
