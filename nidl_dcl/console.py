@@ -44,9 +44,11 @@ class Console(Quiet):
         self.last_line = 0.0
 
     def say(self, text: str) -> None:
-        """Write one line."""
+        """Write one line; control characters, of file names for instance, are escaped."""
+        from nidl_dcl.writing import escape_control  # loads pandas, which --help need not
+
         self.close()
-        self.stream.write(text + "\n")
+        self.stream.write(escape_control(text) + "\n")
         self.stream.flush()
 
     def progress(self, what: str, done: int, total: int) -> None:

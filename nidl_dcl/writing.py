@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,14 +43,12 @@ def replacing(path: Path) -> Iterator[Path]:
         Where to write. On an exception it is removed and `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    beside = Path(name)
+    # Cut, so that the longest name that `path` may have still fits.
+    beside = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
+    # Rights come from the umask at creation: asking for it would clear it for other threads.
+    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield beside
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o666 & ~umask)
         with beside.open("rb") as stream:
             os.fsync(stream.fileno())
         beside.replace(path)
@@ -65,12 +63,15 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8 with LF line ends, in one step."""
-    write_bytes(path, text.encode("utf-8"))
+    r"""Write `text` to `path` as UTF-8 with LF line ends, in one step.
+
+    Bytes of file names that are no text, which Python holds as surrogates, become ``\udcNN``.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON; NaN and infinity become null."""
+    """Write `value` to `path` as indented JSON; NaN, infinity and NA become null."""
     write_text(
         path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     )
@@ -104,21 +105,25 @@ def to_tsv(table: pd.DataFrame) -> str:
 
 
 def _cell(value: Any) -> str:
-    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+    if value is None or value is pd.NA or value is pd.NaT:
         return "n/a"
     if isinstance(value, float | np.floating):
+        if np.isnan(value):
+            return "n/a"
         return f"{float(value):.10g}"
     return escape_control(str(value)) or "n/a"
 
 
 def _finite(value: Any) -> Any:
-    """Turn numpy values, paths and non-finite numbers into what JSON knows."""
+    """Turn numpy values, paths, missing and non-finite numbers into what JSON knows."""
     if isinstance(value, dict):
         return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | np.ndarray):
+    if isinstance(value, np.generic | np.ndarray):
+        return _finite(value.tolist())
+    if isinstance(value, list | tuple | set):
         return [_finite(v) for v in value]
-    if isinstance(value, np.generic):
-        return _finite(value.item())
+    if value is pd.NA:
+        return None
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     if isinstance(value, Path):
