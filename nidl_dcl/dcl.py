@@ -12,7 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nidl_dcl.distributed import any_process, gather_objects, gather_rows, total, world
+from nidl_dcl.distributed import (
+    any_process,
+    gather_objects,
+    gather_rows,
+    gather_targets,
+    total,
+    world,
+)
 from nidl_dcl.encoder import ProjectionHead
 from nidl_dcl.errors import NonFiniteError, UsageError
 from nidl_dcl.estimator import BaseEstimator, TransformerMixin, describe
@@ -161,6 +168,13 @@ class DCL(TransformerMixin, BaseEstimator):
         """The argument; after `fit`, the schedule used for training."""
         return self._used.get("lr_scheduler", self._arguments["lr_scheduler"])
 
+    @property
+    def _n_features_out(self) -> int:
+        # scikit-learn names as many outputs; like all it learns, absent before fit.
+        if not self.fitted:
+            raise AttributeError("not fitted")
+        return self.proj_input_dim
+
     # -- building ----------------------------------------------------------------------------
 
     def _arguments_changed(self, names: set[str]) -> None:
@@ -307,31 +321,32 @@ class DCL(TransformerMixin, BaseEstimator):
         (x1, x2), _ = two_views(batch)
         self._check_finite((x1, x2), batch_idx, stage)
         h1, h2, z1, z2, y = self.training_outputs(batch)
-        self.__dict__["_n_features_out"] = h1.shape[1]
         n = len(z1)
-        z1, start = gather_rows(z1)
-        z2, _ = gather_rows(z2)
-        own = self.loss(z1, z2, rows=slice(start, start + n)) if n else z1.sum() * 0.0
+        both, start = gather_rows(torch.cat([z1, z2], dim=1))
+        z1, z2 = both.chunk(2, dim=1)
+        own = self.loss(z1, z2, rows=slice(start, start + n))
         if any_process(not bool(torch.isfinite(own)), own.device):
+            bad = ~torch.isfinite(both).all(1)
+            which = f"{self._sample(int(bad.int().argmax()), batch_idx, stage)} of " * bool(
+                bad.any()
+            )
             raise NonFiniteError(
-                f"The loss of {stage} batch {batch_idx} is not finite, so training stopped with "
-                "the weights of the last good step. Lower learning_rate, raise temperature, or "
-                "look at the inputs of that batch."
+                f"The loss of {which}{stage} batch {batch_idx} is not finite, so training stopped "
+                "with the weights of the last good step. Lower learning_rate, raise temperature, "
+                "or look at the inputs of that batch."
             )
         share = n / len(z1)
-        if isinstance(y, Tensor):
-            y, _ = gather_rows(y.detach())
-        elif y is not None and world()[1] > 1:
-            y = [value for part in gather_objects(list(y)) for value in part]
-        self.log(
-            f"loss/{'train' if stage == 'training' else 'val'}",
-            total(own * share),
-            prog_bar=True,
-            batch_size=len(z1),
-            on_epoch=True,
-            on_step=False,
-        )
-        if stage == "training":
+        if self._trainer is not None or self._fabric is not None:
+            self.log(
+                f"loss/{'train' if stage == 'training' else 'val'}",
+                total(own * share),
+                prog_bar=True,
+                batch_size=len(z1),
+                on_epoch=True,
+                on_step=False,
+                sync_dist=True,
+            )
+        if stage == "training" and "_watch" in self.__dict__:
             self._watch.add(h1.detach(), h2.detach(), len(z1))
         return {
             # Averaging gradients over processes divides by their number: each one's part of the
@@ -339,7 +354,7 @@ class DCL(TransformerMixin, BaseEstimator):
             "loss": own * (share * world()[1]),
             "z1": z1.detach(),
             "z2": z2.detach(),
-            "y": y,
+            "y": gather_targets(y, n),
         }
 
     def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -397,7 +412,6 @@ class DCL(TransformerMixin, BaseEstimator):
         Tensor of shape (n, n_features)
         """
         features: Tensor = self.encoder(batch)
-        self.__dict__["_n_features_out"] = features.shape[1]
         return features
 
     def _check_finite(self, views: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> None:
@@ -405,19 +419,25 @@ class DCL(TransformerMixin, BaseEstimator):
         good = finite[0].bool() & finite[1].bool()
         if not any_process(not bool(good.all()), views[0].device):
             return
-        name = "on another process"
-        if not bool(good.all()):
-            position = int((~good).int().argmax())
-            name = f"at position {position}"
-            loaders: Any = getattr(self._trainer, "datamodule", None)
-            if stage == "training" and hasattr(loaders, "sample_name") and world()[1] == 1:
-                found = loaders.sample_name(self.trainer.current_epoch, batch_idx, position)
-                name += f" ({found})" if found else ""
+        own = None if bool(good.all()) else int((~good).int().argmax())
+        before = 0
+        for length, bad in gather_objects((len(good), own)):
+            if bad is not None:
+                break
+            before += length
         raise NonFiniteError(
-            f"The sample {name} of {stage} batch {batch_idx} has NaN or infinite values, so "
-            "training stopped with the weights of the last good step. Repair or leave out that "
-            "sample, or look at the views that made it."
+            f"{self._sample(before + bad, batch_idx, stage)} of {stage} batch {batch_idx} has NaN "
+            "or infinite values, so training stopped with the weights of the last good step. "
+            "Repair or leave out that sample, or look at the views that made it."
         )
+
+    def _sample(self, position: int, batch_idx: int, stage: str) -> str:
+        """Say which sample is at a position of a batch, all processes together."""
+        loaders: Any = getattr(self._trainer, "datamodule", None)
+        found = None
+        if stage == "training" and hasattr(loaders, "sample_name"):
+            found = loaders.sample_name(self.trainer.current_epoch, batch_idx, position)
+        return f"Sample {position}" + (f" ({found})" if found else "")
 
     # -- hooks -------------------------------------------------------------------------------
 
@@ -434,7 +454,7 @@ class DCL(TransformerMixin, BaseEstimator):
     def on_train_epoch_end(self) -> None:
         """Log alignment, uniformity, effective rank and the loss of a full collapse."""
         for name, value in self._watch.measure().items():
-            self.log(name, value, batch_size=1)
+            self.log(name, value, batch_size=1, sync_dist=True)
         self.__dict__["_watch"] = SpreadWatch()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["any_process", "gather_objects", "gather_rows", "total", "world"]
+__all__ = [
+    "any_process",
+    "by_itself",
+    "first_value",
+    "gather_objects",
+    "gather_rows",
+    "gather_targets",
+    "share_buffers",
+    "total",
+    "world",
+]
+
+_BY_ITSELF: ContextVar[bool] = ContextVar("by_itself", default=False)
 
 
 def world() -> tuple[int, int]:
     """Return (rank, number of processes) of the default group, (0, 1) where there is none."""
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and not _BY_ITSELF.get():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+@contextmanager
+def by_itself(alone: bool = True) -> Iterator[None]:
+    """Let this process work by itself inside the block, whatever group it belongs to.
+
+    A group may be running while a trainer uses one device: what it gathers would otherwise wait for
+    processes that do something else.
+    """
+    token = _BY_ITSELF.set(alone)
+    try:
+        yield
+    finally:
+        _BY_ITSELF.reset(token)
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
@@ -41,6 +71,50 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * processes
     dist.all_gather_object(values, value)
     return values
+
+
+def first_value(value: Any) -> Any:
+    """Return the first process's value on every process."""
+    return gather_objects(value)[0]
+
+
+def gather_targets(y: Any, n: int) -> Any:
+    """Return the targets of all processes as one batch of targets.
+
+    Parameters
+    ----------
+    y : Tensor, sequence, mapping or anything else
+        This process's targets as a loader collates them: one per sample, or a mapping or sequence
+        of such.
+    n : int
+        This process's samples.
+
+    Returns
+    -------
+    object
+        Of the same form, in rank order; what is not one value per sample is listed by process.
+    """
+    if world()[1] == 1 or y is None:
+        return y
+    if isinstance(y, Mapping):
+        return {name: gather_targets(part, n) for name, part in y.items()}
+    if isinstance(y, Tensor) and y.ndim > 0:
+        return torch.cat(gather_objects(y.detach().cpu())).to(y.device)
+    if isinstance(y, np.ndarray):
+        return np.concatenate(gather_objects(y))
+    if isinstance(y, list | tuple):
+        if y and all(isinstance(part, Tensor) and part.shape[:1] == (n,) for part in y):
+            return [gather_targets(part, n) for part in y]
+        values = [value for part in gather_objects(list(y)) for value in part]
+        return tuple(values) if isinstance(y, tuple) else values
+    return gather_objects(y)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the first one's buffers, such as running means, which are not averaged."""
+    if world()[1] > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def total(x: Tensor) -> Tensor:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import inspect
 import itertools
 import logging
 import os
+import random
+import re
 import signal
 import threading
 import warnings
@@ -29,17 +32,33 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from nibabel.spatialimages import SpatialImage
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
+from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
-from nidl_dcl.distributed import gather_objects, world
+from nidl_dcl.distributed import (
+    by_itself,
+    first_value,
+    gather_objects,
+    share_buffers,
+    world,
+)
 from nidl_dcl.errors import NonFiniteError
-from nidl_dcl.randomness import fresh_seed, keyed
+from nidl_dcl.randomness import fresh_seed, key_seed, keyed
 from nidl_dcl.samples import (
     ArraySamples,
     ImageSamples,
     JitteredValues,
-    JoinedBatches,
     TwoViewSamples,
+    dealt,
     follow,
     two_view_loader,
     with_batches,
@@ -242,7 +261,14 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         ValueError, TypeError
             For arguments or data that cannot be used.
         NonFiniteError
-            When an input or the loss is not finite; the weights are those of the last good step.
+            When an input or the loss is not finite; the weights are those of the last good step
+        (where processes are spawned: those before the fit).
+
+        Notes
+        -----
+        On several processes, ``batch_size`` counts the samples of all of them; of a loader, as many
+        batches as there are processes make one, which they share out. Batch statistics are
+        synchronised on GPUs; on the CPU they cannot be, and a warning says so.
         """
         if isinstance(y, DataLoader) and val_dataloader is None:
             val_dataloader, y = y, None
@@ -253,19 +279,71 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             if getattr(data, "identity", dict)():
                 # Keyed loaders follow the optimizer's steps, so they do resume in mid-epoch.
                 warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
-            trainer = L.Trainer(**self._trainer_options())
-            self._prepare_weights(data)
-            self.__dict__["_fitted"] = False
-            try:
-                trainer.fit(self, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-            finally:
-                self._drop_trainer()
+            trainer = self._training_trainer()
+            with by_itself(trainer.world_size == 1), _dealing(data, trainer.world_size):
+                self._prepare_weights(data)
+                self.__dict__["_fitted"] = False
+                try:
+                    trainer.fit(self, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+                except ProcessRaisedException as error:
+                    raise _as_raised(error) from error
+                finally:
+                    self._drop_trainer()
         self.__dict__["_fitted"] = True
         return self
 
+    def _training_trainer(self) -> L.Trainer:
+        """Return the trainer of a fit, with batch statistics synchronised where that is possible."""
+        options = self._trainer_options()
+        normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
+        if normalised:
+            options.setdefault("sync_batchnorm", torch.cuda.is_available())
+        trainer = L.Trainer(**options)
+        if normalised and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+            if trainer.is_global_zero:
+                warnings.warn(
+                    "Batch normalisation cannot be synchronised on the CPU: each process "
+                    "normalises by its own part of a batch, so results depend on their number.",
+                    stacklevel=3,
+                )
+            if options["sync_batchnorm"]:
+                trainer = L.Trainer(**{**options, "sync_batchnorm": False})
+        return trainer
+
+    def setup(self, stage: str) -> None:
+        """Agree with the other processes on the seed, and give each one randomness of its own.
+
+        Parameters
+        ----------
+        stage : str
+            As Lightning passes it.
+        """
+        if self._seed is None:
+            self.__dict__["_seed"] = fresh_seed(self._option("random_state"))
+        rank, processes = world()
+        if stage == "fit" and processes > 1:
+            self.__dict__["_seed"] = first_value(self._seed)
+            own = key_seed(self._seed, "process", rank)
+            torch.manual_seed(own)
+            np.random.seed(own)  # noqa: NPY002
+            random.seed(own)
+
+    def on_validation_start(self) -> None:
+        """Validate the same network on every process."""
+        share_buffers(self)
+
+    def on_train_end(self) -> None:
+        """End with the same network on every process."""
+        share_buffers(self)
+
+    def on_fit_end(self) -> None:
+        """Note that there is something to encode with, also after a trainer of the caller's own."""
+        self.__dict__["_fitted"] = True
+
     def _trainer_options(self) -> dict[str, Any]:
         options = {k: v for k, v in self._arguments.items() if k in _TRAINER_OPTIONS}
-        options = {**_TRAINER_DEFAULTS, **options}
+        # Loaders are dealt out here: a padded sampler would make samples negatives of themselves.
+        options = {**_TRAINER_DEFAULTS, **options, "use_distributed_sampler": False}
         callbacks = options.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
         options["callbacks"] = callbacks
@@ -321,6 +399,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         return _Loaders(
             self._two_views(X, reset=True),
             None if validation is None else self._two_views(validation, reset=False),
+            seed=self._seed,
             batch_size=self._option("batch_size"),
             num_workers=self._option("num_workers"),
         )
@@ -440,18 +519,13 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
 
     def _encode(self: Any, X: Any, *, targets: bool) -> tuple[np.ndarray, list[Any], bool]:
         loader, as_tensor = self._inference_loader(X)
-        if isinstance(getattr(loader, "sampler", None), RandomSampler):
-            warnings.warn(
-                "The loader shuffles, so rows come in its random order. Use shuffle=False.",
-                stacklevel=4,
-            )
+        _warn_of_order(loader)
         options = {
             **self._trainer_options(),
             "logger": False,
             "enable_checkpointing": False,
             "enable_model_summary": False,
             "callbacks": None,
-            "use_distributed_sampler": False,
         }
         for name in ("fast_dev_run", "limit_predict_batches", "overfit_batches", "profiler"):
             options.pop(name, None)
@@ -461,16 +535,25 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
             if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
                 # Spawned processes cannot hand rows back; one process gives the same rows.
                 trainer = L.Trainer(**{**options, "strategy": "auto", "devices": 1})
-            try:
-                trainer.predict(
-                    self, datamodule=_Shards(loader), return_predictions=False, weights_only=True
-                )
-            finally:
-                self._drop_trainer()
-                own = self.__dict__.pop("_pieces")
-        pieces = sorted(
-            (piece for part in gather_objects(own) for piece in part), key=lambda piece: piece[0]
-        )
+            with by_itself(trainer.world_size == 1):
+                failure: Exception | None = None
+                try:
+                    trainer.predict(
+                        self,
+                        datamodule=_Shards(loader),
+                        return_predictions=False,
+                        weights_only=True,
+                    )
+                except Exception as error:
+                    if trainer.world_size == 1:
+                        raise
+                    failure = error
+                finally:
+                    self._drop_trainer()
+                    own = self.__dict__.pop("_pieces")
+                _raise_together(failure)
+                parts = gather_objects(own)
+        pieces = sorted((piece for part in parts for piece in part), key=lambda piece: piece[0])
         if not pieces:
             raise ValueError("There is nothing to transform: X has no sample.")
         if targets and any(piece[2] is None for piece in pieces):
@@ -481,19 +564,20 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
     def predict_step(self: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Encode one batch; within `transform`, keep its rows with their place in the input."""
         x, y = _single_view(batch)
+        rank, processes = world()
+        place = rank + batch_idx * processes
         if not bool(torch.isfinite(x).all()):
             raise NonFiniteError(
-                f"{_first_bad_sample(x)} of batch {batch_idx} has NaN or infinite values; it "
-                "cannot be encoded."
+                f"{_first_bad_sample(x)} of batch {place} has NaN or infinite values; it cannot be "
+                "encoded."
             )
         features: Tensor = self.transform_step(x, batch_idx, dataloader_idx)
         if "_pieces" not in self.__dict__:
             return features
-        rank, processes = world()
         rows = features.detach().to("cpu", torch.float32).numpy().copy()
         if isinstance(y, Tensor):
             y = y.detach().cpu().clone()
-        self._pieces.append((rank + batch_idx * processes, rows, y))
+        self._pieces.append((place, rows, y))
         return features
 
     def _inference_loader(self: Any, X: Any) -> tuple[Any, bool]:
@@ -511,13 +595,45 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
         ), as_tensor
 
 
+def _raise_together(failure: Exception | None) -> None:
+    """Raise on every process what was raised on one, so that none waits for it."""
+    said = gather_objects(failure and (isinstance(failure, NonFiniteError), str(failure)))
+    if failure is not None:
+        raise failure
+    for not_finite, text in filter(None, said):
+        raise (NonFiniteError if not_finite else RuntimeError)(f"On another process: {text}")
+
+
+def _as_raised(error: ProcessRaisedException) -> Exception:
+    """Return what a spawned process raised, where it is an error of ours."""
+    found = re.search(r"NonFiniteError: (.+)", str(error))
+    return NonFiniteError(found[1]) if found else error
+
+
+def _warn_of_order(loader: Any) -> None:
+    sampler: Any = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+        warnings.warn(
+            "The loader shuffles, so rows come in its random order. Use shuffle=False.",
+            stacklevel=5,
+        )
+    if sampler is not None and loader.drop_last and len(sampler) % loader.batch_size:
+        warnings.warn(
+            "The loader drops its last batch, so some rows are missing. Use drop_last=False.",
+            stacklevel=5,
+        )
+
+
 class _Loaders(L.LightningDataModule):
     """The loaders of a fit: the caller's own, or keyed ones over samples."""
 
-    def __init__(self, train: Any, validation: Any, *, batch_size: int, num_workers: int) -> None:
+    def __init__(
+        self, train: Any, validation: Any, *, seed: int, batch_size: int, num_workers: int
+    ) -> None:
         super().__init__()
         self.train = train
         self.validation = validation
+        self.seed = seed
         self.batch_size = batch_size
         self.num_workers = num_workers
 
@@ -528,26 +644,23 @@ class _Loaders(L.LightningDataModule):
         return [] if self.validation is None else self._loader(self.validation, shuffle=False)
 
     def _loader(self, data: Any, *, shuffle: bool) -> Any:
+        if not isinstance(data, TwoViewSamples):
+            return dealt(data)
+        # A run that resumes, or has several processes, agrees on the seed after it was set up.
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        data.seed = self.seed if module is None else module._seed
         rank, processes = world()
-        if isinstance(data, TwoViewSamples):
-            loader = two_view_loader(
-                data,
-                self.batch_size,
-                shuffle=shuffle,
-                num_workers=self.num_workers,
-                rank=rank,
-                processes=processes,
-            )
-            if shuffle and self.trainer is not None:
-                follow(self.trainer, loader)
-            return loader
-        if (
-            processes == 1
-            or data.batch_sampler is None
-            or isinstance(data.dataset, IterableDataset)
-        ):
-            return data
-        return with_batches(data, JoinedBatches(data.batch_sampler, rank, processes, _first_value))
+        loader = two_view_loader(
+            data,
+            self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            rank=rank,
+            processes=processes,
+        )
+        if shuffle and self.trainer is not None:
+            follow(self.trainer, loader)
+        return loader
 
     def sample_name(self, epoch: int, batch: int, position: int) -> str | None:
         """Return the name of a sample of a training batch, where the order is ours."""
@@ -566,25 +679,33 @@ class _Loaders(L.LightningDataModule):
 class _Shards(L.LightningDataModule):
     """Every process's part of the batches to encode."""
 
+    allow_zero_length_dataloader_with_multiple_devices = True
+
     def __init__(self, loader: Any) -> None:
         super().__init__()
         self.loader = loader
 
     def predict_dataloader(self) -> Any:
         rank, processes = world()
-        loader = self.loader
+        loader, batches = self.loader, self.loader.batch_sampler
+        stream = batches is None or isinstance(loader.dataset, IterableDataset)
+        if not stream and isinstance(getattr(batches, "sampler", None), DistributedSampler):
+            # The caller's own division, undone: every row once, in the order of the data.
+            batches = BatchSampler(range(len(loader.dataset)), batches.batch_size, drop_last=False)
+            loader = with_batches(loader, list(batches))
+        elif not stream and processes > 1:
+            batches = first_value([list(batch) for batch in batches] if rank == 0 else None)
         if processes == 1:
-            return loader
-        if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
-            return _EveryNth(loader, rank, processes)
-        batches = _first_value(list(loader.batch_sampler) if rank == 0 else None)
-        return with_batches(loader, batches[rank::processes])
+            return _Batches(loader)
+        if stream:
+            return _Batches(loader, rank, processes)
+        return _Batches(with_batches(loader, list(batches)[rank::processes]))
 
 
-class _EveryNth(IterableDataset[Any]):
-    """One of every `step` batches of a loader that cannot be indexed."""
+class _Batches:
+    """One of every `step` batches of a loader, which the trainer then takes as it is."""
 
-    def __init__(self, loader: Any, start: int, step: int) -> None:
+    def __init__(self, loader: Any, start: int = 0, step: int = 1) -> None:
         self.loader = loader
         self.start = start
         self.step = step
@@ -593,14 +714,35 @@ class _EveryNth(IterableDataset[Any]):
         return itertools.islice(iter(self.loader), self.start, None, self.step)
 
 
-def _first_value(value: Any) -> Any:
-    return gather_objects(value)[0]
+@contextmanager
+def _dealing(data: Any, processes: int) -> Iterator[None]:
+    """Let a caller's data module hand every process its own part of each batch, inside the block."""
+    ours = isinstance(data, _Loaders) or processes == 1
+    names = [] if ours else ["train_dataloader", "val_dataloader"]
+    given = [
+        name
+        for name in names
+        if getattr(type(data), name) is not getattr(L.LightningDataModule, name)
+    ]
+    for name in given:
+        data.__dict__[name] = functools.partial(_dealt_loaders, data, name)
+    try:
+        yield
+    finally:
+        for name in given:
+            del data.__dict__[name]
+
+
+def _dealt_loaders(data: Any, name: str) -> Any:
+    loaders = getattr(type(data), name)(data)
+    return [dealt(x) for x in loaders] if isinstance(loaders, list | tuple) else dealt(loaders)
 
 
 @contextmanager
 def _seeded(*key: object) -> Iterator[None]:
     """Seed every generator by `key`, devices' included; restore them afterwards."""
-    with torch.random.fork_rng(), keyed(*key) as seed:
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices), keyed(*key) as seed:
         if torch.cuda.is_available():
             torch.cuda.manual_seed_all(seed)
         yield
@@ -618,6 +760,8 @@ def _without_noise() -> Iterator[None]:
             ".*smaller than the logging interval.*",
             ".*sampler has shuffling enabled.*",
             ".*callbacks used to create the checkpoint.*",
+            ".*local rank has zero length.*",
+            ".*sync_dist=True.*",
         ):
             warnings.filterwarnings("ignore", message)
         yield

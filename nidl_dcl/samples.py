@@ -6,15 +6,24 @@ starts in the middle of its epoch: none of it depends on workers, processes or i
 
 from __future__ import annotations
 
+import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+)
 
+from nidl_dcl.distributed import first_value, gather_objects, world
 from nidl_dcl.randomness import key_seed, permutation
 from nidl_dcl.views import draw_view
 from nidl_dcl.volumes import Preparation, prepare_volume
@@ -26,6 +35,7 @@ __all__ = [
     "JitteredValues",
     "JoinedBatches",
     "TwoViewSamples",
+    "dealt",
     "follow",
     "two_view_loader",
     "with_batches",
@@ -176,8 +186,8 @@ class EpochBatches(BatchSampler):
     """Batches of ``(epoch, index)`` in an order keyed by (seed, epoch), shared by all processes.
 
     An epoch is cut into batches of nearly equal size, at most `batch_size`, except that no batch
-    has fewer than two samples per process if it can be helped: a last batch of one has no
-    negatives. Each process takes its part of every batch.
+    has fewer than two samples if it can be helped (one alone has no negatives), nor fewer than
+    there are processes. Each process takes its part of every batch.
 
     Parameters
     ----------
@@ -186,9 +196,15 @@ class EpochBatches(BatchSampler):
     batch_size : int
         Samples of a batch, all processes together.
     seed : int
-        With the epoch, the key of the order; None keeps the given order (validation).
+        With the epoch, the key of the order; None keeps the given order and epoch 0, hence the
+        same views at each pass (validation).
     rank, processes : int
         This process and how many there are.
+
+    Raises
+    ------
+    ValueError
+        When there are fewer samples than processes.
     """
 
     def __init__(
@@ -198,9 +214,10 @@ class EpochBatches(BatchSampler):
         self.seed = seed
         self.rank = rank
         self.processes = processes
+        _check_enough(n, processes)
         wanted = -(-n // batch_size)
-        self.count = max(1, min(wanted, n // (2 * processes))) if n else 0
-        self.position: Callable[[], tuple[int, int]] = _Counter()
+        self.count = max(1, min(wanted, n // max(2, processes))) if n else 0
+        self.position: Callable[[], tuple[int, int]] = _Counter() if seed is not None else _first
 
     def __len__(self) -> int:
         return self.count
@@ -216,6 +233,10 @@ class EpochBatches(BatchSampler):
             whole = np.array(self.batch(epoch, number))
             part = np.array_split(whole, self.processes)[self.rank]
             yield [(epoch, int(i)) for i in part]
+
+
+def _first() -> tuple[int, int]:
+    return 0, 0
 
 
 class _Counter:
@@ -302,6 +323,7 @@ def with_batches(loader: DataLoader[Any], batches: Any) -> DataLoader[Any]:
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
+        generator=loader.generator,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
         prefetch_factor=loader.prefetch_factor,
@@ -314,36 +336,123 @@ class JoinedBatches(BatchSampler):
 
     As many batches as there are processes make one global batch; each process takes a nearly equal
     part, so that no sample is padded or repeated. The order is that of the first process. A rest
-    with fewer samples than processes joins the batch before it.
+    with fewer samples than processes shares the samples of the batch before it. Of a sampler that
+    drops incomplete batches, incomplete global ones are dropped too.
 
     Parameters
     ----------
-    batches : iterable of list of int
+    batches : iterable of list
         The caller's batch sampler.
     rank, processes : int
         This process and how many there are.
     share : callable
         Returns the first process's value on every process.
+
+    Raises
+    ------
+    ValueError
+        When iterated, if there are fewer samples than processes.
     """
 
     def __init__(
         self, batches: Any, rank: int, processes: int, share: Callable[[Any], Any]
     ) -> None:
         self.batches = batches
+        # Trainers look here for a sampler that wants to be told the epoch.
+        self.sampler: Any = getattr(batches, "sampler", None)
         self.rank = rank
         self.processes = processes
         self.share = share
 
     def __len__(self) -> int:
-        return max(1, -(-len(self.batches) // self.processes))
+        count = -(-self._used(len(self.batches)) // self.processes)
+        if not getattr(self.batches, "drop_last", True):
+            count = min(count, len(self.sampler) // self.processes)
+        return max(1, count)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        given = self.share(list(self.batches) if self.rank == 0 else None)
+    def _used(self, given: int) -> int:
+        rest = given % self.processes
+        drops = getattr(self.batches, "drop_last", False) and given > self.processes
+        return given - rest if drops else given
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        given = self.share([list(b) for b in self.batches] if self.rank == 0 else None)
+        given = given[: self._used(len(given))]
         joined = [
             [i for batch in given[k : k + self.processes] for i in batch]
             for k in range(0, len(given), self.processes)
         ]
+        _check_enough(sum(len(batch) for batch in joined), self.processes)
         if len(joined) > 1 and len(joined[-1]) < self.processes:
-            joined[-2:] = [joined[-2] + joined[-1]]
+            rest = joined[-2] + joined[-1]
+            joined[-2:] = _parts(rest, min(2, len(rest) // self.processes))
         for batch in joined:
-            yield [int(i) for i in np.array_split(np.array(batch), self.processes)[self.rank]]
+            yield _parts(batch, self.processes)[self.rank]
+
+
+def dealt(loader: Any) -> Any:
+    """Return a caller's loader such that every process gets its own part of each batch.
+
+    Loaders that deal already are returned as they are: those of `two_view_loader`, and those with a
+    ``DistributedSampler``. A stream stays the caller's to divide; it ends on all processes together.
+
+    Parameters
+    ----------
+    loader : DataLoader
+        Or anything else, which is returned.
+
+    Raises
+    ------
+    ValueError
+        For a loader without batch size, whose batches cannot be divided.
+    """
+    rank, processes = world()
+    if processes == 1 or not isinstance(loader, DataLoader):
+        return loader
+    if isinstance(loader.dataset, IterableDataset):
+        warnings.warn(
+            "The loader reads a stream, which cannot be divided here: each of the "
+            f"{processes} processes must yield samples of its own, or they count as each other's "
+            "negatives.",
+            stacklevel=2,
+        )
+        return _InStep(loader)
+    batches = loader.batch_sampler
+    if isinstance(batches, EpochBatches | JoinedBatches) or isinstance(
+        getattr(batches, "sampler", loader.sampler), DistributedSampler
+    ):
+        return loader
+    if batches is None:
+        raise ValueError(
+            "On several processes a loader needs a batch size: batch_size=None cannot be divided."
+        )
+    return with_batches(loader, JoinedBatches(batches, rank, processes, first_value))
+
+
+class _InStep:
+    """A loader that ends on all processes as soon as it ends on one."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        while True:
+            batch = next(batches, self)
+            if any(gather_objects(batch is self)):
+                return
+            yield batch
+
+
+def _parts(values: list[Any], n: int) -> list[list[Any]]:
+    """Cut into `n` parts whose lengths differ by one at most, the longer ones first."""
+    short, longer = divmod(len(values), n)
+    cuts = [k * short + min(k, longer) for k in range(n + 1)]
+    return [values[a:b] for a, b in itertools.pairwise(cuts)]
+
+
+def _check_enough(samples: int, processes: int) -> None:
+    if 0 < samples < processes:
+        raise ValueError(
+            f"There are fewer samples ({samples}) than processes ({processes}). Use fewer devices."
+        )

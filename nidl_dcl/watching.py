@@ -90,8 +90,10 @@ def effective_rank(h: Tensor) -> float:
 
     Roy and Vetterli 2007; Garrido et al., ICML 2023. One direction gives 1, none gives 0.
     """
+    # Centred in double precision: what is left of equal rows must not pass for a direction.
+    h = h.double().cpu()
     h = h - h.mean(0, keepdim=True)
-    values = torch.linalg.svdvals(h.double().cpu())
+    values = torch.linalg.svdvals(h)
     whole = float(values.sum())
     if whole <= 1e-12 * max(1.0, float(h.abs().max())):
         return 0.0
