@@ -146,8 +146,7 @@ def pretrain(
         write_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
         _tell_inputs(module, console)
         config = training_config(data, training, run, module.preparation)
-        if (folder / "model.json").is_file():
-            refuse_changes(read_description(folder)["provenance"].get("config", {}), config, folder)
+        if _is_trained(folder, config):
             console.say(f"{folder.name} is trained already.")
             entry["skipped"] = True
             return folder
@@ -241,13 +240,7 @@ def embed(
     with output.stage("embed") as entry:
         description = read_description(source)
         digest = str(description["sha256"]["weights.safetensors"])
-        if (own / "model.json").is_file():
-            here = read_description(own)["sha256"]["weights.safetensors"]
-            if here != digest:
-                raise UsageError(
-                    f"{own} holds another model than {source}. Choose another --model-name or "
-                    "another OUTPUT_DIR."
-                )
+        _refuse_another_model(own, source, digest)
         model = load_model(source, trust=trust)
         if not model.fitted or model.preparation is None:
             raise UsageError(
@@ -432,14 +425,21 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     InputsUnusableError
         When too few images are usable.
     """
+    data, training, run = options.data, options.training, options.run
+    folder = output.path / "models" / f"desc-{run.model_name}"
     if options.model is None:
-        check_training(options.training)
+        check_training(training)
     else:
-        read_description(options.model)
+        description = read_description(options.model)
+        _refuse_another_model(
+            folder, options.model, str(description["sha256"]["weights.safetensors"])
+        )
     module = data_module(
-        output.bids_dir, options.data, options.run, work=output.work, console=console
+        output.bids_dir, data, run, training=training, work=output.work, console=console
     )
     _check_targets(module, options.target, options.prediction)
+    if options.model is None and (folder / "model.json").is_file():
+        _is_trained(folder, training_config(data, training, run, module.preparation))
     here = replace(options, bids_dir=output.bids_dir, output_dir=output.path)
     write_text(output.path / "code" / "config.yaml", study_yaml(here))
 
@@ -605,6 +605,25 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
 # -- parts of the stages ---------------------------------------------------------------------
 
 
+def _is_trained(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Return whether the model is there already; refuse one that was trained otherwise."""
+    if not (folder / "model.json").is_file():
+        return False
+    refuse_changes(read_description(folder)["provenance"].get("config", {}), config, folder)
+    return True
+
+
+def _refuse_another_model(own: Path, source: Path, digest: str) -> None:
+    """Refuse weights other than those that the output holds."""
+    if not (own / "model.json").is_file():
+        return
+    if read_description(own)["sha256"]["weights.safetensors"] != digest:
+        raise UsageError(
+            f"{own} holds another model than {source}. Choose another --model-name or another "
+            "OUTPUT_DIR."
+        )
+
+
 def _tell_inputs(module: BIDSDataModule, console: Quiet) -> None:
     for name, count in module.kept:
         console.say(f"{count} images: {name}")
@@ -661,17 +680,20 @@ def _merged(before: Embeddings | None, now: Embeddings, *, restricted: bool) -> 
 
 def _write_descriptions(folder: Path, label: str) -> None:
     """Write the BIDS table that says what ``desc-<label>`` means."""
-    path = folder / "descriptions.tsv"
+    path, sidecar = folder / "descriptions.tsv", folder / "descriptions.json"
     rows = {label: "Decoupled contrastive learning embeddings and their predictions"}
     if path.is_file():
         known = pd.read_csv(path, sep="\t", dtype=str)
-        rows = {**dict(zip(known["desc_id"].str[5:], known["description"], strict=True)), **rows}
+        before = dict(zip(known["desc_id"].str[5:], known["description"], strict=True))
+        if label in before and sidecar.is_file():
+            return
+        rows = {**before, **rows}
     table = pd.DataFrame(
         {"desc_id": [f"desc-{name}" for name in rows], "description": list(rows.values())}
     )
     write_tsv(path, table)
     write_json(
-        folder / "descriptions.json",
+        sidecar,
         {
             "desc_id": {"Description": "Label in file names"},
             "description": {"Description": "What files with the label hold"},

@@ -11,6 +11,7 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from nidl_dcl.writing import replacing
@@ -31,8 +32,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 note.write_text(digest, encoding="ascii")
 
 
-class Checkpoints(L.Callback):
+class Checkpoints(Checkpoint):
     """Saves at the end of each epoch, and at SIGTERM after the step under way; keeps two.
+
+    A `Checkpoint` for Lightning, which calls those after the estimator has logged its epoch.
 
     Parameters
     ----------
@@ -86,8 +89,10 @@ def sound_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-class TrainingCurve(L.Callback):
+class TrainingCurve(Checkpoint):
     """Writes one row per epoch to a table that is whole at any time.
+
+    A `Checkpoint` for Lightning, as `Checkpoints` is, so that a row holds what its epoch logged.
 
     Parameters
     ----------
@@ -116,7 +121,7 @@ class TrainingCurve(L.Callback):
         }
         rows = [row]
         if self.path.is_file():
-            before = pd.read_csv(self.path)
+            before = pd.read_csv(self.path, float_precision="round_trip")
             rows = [*before[before["epoch"] < row["epoch"]].to_dict("records"), row]
         with replacing(self.path) as beside:
             pd.DataFrame(rows).to_csv(beside, index=False, float_format="%.8g", na_rep="n/a")

@@ -14,7 +14,9 @@ import nidl_dcl
 
 HEAVY = ("torch", "lightning", "monai", "bids", "sklearn", "pandas", "nibabel", "matplotlib")
 MODULES = sorted(
-    path.stem for path in Path(nidl_dcl.__file__).parent.glob("*.py") if path.stem != "__init__"
+    path.stem
+    for path in Path(nidl_dcl.__file__).parent.glob("*.py")
+    if not path.stem.startswith("__")
 )
 PROMISED = {
     "BIDSDataModule",

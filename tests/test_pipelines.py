@@ -1,0 +1,74 @@
+"""The study scripts, run as a scientist runs them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
+
+
+def script(name: str) -> ModuleType:
+    """Return a script as a module, not yet run."""
+    spec = importlib.util.spec_from_file_location(f"pipeline_{name}", PIPELINES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_a_model_a_table_and_a_prediction_one_script_after_another(
+    heads_made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, table = tmp_path / "model", tmp_path / "embeddings.tsv"
+    script("pretrain").main(str(heads_made), str(model), max_epochs=2)
+    script("embed").main(str(heads_made), str(model), str(table))
+    rows = pd.read_csv(table, sep="\t")
+    assert len(rows) == 13
+    assert rows.filter(regex=r"^dcl\d+$").shape == (13, 512)
+    capsys.readouterr()
+    script("predict").main(str(table), str(heads_made), "sex")
+    said = capsys.readouterr().out
+    assert "target: sex" in said
+    assert "metric: balanced_accuracy" in said
+
+
+@pytest.mark.slow
+def test_the_study_script_and_the_command_give_the_same_files(
+    heads_made: Path, tmp_path: Path, run: Callable[..., object]
+) -> None:
+    settings = {"target": ["sex"], "spacing": [8.0], "max_epochs": 2, "batch_size": 8}
+    outs = {}
+    for name in ("script", "command"):
+        outs[name] = tmp_path / name
+        text = {"bids_dir": str(heads_made), "output_dir": str(outs[name]), **settings}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(text))
+    script("study").main(str(tmp_path / "script.yaml"))
+    assert run("study", "--config", tmp_path / "command.yaml").status == 0
+    ours, theirs = (
+        {p.relative_to(out).as_posix() for p in out.rglob("*") if ".work" not in p.parts}
+        for out in outs.values()
+    )
+    assert ours == theirs
+    for file in ("desc-dclSex_predictions.tsv", "models/desc-dcl/weights.safetensors"):
+        assert (outs["script"] / file).read_bytes() == (outs["command"] / file).read_bytes()
+    matrices = [np.load(out / "desc-dcl_embeddings.npy") for out in outs.values()]
+    assert np.array_equal(*matrices)
+
+
+@pytest.mark.parametrize("file", sorted(PIPELINES.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_yaml_file_holds_known_options(file: Path) -> None:
+    from nidl_dcl.options import read_study
+
+    options = read_study(file)
+    assert options.target == ["age", "sex"]
+    assert options.training.max_epochs in (40, 60)

@@ -1,0 +1,363 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+TWO_EPOCHS = ("--spacing", "8", "--max-epochs", "2", "--batch-size", "8")
+SIXTY_EPOCHS = ("--target", "age", "--spacing", "8", "--max-epochs", "60", "--batch-size", "4")
+VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    """Return the change time of every file, hidden ones left out."""
+    return {
+        p.relative_to(folder).as_posix(): p.stat().st_mtime_ns
+        for p in folder.rglob("*")
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    }
+
+
+def embeddings_of(folder: Path, label: str = "dcl") -> bytes:
+    """Return the bytes of the embeddings."""
+    return (folder / f"desc-{label}_embeddings.npy").read_bytes()
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """Return the record of the last run."""
+    return json.loads((folder / "logs" / "run.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def studied(heads_made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the output of a study of age and sex, that no test may change."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    words = ["study", heads_made, out, "--target", "age", "sex", *TWO_EPOCHS]
+    subprocess.run([sys.executable, "-m", "nidl_dcl", *map(str, words)], check=True, timeout=300)
+    return out
+
+
+@pytest.fixture
+def copied(studied: Path, tmp_path: Path) -> Path:
+    """Return a copy of that output, to be changed."""
+    return shutil.copytree(studied, tmp_path / "out", copy_function=shutil.copy2)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("dataset_description.json", "README.md", "CHANGES", ".bidsignore"),
+        *("descriptions.tsv", "descriptions.json", "report.html", "code/config.yaml"),
+        *("desc-dcl_embeddings.tsv", "desc-dcl_embeddings.json", "desc-dcl_embeddings.npy"),
+        *("desc-dclAge_predictions.tsv", "desc-dclAge_predictions.json"),
+        *("desc-dclSex_metrics.json", "desc-dclAge_metrics.json", "desc-dclSex_predictions.tsv"),
+        *("models/desc-dcl/weights.safetensors", "models/desc-dcl/model.json"),
+        *("logs/inputs.tsv", "logs/run.json", "logs/metrics.csv", "logs/CITATION.md"),
+    ],
+)
+def test_a_study_writes_every_file_of_the_contract(file: str, studied: Path) -> None:
+    assert (studied / file).stat().st_size > 0
+
+
+def test_every_file_of_a_study_is_documented(studied: Path) -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "files.md").read_text()
+    for name in files_of(studied):
+        if name.startswith("figures/"):
+            continue
+        for target in ("Age", "Sex"):
+            name = name.replace(f"desc-dcl{target}_", "desc-<model><Target>_")
+        name = name.replace("desc-dcl", "desc-<model>")
+        folder, _, own = name.rpartition("/")
+        assert f"`{name}`" in text or (f"`{folder}/`" in text and f"`{own}`" in text), name
+
+
+def test_embeddings_have_one_row_for_each_image_in_table_order(studied: Path) -> None:
+    table = pd.read_csv(studied / "desc-dcl_embeddings.tsv", sep="\t", dtype=str)
+    matrix = np.load(studied / "desc-dcl_embeddings.npy")
+    assert list(table.columns) == ["participant_id", "session_id", "run", "source", "split", "row"]
+    assert len(table) == len(matrix) == 13
+    assert matrix.dtype == np.float32
+    assert list(table["row"]) == [str(i) for i in range(13)]
+    assert set(table["split"]) == {"train"}
+    assert table["source"].str.startswith("bids:raw:sub-").all()
+    assert len(np.unique(matrix, axis=0)) == 13
+
+
+def test_predictions_keep_every_participant_and_say_why_one_was_not_used(studied: Path) -> None:
+    table = pd.read_csv(studied / "desc-dclAge_predictions.tsv", sep="\t", dtype=str)
+    metrics = json.loads((studied / "desc-dclAge_metrics.json").read_text())
+    assert table["participant_id"].nunique() == 10
+    assert metrics["n_participants"] == 9
+    assert {"dummy", "untrained", "voxels"} <= set(metrics["baselines"])
+    assert metrics["exposure"]
+
+
+def test_all_of_a_participants_rows_are_in_inputs(studied: Path) -> None:
+    table = pd.read_csv(studied / "logs" / "inputs.tsv", sep="\t", dtype=str)
+    assert list(table["status"]) == ["ok"] * 13
+
+
+@pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
+def test_the_official_validator_reports_no_error(studied: Path) -> None:
+    from nidl_dcl.bids_validator import validate
+
+    validate(studied)
+
+
+@pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
+def test_what_the_validator_reports_is_an_error(copied: Path) -> None:
+    from nidl_dcl.bids_validator import validate
+    from nidl_dcl.errors import NidlDclError
+
+    (copied / "dataset_description.json").write_text("{}")
+    with pytest.raises(NidlDclError, match="validator reports"):
+        validate(copied)
+
+
+def test_the_same_command_again_changes_nothing(
+    copied: Path, heads_made: Path, run: Callable[..., Any]
+) -> None:
+    before = files_of(copied)
+    done = run("study", heads_made, copied, "--target", "age", "sex", *TWO_EPOCHS)
+    assert done.status == 0
+    assert "voxels" in done.out
+    after = files_of(copied)
+    assert {n for n in after if after[n] != before.get(n)} <= {
+        *("logs/run.json", "logs/inputs.tsv", "code/config.yaml"),
+    }
+    record = record_of(copied)
+    assert all(stage["skipped"] for stage in record["stages"])
+    assert [stage["skipped"] for stage in record["earlier"][0]["stages"]] == [False] * 5
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "report.html",
+        "desc-dclAge_metrics.json",
+        "desc-dclSex_predictions.tsv",
+        "desc-dcl_embeddings.npy",
+        "desc-dcl_embeddings.tsv",
+        "logs/inputs.tsv",
+        "descriptions.tsv",
+        "code/config.yaml",
+        ".work",
+    ],
+)
+def test_what_was_lost_is_made_again_and_the_same(
+    lost: str, copied: Path, studied: Path, heads_made: Path, run: Callable[..., Any]
+) -> None:
+    place = copied / lost
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    done = run("study", heads_made, copied, "--target", "age", "sex", *TWO_EPOCHS)
+    assert done.status == 0
+    assert place.exists()
+    if lost not in (".work", "report.html", "code/config.yaml"):
+        assert place.read_bytes() == (studied / lost).read_bytes()
+    assert embeddings_of(copied) == embeddings_of(studied)
+
+
+def test_the_saved_configuration_runs_the_study_again(
+    copied: Path, run: Callable[..., Any], studied: Path
+) -> None:
+    file = copied / "code" / "config.yaml"
+    file.write_text(file.read_text().replace(str(studied), str(copied)))
+    shutil.rmtree(copied / ".work")
+    (copied / "desc-dcl_embeddings.npy").unlink()
+    done = run("study", "--config", file)
+    assert done.status == 0
+    assert embeddings_of(copied) == embeddings_of(studied)
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (["--max-epochs", "3"], "max_epochs"),
+        (["--random-seed", "5"], "random_seed"),
+        (["--spacing", "10"], "preparation"),
+        (["--views", "light"], "views"),
+        (["--mask", "none"], "preparation"),
+    ],
+)
+def test_a_changed_configuration_is_refused_with_the_fields_that_differ(
+    words: list[str], field: str, copied: Path, heads_made: Path, run: Callable[..., Any]
+) -> None:
+    before = files_of(copied)
+    name, value = words
+    settings = dict(zip(TWO_EPOCHS[::2], TWO_EPOCHS[1::2], strict=True)) | {name: value}
+    options = [word for pair in settings.items() for word in pair]
+    done = run("study", heads_made, copied, "--target", "age", *options)
+    assert done.status == 2
+    assert field in done.err
+    assert "desc-dcl" in done.err
+    after = files_of(copied)
+    assert {n for n in after if after[n] != before.get(n)} <= {"logs/run.json"}
+
+
+def test_a_new_target_and_a_new_participant_are_added_to_what_is_there(
+    make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    bids, out = make_heads(n=8), tmp_path / "out"
+    assert run("study", bids, out, "--target", "age", *TWO_EPOCHS).status == 0
+    first = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
+    rows = np.load(out / "desc-dcl_embeddings.npy")
+    weights = (out / "models" / "desc-dcl" / "weights.safetensors").read_bytes()
+    make_heads(n=2, first=9)
+    assert run("study", bids, out, "--target", "age", "sex", *TWO_EPOCHS).status == 0
+    table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
+    assert (out / "models" / "desc-dcl" / "weights.safetensors").read_bytes() == weights
+    assert table["participant_id"].nunique() == 10
+    assert dict(zip(table["participant_id"], table["split"], strict=True))["sub-10"] == "holdout"
+    again = np.load(out / "desc-dcl_embeddings.npy")[table["source"].isin(first["source"])]
+    assert np.array_equal(again, rows)
+    assert (out / "desc-dclSex_metrics.json").exists()
+    metrics = json.loads((out / "desc-dclAge_metrics.json").read_text())
+    assert metrics["n_participants"] == 9
+
+
+def test_a_broken_image_gets_a_row_with_the_reason_and_the_others_go_on(
+    make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    bids, out = make_heads(n=8), tmp_path / "out"
+    image = bids / "sub-02" / "ses-01" / "anat" / "sub-02_ses-01_T1w.nii.gz"
+    image.write_bytes(image.read_bytes()[:-300])
+    done = run("study", bids, out, "--target", "age", *TWO_EPOCHS, "--max-skipped", "0.2")
+    assert done.status == 0
+    inputs = pd.read_csv(out / "logs" / "inputs.tsv", sep="\t").set_index("participant_id")
+    assert inputs.loc["sub-02", "status"] == "skip"
+    assert inputs.loc["sub-02", "code"] == "truncated"
+    table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
+    assert set(table["participant_id"]) == {f"sub-{i:02d}" for i in range(1, 9)} - {"sub-02"}
+    assert "truncated" in (out / "report.html").read_text()
+
+
+def test_another_dataset_is_embedded_by_an_existing_model(
+    studied: Path, make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    bids, out = make_heads(n=8, first=21), tmp_path / "out"
+    model = studied / "models" / "desc-dcl"
+    done = run("study", bids, out, "--target", "sex", "--model", model)
+    assert done.status == 0
+    table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
+    assert set(table["split"]) == {"holdout"}
+    weights = "weights.safetensors"
+    copy = out / "models" / "desc-dcl" / weights
+    assert copy.read_bytes() == (model / weights).read_bytes()
+
+
+def test_held_out_participants_are_not_seen_by_pretraining(
+    heads_made: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    done = run(*("study", heads_made, tmp_path, "--target", "sex", "--holdout", "0.4", *TWO_EPOCHS))
+    assert done.status == 0
+    table = pd.read_csv(tmp_path / "desc-dcl_embeddings.tsv", sep="\t")
+    seen = table.groupby("split")["participant_id"].nunique()
+    exposure = json.loads((tmp_path / "models" / "desc-dcl" / "model.json").read_text())["exposure"]
+    assert exposure["n_participants"] == seen["train"]
+    assert 0 < seen["train"] < 10
+
+
+def test_parts_of_a_dataset_embedded_one_after_another_make_one_table(
+    studied: Path, heads_made: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    model = studied / "models" / "desc-dcl"
+    for label in ("07", "sub-03", "01"):
+        words = ("embed", heads_made, tmp_path, "--model", model, "--participant-label", label)
+        assert run(*words).status == 0
+    table = pd.read_csv(tmp_path / "desc-dcl_embeddings.tsv", sep="\t")
+    assert list(table["participant_id"]) == ["sub-01", "sub-03", "sub-03", "sub-07"]
+    whole = pd.read_csv(studied / "desc-dcl_embeddings.tsv", sep="\t")
+    rows = whole["source"].isin(table["source"]).to_numpy()
+    expected = np.load(studied / "desc-dcl_embeddings.npy")[rows]
+    assert np.array_equal(np.load(tmp_path / "desc-dcl_embeddings.npy"), expected)
+
+
+def test_the_model_transforms_paths_to_the_rows_that_embed_wrote(
+    studied: Path, heads_made: Path
+) -> None:
+    from nidl_dcl import BIDSDataModule, load_model
+
+    model = load_model(studied / "models" / "desc-dcl")
+    images = BIDSDataModule(heads_made, preparation=model.preparation).images
+    table = images.assign(
+        path=[heads_made / p for p in images["path"]],
+        mask_path=[heads_made / p for p in images["mask_path"]],
+    )
+    written = np.load(studied / "desc-dcl_embeddings.npy")
+    assert np.array_equal(model.transform(table), written)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["--nprocs", "2"], ["--work-dir", "WORK"]], ids=["workers", "dir"]
+)
+def test_workers_and_the_work_folder_change_no_result(
+    words: list[str], studied: Path, heads_made: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    out = tmp_path / "out"
+    words = [str(tmp_path / "work") if word == "WORK" else word for word in words]
+    assert run("study", heads_made, out, "--target", "age", *TWO_EPOCHS, *words).status == 0
+    assert embeddings_of(out) == embeddings_of(studied)
+    assert (out / ".work").exists() == ("--work-dir" not in words)
+
+
+@pytest.fixture(scope="module")
+def studied_for_long(heads_made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the output of a longer study of age, that no test may change."""
+    out = tmp_path_factory.mktemp("long") / "out"
+    command = [sys.executable, "-m", "nidl_dcl", "study", str(heads_made), str(out), *SIXTY_EPOCHS]
+    subprocess.run(command, check=True, timeout=300)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stop", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_stopped_study_goes_on_and_ends_with_the_same_embeddings(
+    stop: signal.Signals,
+    status: int,
+    heads_made: Path,
+    studied_for_long: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "nidl_dcl", "study", str(heads_made), str(out), *SIXTY_EPOCHS]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list((out / ".work").glob("checkpoints-*/step-*.ckpt"))) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, stop)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == status, said
+    assert not (out / "models").exists()
+    if stop != signal.SIGKILL:
+        assert record_of(out)["exit_status"] == status
+    subprocess.run(command, check=True, timeout=300)
+    step = record_of(out)["stages"][0]["resumed_from_step"]
+    assert step > 0
+    assert embeddings_of(out) == embeddings_of(studied_for_long)
+    weights = "models/desc-dcl/weights.safetensors"
+    assert (out / weights).read_bytes() == (studied_for_long / weights).read_bytes()
+    curve, whole = (
+        pd.read_csv(folder / "logs" / "metrics.csv", float_precision="round_trip")
+        for folder in (out, studied_for_long)
+    )
+    assert curve.notna().drop(columns="loss/val").to_numpy().all()
+    # The epoch in which it was stopped is measured over its other steps alone.
+    other = (curve["step"] <= step) | (curve["step"].shift() >= step)
+    pd.testing.assert_frame_equal(curve[other], whole[other], rtol=0, atol=0)
+    assert other.sum() >= len(whole) - 1
