@@ -192,7 +192,7 @@ def _limits(context: Mapping[str, Any]) -> list[str]:
     counts = [t["n_participants"] for t in targets if t["n_participants"]]
     if counts and min(counts) < _SMALL_SAMPLE:
         limits.append(
-            f"The sample is small ({format_number(min(counts))} participants for one target), so "
+            f"The sample is small ({format_number(min(counts))} participants), so "
             "intervals are wide, and a difference that matters may not show."
         )
     if training and training["collapsed"]:
