@@ -7,6 +7,7 @@ participants are added without touching the rest.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Subset
 
 from nidl_dcl.errors import UsageError
 from nidl_dcl.prepared import PreparedVolumes
-from nidl_dcl.writing import to_tsv, write_bytes, write_json, write_npy, write_text
+from nidl_dcl.writing import replacing, to_tsv, write_bytes, write_json, write_npy, write_text
 
 __all__ = [
     "COLUMNS",
@@ -28,6 +29,7 @@ __all__ = [
     "read_embeddings",
     "seen_in_pretraining",
     "write_embeddings",
+    "write_parquet",
 ]
 
 COLUMNS = ("participant_id", "session_id", "run", "source", "split", "row")
@@ -153,6 +155,32 @@ def write_embeddings(folder: Path, label: str, embeddings: Embeddings) -> bool:
     write_text(tsv, text)
     write_json(note, sidecar)
     return True
+
+
+def write_parquet(folder: Path, label: str, embeddings: Embeddings) -> None:
+    """Write ids and embeddings as one table, ``desc-<label>_embeddings.parquet``.
+
+    Parameters
+    ----------
+    folder : Path
+        The output folder.
+    label : str
+        The model's label.
+    embeddings : Embeddings
+        What is written: the columns of the TSV, then ``<label>000``, ``<label>001``, … (float32).
+
+    Raises
+    ------
+    UsageError
+        Without pyarrow.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UsageError("--parquet needs the package pyarrow: pip install 'nidl_dcl[parquet]'.")
+    names = [f"{label}{i:03d}" for i in range(embeddings.matrix.shape[1])]
+    matrix = pd.DataFrame(embeddings.matrix, columns=names)
+    ids = embeddings.table[list(COLUMNS)].astype({"row": int})
+    with replacing(folder / f"desc-{label}_embeddings.parquet") as beside:
+        pd.concat([ids, matrix], axis=1).to_parquet(beside, engine="pyarrow", index=False)
 
 
 def read_embeddings(folder: Path, label: str) -> Embeddings | None:

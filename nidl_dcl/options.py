@@ -185,6 +185,9 @@ class RunOptions:
     dry_run: bool = False
     """Say what would be done and write nothing."""
 
+    parquet: bool = False
+    """Also write ids and embeddings as one Parquet table (package pyarrow)."""
+
     validate: bool = False
     """Run the BIDS validator on the output at the end (package bids-validator-deno)."""
 

@@ -36,6 +36,7 @@ from nidl_dcl.embedding import (
     read_embeddings,
     seen_in_pretraining,
     write_embeddings,
+    write_parquet,
 )
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.figure_data import write_plane, write_views
@@ -281,6 +282,9 @@ def embed(
             restricted=bool(data.participant_label or data.session_label),
         )
         changed = write_embeddings(output.path, run.model_name, embeddings)
+        table_there = (output.path / f"desc-{run.model_name}_embeddings.parquet").is_file()
+        if run.parquet and (changed or not table_there):
+            write_parquet(output.path, run.model_name, embeddings)
         _write_descriptions(output.path, run.model_name)
         entry["skipped"] = not changed and computed == 0
         if changed:

@@ -256,6 +256,18 @@ def test_another_dataset_is_embedded_by_an_existing_model(
     assert copy.read_bytes() == (model / weights).read_bytes()
 
 
+def test_parquet_holds_ids_and_embeddings_in_one_table(
+    copied: Path, heads_made: Path, run: Callable[..., Any]
+) -> None:
+    assert run("embed", heads_made, copied, "--parquet").status == 0
+    table = pd.read_parquet(copied / "desc-dcl_embeddings.parquet")
+    assert list(table["row"]) == list(range(13))
+    assert (table["participant_id"] == sorted(table["participant_id"])).all()
+    assert np.array_equal(
+        table.filter(regex=r"^dcl\d+$"), np.load(copied / "desc-dcl_embeddings.npy")
+    )
+
+
 def test_held_out_participants_are_not_seen_by_pretraining(
     heads_made: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
