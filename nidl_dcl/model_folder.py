@@ -158,9 +158,11 @@ def load_model(
     else:
         arguments["encoder"] = import_module_class(known["class"], trust)
         arguments["encoder_kwargs"] = known["arguments"]
-    if not description["estimator"].startswith("nidl_dcl."):
+    estimator_class: Any = None
+    if description["estimator"].startswith("nidl_dcl."):
+        estimator_class = import_module_class(description["estimator"])
+    if not hasattr(estimator_class, "transform"):
         raise UsageError(f"{folder} holds a {description['estimator']}, not a model of nidl_dcl.")
-    estimator_class = _resolve(description["estimator"])
     try:
         estimator = estimator_class(**{**arguments, **options})
         if estimator.encoder is None or estimator.projection_head is None:
@@ -171,8 +173,6 @@ def load_model(
     contract = description.get("input_contract")
     estimator.__dict__["_preparation"] = contract and Preparation.from_dict(contract)
     estimator.__dict__["_fitted"] = bool(description.get("fitted"))
-    if description.get("n_features"):
-        estimator.__dict__["_n_features_out"] = int(description["n_features"])
     return estimator
 
 
@@ -220,7 +220,7 @@ def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]
     """
     package = path.partition(":")[0]
     allowed = (*_TRUSTED, *trust)
-    if not any(package == name or package.startswith(f"{name}.") for name in allowed):
+    if not _is_of(package, allowed):
         raise UsageError(
             f"The encoder {path} comes from a package that is not trusted. If you trust it, pass "
             f"load_model(folder, trust=[{package.partition('.')[0]!r}])."
@@ -228,7 +228,14 @@ def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]
     found = _resolve(path)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise UsageError(f"{path} is not a class of nn.Module.")
+    if not _is_of(found.__module__, allowed):
+        # Reached through a trusted package that happens to import it.
+        raise UsageError(f"{path} is a class of {found.__module__}, which is not trusted.")
     return found
+
+
+def _is_of(module: str, packages: Iterable[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in packages)
 
 
 def versions() -> dict[str, str]:

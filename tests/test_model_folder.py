@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nidl_dcl import DCL, load_model
+from nidl_dcl.encoder import StridedCNN
+from nidl_dcl.errors import UsageError
+
+OPTIONS: dict[str, Any] = {
+    "proj_hidden_dim": 8,
+    "proj_output_dim": 4,
+    "max_epochs": 1,
+    "lr_scheduler": None,
+    "random_state": 0,
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+LINEAR = {"encoder": nn.Linear, "encoder_kwargs": {"in_features": 6, "out_features": 4}}
+
+
+class Foreign(nn.Linear):
+    """An encoder of nobody's package."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 4)
+
+
+@pytest.fixture
+def rows() -> torch.Tensor:
+    return torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def folder(rows: torch.Tensor, tmp_path: Path) -> Path:
+    return DCL(**LINEAR, proj_input_dim=4, **OPTIONS).fit(rows).save(tmp_path / "model")
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Edit the description of a model folder."""
+    file = folder / "model.json"
+    description = json.loads(file.read_text())
+    edit(description)
+    file.write_text(json.dumps(description))
+
+
+def test_a_model_comes_back_with_arguments_weights_and_embeddings(
+    rows: torch.Tensor, tmp_path: Path
+) -> None:
+    model = DCL(**LINEAR, proj_input_dim=4, temperature=0.3, **OPTIONS).fit(rows)
+    again = load_model(model.save(tmp_path / "model"))
+    assert again.fitted
+    assert torch.equal(again.transform(rows), model.transform(rows))
+    assert again.get_params()["temperature"] == 0.3
+    assert set(again.state_dict()) == set(model.state_dict())
+    assert "accelerator" not in again.get_params()
+
+
+def test_an_instance_that_says_its_arguments_is_rebuilt(tmp_path: Path) -> None:
+    volumes = torch.randn(4, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = DCL(StridedCNN(width=4), proj_input_dim=64, **OPTIONS).fit(volumes)
+    again = load_model(model.save(tmp_path / "model"), accelerator="cpu")
+    assert torch.equal(again.transform(volumes), model.transform(volumes))
+
+
+def test_a_folder_read_by_another_process_gives_the_same(folder: Path, rows: torch.Tensor) -> None:
+    script = (
+        "import torch, nidl_dcl\n"
+        f"model = nidl_dcl.load_model({str(folder)!r}, enable_progress_bar=False)\n"
+        "x = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))\n"
+        "print(model.transform(x).double().sum().item())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    expected = load_model(folder).transform(rows).double().sum().item()
+    assert float(done.stdout.split()[-1]) == expected
+
+
+def test_an_encoder_that_cannot_be_rebuilt_is_asked_for(rows: torch.Tensor, tmp_path: Path) -> None:
+    encoder = nn.Sequential(nn.Linear(6, 4))
+    folder = DCL(encoder, proj_input_dim=4, **OPTIONS).fit(rows).save(tmp_path / "model")
+    with pytest.raises(UsageError, match=r"load_model\(folder, encoder="):
+        load_model(folder)
+    again = load_model(folder, encoder=nn.Sequential(nn.Linear(6, 4)))
+    assert again.transform(rows).shape == (12, 4)
+
+
+def test_only_trusted_packages_are_imported(rows: torch.Tensor, tmp_path: Path) -> None:
+    folder = DCL(Foreign, proj_input_dim=4, **OPTIONS).fit(rows).save(tmp_path / "model")
+    with pytest.raises(UsageError, match="not trusted"):
+        load_model(folder)
+    assert load_model(folder, trust=[Foreign.__module__]).fitted
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "os:system",
+        "nidl_dcl.stages:shutil.rmtree",
+        "nidl_dcl.dcl:torch.hub.load",
+        "torch.nn:Missing",
+        "nidl_dcl:load_model",
+        "torch.nn.modules.linear:Linear.forward",
+    ],
+)
+@pytest.mark.parametrize("place", ["estimator", "encoder"])
+def test_a_name_in_the_file_makes_nothing_run(place: str, path: str, folder: Path) -> None:
+    def edit(description: dict[str, Any]) -> None:
+        if place == "estimator":
+            description["estimator"] = path
+        else:
+            description["encoder"] = {"class": path, "arguments": {"path": "."}}
+
+    change(folder, edit)
+    with pytest.raises(UsageError):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("place", ["start", "middle", "end"])
+def test_a_flipped_byte_of_the_weights_is_noticed(place: str, folder: Path) -> None:
+    file = folder / "weights.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[{"start": 9, "middle": len(raw) // 2, "end": -1}[place]] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(UsageError, match="checksum"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda d: d.update(format=99), "format 99"),
+        (lambda d: d.pop("arguments"), "not the description"),
+        (lambda d: d["arguments"].update(proj_input_dim=5), "do not fit"),
+        (lambda d: d["arguments"].update(nonsense=5), "do not fit"),
+        (lambda d: d["encoder"].update(arguments={"in_features": 7, "out_features": 4}), "not fit"),
+    ],
+)
+def test_a_description_that_lies_is_one_error(
+    edit: Callable[[dict[str, Any]], None], said: str, folder: Path
+) -> None:
+    change(folder, edit)
+    with pytest.raises(UsageError, match=said):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("missing", ["model.json", "weights.safetensors"])
+def test_a_missing_file_is_named(missing: str, folder: Path) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(UsageError, match=missing):
+        load_model(folder)
