@@ -280,7 +280,7 @@ def two_view_loader(
         rank=rank,
         processes=processes,
     )
-    return DataLoader(
+    return _LateLoader(
         samples,
         batch_sampler=batches,
         num_workers=num_workers,
@@ -288,6 +288,16 @@ def two_view_loader(
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),
     )
+
+
+class _LateLoader(DataLoader[Any]):
+    """A loader whose workers start at the first batch, not when an iterator is made.
+
+    A trainer that resumes makes one before it has restored its step, from which the order follows.
+    """
+
+    def __iter__(self) -> Any:
+        yield from super().__iter__()
 
 
 def follow(trainer: Any, loader: DataLoader[Any]) -> None:

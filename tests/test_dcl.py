@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -330,7 +337,6 @@ def test_non_finite_rows_are_refused_by_number(rows):
 
 
 def test_resuming_gives_the_same_weights_as_never_stopping(rows, tmp_path):
-    import lightning as L
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     class Stop(L.Callback):
@@ -352,3 +358,64 @@ def test_resuming_gives_the_same_weights_as_never_stopping(rows, tmp_path):
     assert torch.equal(resumed.transform(rows), whole)
     with pytest.raises(ValueError, match=r"temperature was 0\.1, is 0\.2"):
         make(**options, temperature=0.2).fit(rows, ckpt_path=tmp_path / "middle.ckpt")
+
+
+WARM = {
+    "batch_size": 4,
+    "max_epochs": 3,
+    "views": Jitter(),
+    "lr_scheduler": "warmup_cosine",
+    "lr_scheduler_kwargs": {"warmup_epochs": 1},
+}
+
+
+class SaveEachStep(L.Callback):
+    """Saves a checkpoint after each optimizer step, and kills the process after one of them."""
+
+    def __init__(self, folder, killed_after=None):
+        self.folder, self.killed_after = folder, killed_after
+
+    def on_train_batch_end(self, trainer, module, *args):
+        file = self.folder / f"{trainer.global_step}.ckpt"
+        if trainer.global_step and not file.exists():
+            trainer.save_checkpoint(file)
+        if trainer.global_step == self.killed_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def assert_identical(model, other):
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_resumed_after_any_step_equals_an_uninterrupted_one(
+    accumulated, workers, rows, tmp_path
+):
+    options = {**WARM, "accumulate_grad_batches": accumulated}
+    saving = make(**options, callbacks=[SaveEachStep(tmp_path)])
+    whole = saving.fit(rows, None, rows[:6])
+    steps = len(list(tmp_path.glob("*.ckpt")))
+    assert steps == {1: 15, 2: 9}[accumulated]
+    for step in range(1, steps):
+        again = make(**options, num_workers=workers)
+        again.fit(rows, None, rows[:6], ckpt_path=tmp_path / f"{step}.ckpt")
+        assert_identical(again, whole)
+
+
+@pytest.mark.slow
+def test_a_run_killed_by_the_system_goes_on_and_ends_the_same(rows, tmp_path):
+    script = (
+        "import sys, pathlib, torch\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_dcl import WARM, SaveEachStep, make\n"
+        "rows = torch.randn(20, 25, generator=torch.Generator().manual_seed(0))\n"
+        f"saving = SaveEachStep(pathlib.Path({str(tmp_path)!r}), killed_after=8)\n"
+        "make(**WARM, callbacks=[saving]).fit(rows, None, rows[:6])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    whole = make(**WARM).fit(rows, None, rows[:6])
+    again = make(**WARM, num_workers=1).fit(rows, None, rows[:6], ckpt_path=tmp_path / "8.ckpt")
+    assert_identical(again, whole)

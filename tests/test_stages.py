@@ -358,7 +358,7 @@ def test_a_stopped_study_goes_on_and_ends_with_the_same_embeddings(
     assert not (out / "models").exists()
     if stop != signal.SIGKILL:
         assert record_of(out)["exit_status"] == status
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run([*command, "--nprocs", "2"], check=True, timeout=300)
     step = record_of(out)["stages"][0]["resumed_from_step"]
     assert step > 0
     assert embeddings_of(out) == embeddings_of(studied_for_long)
