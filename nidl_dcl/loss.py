@@ -201,8 +201,13 @@ class _NegativesLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, anchors: Tensor, temperature: float) -> Tensor:
         ctx.temperature = temperature
-        parts = [torch.logsumexp(s, dim=1) for _, s in _similarities(u, anchors, temperature)]
-        out = torch.cat(parts) if parts else u.new_zeros(0)
+        out = u.new_empty(len(anchors))
+        start = 0
+        for block, s in _similarities(u, anchors, temperature):
+            stop = start + len(block)
+            largest = s.amax(dim=1, keepdim=True)
+            out[start:stop] = s.sub_(largest).exp_().sum(1).log_().add_(largest[:, 0])
+            start = stop
         ctx.save_for_backward(u, anchors, out)
         return out
 
@@ -223,10 +228,15 @@ class _NegativesLogSumExp(torch.autograd.Function):
 
 
 def _similarities(u: Tensor, anchors: Tensor, temperature: float) -> Any:
-    """Yield blocks of anchors with their similarities / temperature, own sample masked by -inf."""
+    """Yield blocks of anchors with their similarities / temperature, own sample masked by -inf.
+
+    All blocks are computed in the same memory: the allocator would not find that of the last again.
+    """
     total = len(u)
-    for block in anchors.split(max(1, _BLOCK_VALUES // total)):
-        s = (u[block] @ u.T).div_(temperature)
+    size = max(1, _BLOCK_VALUES // total)
+    memory = u.new_empty(min(size, len(anchors)), total)
+    for block in anchors.split(size):
+        s = torch.mm(u[block], u.T, out=memory[: len(block)]).div_(temperature)
         line = torch.arange(len(block), device=u.device)
         s[line, block] = -torch.inf
         s[line, (block + total // 2) % total] = -torch.inf

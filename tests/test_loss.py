@@ -6,6 +6,8 @@ import json
 import math
 import os
 import pickle
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -249,3 +251,23 @@ def test_own_weighting_function():
         doubled = DCLLoss(pos_weight_fn=lambda z1, z2: torch.full((len(z1),), 2.0))(a, b)
     cosine = torch.nn.functional.cosine_similarity(a, b).mean() / 0.1
     torch.testing.assert_close(doubled, DCLLoss()(a, b) - cosine)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in other units there")
+def test_memory_grows_with_the_batch_and_not_with_its_square() -> None:
+    script = (
+        "import resource, torch\n"
+        "from nidl_dcl import DCLLoss\n"
+        "def rise(n):\n"
+        "    z1, z2 = (torch.randn(n, 128, requires_grad=True) for _ in range(2))\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "    DCLLoss()(z1, z2).backward()\n"
+        "    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024\n"
+        "rise(300)  # what libraries take at their first call\n"
+        "print(rise(8192))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 150  # MB; one matrix of similarities would take 1024
