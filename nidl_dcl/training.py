@@ -119,12 +119,14 @@ class TrainingCurve(Checkpoint):
             "effective_rank": metrics.get("effective_rank"),
             "collapse_loss": metrics.get("collapse_loss"),
         }
-        rows = [row]
+        text = {name: "n/a" if v is None else f"{v:.8g}" for name, v in row.items()}
+        table = pd.DataFrame([text])
         if self.path.is_file():
-            before = pd.read_csv(self.path, float_precision="round_trip")
-            rows = [*before[before["epoch"] < row["epoch"]].to_dict("records"), row]
+            # As text, so that what was written once stays the same to the digit.
+            before = pd.read_csv(self.path, dtype=str, keep_default_na=False)
+            table = pd.concat([before[before["epoch"].astype(int) < row["epoch"]], table])
         with replacing(self.path) as beside:
-            pd.DataFrame(rows).to_csv(beside, index=False, float_format="%.8g", na_rep="n/a")
+            table.to_csv(beside, index=False)
 
 
 class Progress(L.Callback):
