@@ -7,11 +7,12 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from nidl_dcl.batches import describe, two_views
 from nidl_dcl.distributed import (
     any_process,
     gather_objects,
@@ -22,7 +23,7 @@ from nidl_dcl.distributed import (
 )
 from nidl_dcl.encoder import ProjectionHead
 from nidl_dcl.errors import NonFiniteError, UsageError
-from nidl_dcl.estimator import BaseEstimator, TransformerMixin, describe
+from nidl_dcl.estimator import BaseEstimator, TransformerMixin
 from nidl_dcl.loss import DCLLoss, DCLWLoss
 from nidl_dcl.optimization import build_optimizer, build_scheduler
 from nidl_dcl.randomness import fresh_seed, key_seed, keyed
@@ -530,30 +531,44 @@ class DCL(TransformerMixin, BaseEstimator):
 
         return save_model(self, folder, preparation=self._preparation)
 
+    def load_weights(self, file: str | Path) -> Self:
+        """Take weights from a checkpoint by state name, such as one of nidl's `DCL`.
 
-def two_views(batch: Any) -> tuple[tuple[Tensor, Tensor], Any]:
-    """Return ((X1, X2), y) of a batch ``[X1, X2]`` or ``([X1, X2], y)``.
+        Parameters
+        ----------
+        file : path
+            A Lightning checkpoint, a ``state_dict`` that ``torch.save`` wrote, or safetensors.
+            Objects in it are never unpickled.
 
-    Raises
-    ------
-    ValueError
-        When a sequence is not of that form, or its views differ in length or are empty.
-    TypeError
-        When the batch or a view is of another type.
-    """
-    if not isinstance(batch, tuple | list):
-        raise TypeError(f"A batch must be [X1, X2] or ([X1, X2], y), got {describe(batch)}.")
-    views, y = batch, None
-    if len(batch) in (1, 2) and isinstance(batch[0], tuple | list):
-        views, y = batch[0], (batch[1] if len(batch) == 2 else None)
-    if len(views) != 2:
-        raise ValueError(f"A batch must be [X1, X2] or ([X1, X2], y), got {describe(batch)}.")
-    x1, x2 = views
-    if not (isinstance(x1, Tensor) and isinstance(x2, Tensor)):
-        raise TypeError(f"Both views must be tensors, got {describe(batch)}.")
-    if x1.ndim == 0 or x1.shape != x2.shape:
-        raise ValueError(f"Both views must have one shape (n, ...), got {describe(batch)}.")
-    return (x1, x2), y
+        Returns
+        -------
+        self
+            Fitted, with the encoder and the projection head of the file.
+
+        Raises
+        ------
+        UsageError
+            When the file cannot be read, or does not fit; names the first states that do not.
+        """
+        from nidl_dcl.model_folder import read_weights
+
+        self._check_arguments()
+        given, own = read_weights(file), self.state_dict()
+        missing = [name for name in own if name not in given]
+        other = [name for name in own if name in given and given[name].shape != own[name].shape]
+        further = [name for name in given if name.startswith("encoder.") and name not in own]
+        for what, names in (("lacks", missing), ("has another shape of", other)):
+            if names:
+                raise UsageError(f"{file} {what} {', '.join(names[:3])} ({len(names)} in all).")
+        if further:
+            raise UsageError(
+                f"{file} has {', '.join(further[:3])} ({len(further)} in all), which the encoder "
+                "has not."
+            )
+        self.load_state_dict({name: given[name] for name in own})
+        self.__dict__["_first_weights"] = None
+        self.__dict__["_fitted"] = True
+        return self
 
 
 def _unless_invalid(build: Callable[[], Any]) -> Any:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-import functools
 import inspect
-import itertools
 import logging
 import os
 import random
@@ -34,16 +32,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     Dataset,
-    DistributedSampler,
-    IterableDataset,
     RandomSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
+from nidl_dcl.batches import first_bad_sample, single_view
 from nidl_dcl.distributed import (
     by_itself,
     first_value,
@@ -52,16 +48,13 @@ from nidl_dcl.distributed import (
     world,
 )
 from nidl_dcl.errors import NonFiniteError
+from nidl_dcl.loaders import Loaders, Shards, dealing
 from nidl_dcl.randomness import fresh_seed, key_seed, keyed
 from nidl_dcl.samples import (
     ArraySamples,
     ImageSamples,
     JitteredValues,
     TwoViewSamples,
-    dealt,
-    follow,
-    two_view_loader,
-    with_batches,
 )
 from nidl_dcl.views import volume_views
 from nidl_dcl.volumes import Preparation, common_shape
@@ -280,7 +273,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
                 # Keyed loaders follow the optimizer's steps, so they do resume in mid-epoch.
                 warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
             trainer = self._training_trainer()
-            with by_itself(trainer.world_size == 1), _dealing(data, trainer.world_size):
+            with by_itself(trainer.world_size == 1), dealing(data, trainer.world_size):
                 self._prepare_weights(data)
                 self.__dict__["_fitted"] = False
                 try:
@@ -396,7 +389,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
                 raise ValueError("A data module brings its own validation data.")
             self.__dict__["_preparation"] = getattr(X, "preparation", self._preparation)
             return X
-        return _Loaders(
+        return Loaders(
             self._two_views(X, reset=True),
             None if validation is None else self._two_views(validation, reset=False),
             seed=self._seed,
@@ -540,7 +533,7 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
                 try:
                     trainer.predict(
                         self,
-                        datamodule=_Shards(loader),
+                        datamodule=Shards(loader),
                         return_predictions=False,
                         weights_only=True,
                     )
@@ -563,12 +556,12 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
 
     def predict_step(self: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Encode one batch; within `transform`, keep its rows with their place in the input."""
-        x, y = _single_view(batch)
+        x, y = single_view(batch)
         rank, processes = world()
         place = rank + batch_idx * processes
         if not bool(torch.isfinite(x).all()):
             raise NonFiniteError(
-                f"{_first_bad_sample(x)} of batch {place} has NaN or infinite values; it cannot be "
+                f"{first_bad_sample(x)} of batch {place} has NaN or infinite values; it cannot be "
                 "encoded."
             )
         features: Tensor = self.transform_step(x, batch_idx, dataloader_idx)
@@ -622,120 +615,6 @@ def _warn_of_order(loader: Any) -> None:
             "The loader drops its last batch, so some rows are missing. Use drop_last=False.",
             stacklevel=5,
         )
-
-
-class _Loaders(L.LightningDataModule):
-    """The loaders of a fit: the caller's own, or keyed ones over samples."""
-
-    def __init__(
-        self, train: Any, validation: Any, *, seed: int, batch_size: int, num_workers: int
-    ) -> None:
-        super().__init__()
-        self.train = train
-        self.validation = validation
-        self.seed = seed
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-
-    def train_dataloader(self) -> Any:
-        return self._loader(self.train, shuffle=True)
-
-    def val_dataloader(self) -> Any:
-        return [] if self.validation is None else self._loader(self.validation, shuffle=False)
-
-    def _loader(self, data: Any, *, shuffle: bool) -> Any:
-        if not isinstance(data, TwoViewSamples):
-            return dealt(data)
-        # A run that resumes, or has several processes, agrees on the seed after it was set up.
-        module: Any = None if self.trainer is None else self.trainer.lightning_module
-        data.seed = self.seed if module is None else module._seed
-        rank, processes = world()
-        loader = two_view_loader(
-            data,
-            self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            rank=rank,
-            processes=processes,
-        )
-        if shuffle and self.trainer is not None:
-            follow(self.trainer, loader)
-        return loader
-
-    def sample_name(self, epoch: int, batch: int, position: int) -> str | None:
-        """Return the name of a sample of a training batch, where the order is ours."""
-        if not isinstance(self.train, TwoViewSamples):
-            return None
-        loader = self.train_dataloader()
-        return self.train.key(loader.batch_sampler.batch(epoch, batch)[position])
-
-    def identity(self) -> dict[str, Any]:
-        """Return what must be the same for a resumed run to equal an uninterrupted one."""
-        if not isinstance(self.train, TwoViewSamples):
-            return {}
-        return {"samples": len(self.train), "batch_size": self.batch_size}
-
-
-class _Shards(L.LightningDataModule):
-    """Every process's part of the batches to encode."""
-
-    allow_zero_length_dataloader_with_multiple_devices = True
-
-    def __init__(self, loader: Any) -> None:
-        super().__init__()
-        self.loader = loader
-
-    def predict_dataloader(self) -> Any:
-        rank, processes = world()
-        loader, batches = self.loader, self.loader.batch_sampler
-        stream = batches is None or isinstance(loader.dataset, IterableDataset)
-        if not stream and isinstance(getattr(batches, "sampler", None), DistributedSampler):
-            # The caller's own division, undone: every row once, in the order of the data.
-            batches = BatchSampler(range(len(loader.dataset)), batches.batch_size, drop_last=False)
-            loader = with_batches(loader, list(batches))
-        elif not stream and processes > 1:
-            batches = first_value([list(batch) for batch in batches] if rank == 0 else None)
-        if processes == 1:
-            return _Batches(loader)
-        if stream:
-            return _Batches(loader, rank, processes)
-        return _Batches(with_batches(loader, list(batches)[rank::processes]))
-
-
-class _Batches:
-    """One of every `step` batches of a loader, which the trainer then takes as it is."""
-
-    def __init__(self, loader: Any, start: int = 0, step: int = 1) -> None:
-        self.loader = loader
-        self.start = start
-        self.step = step
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(iter(self.loader), self.start, None, self.step)
-
-
-@contextmanager
-def _dealing(data: Any, processes: int) -> Iterator[None]:
-    """Let a caller's data module hand every process its own part of each batch, inside the block."""
-    ours = isinstance(data, _Loaders) or processes == 1
-    names = [] if ours else ["train_dataloader", "val_dataloader"]
-    given = [
-        name
-        for name in names
-        if getattr(type(data), name) is not getattr(L.LightningDataModule, name)
-    ]
-    for name in given:
-        data.__dict__[name] = functools.partial(_dealt_loaders, data, name)
-    try:
-        yield
-    finally:
-        for name in given:
-            del data.__dict__[name]
-
-
-def _dealt_loaders(data: Any, name: str) -> Any:
-    loaders = getattr(type(data), name)(data)
-    return [dealt(x) for x in loaders] if isinstance(loaders, list | tuple) else dealt(loaders)
 
 
 @contextmanager
@@ -799,41 +678,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _single_view(batch: Any) -> tuple[Tensor, Any]:
-    """Return (x, y) of a batch ``x``, ``(x,)`` or ``(x, y)``."""
-    if isinstance(batch, Tensor):
-        return batch, None
-    if isinstance(batch, tuple | list) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
-        x = batch[0]
-        y = batch[1] if len(batch) == 2 else None
-        if isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 1 and y.shape == x.shape:
-            raise ValueError(
-                "transform got two views of each sample; it takes batches x, (x,) or (x, y)."
-            )
-        return x, y
-    raise TypeError(f"transform takes batches x, (x,) or (x, y) of tensors, got {describe(batch)}.")
-
-
-def describe(value: Any, depth: int = 0) -> str:
-    """Say in a few words what a batch is made of."""
-    if isinstance(value, Tensor):
-        return f"Tensor{tuple(value.shape)}"
-    if isinstance(value, np.ndarray):
-        return f"ndarray{value.shape}"
-    if isinstance(value, tuple | list) and depth < 3:
-        inside = ", ".join(describe(v, depth + 1) for v in value[:4])
-        more = ", …" if len(value) > 4 else ""
-        return f"{type(value).__name__}({inside}{more})"
-    if isinstance(value, Mapping):
-        return f"{type(value).__name__} with keys {list(value)[:4]}"
-    return type(value).__name__
-
-
-def _first_bad_sample(x: Tensor) -> str:
-    bad = ~torch.isfinite(x).flatten(1).all(1)
-    return f"Sample {int(bad.int().argmax())}"
 
 
 def _default_views(item: Any) -> Any:

@@ -10,7 +10,9 @@ import hashlib
 import importlib
 import inspect
 import json
+import pickle
 import platform
+import warnings
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +20,8 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nidl_dcl.errors import UsageError
@@ -30,6 +33,7 @@ __all__ = [
     "import_module_class",
     "load_model",
     "read_description",
+    "read_weights",
     "save_model",
     "versions",
 ]
@@ -174,6 +178,49 @@ def load_model(
     estimator.__dict__["_preparation"] = contract and Preparation.from_dict(contract)
     estimator.__dict__["_fitted"] = bool(description.get("fitted"))
     return estimator
+
+
+def read_weights(file: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of weights, or of a Lightning checkpoint, by state name.
+
+    Parameters
+    ----------
+    file : path
+        safetensors, or what ``torch.save`` wrote: a state, or a checkpoint with a ``state_dict``.
+
+    Returns
+    -------
+    dict of str to Tensor
+        On the CPU.
+
+    Raises
+    ------
+    UsageError
+        When the file cannot be read, or holds objects other than tensors and plain values, which
+        are never unpickled.
+    """
+    file = Path(file)
+    try:
+        if file.suffix == ".safetensors":
+            found: Any = safetensors.torch.load_file(file)
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected pickle protocol")
+                found = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({error.strerror or error}).") from error
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"{file} holds more than tensors, and objects are never unpickled. Where it was "
+            "written, save its weights alone: torch.save(model.state_dict(), 'weights.pt')."
+        ) from error
+    except Exception as error:  # a damaged file fails in many ways
+        raise UsageError(f"{file} is not a file of weights ({error}).") from error
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UsageError(f"{file} holds no state: a mapping from names to tensors was expected.")
+    return dict(found)
 
 
 def read_description(folder: Path) -> dict[str, Any]:

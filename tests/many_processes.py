@@ -16,10 +16,12 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+from sklearn.linear_model import Ridge
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from nidl_dcl import DCL
+from nidl_dcl.probe import Probe
 
 FEATURES = 6
 
@@ -351,6 +353,13 @@ def fewer_samples_than_processes(run):
         "array": _error(lambda: run.make().fit(rows(few))),
         "loader": _error(lambda: run.make().fit(DataLoader(Pairs(few), batch_size=4))),
     }
+
+
+def probed(run):
+    x = rows(13)
+    probe = Probe(Ridge(), x, x[:, 0].numpy(), scoring="r2", every=1, cv=3)
+    model = run.make(callbacks=[probe]).fit(x)
+    return {"scores": probe.scores, "state": model.state_dict()}
 
 
 def bare_steps(run):

@@ -42,6 +42,7 @@ OTHERS = (
     "streams_of_unequal_length",
     "fewer_samples_than_processes",
     "bare_steps",
+    "probed",
 )
 
 
@@ -230,6 +231,15 @@ def test_steps_without_a_trainer_have_the_gradient_of_one_process(group, tmp_pat
     for got in found("bare_steps"):
         assert_same(got, want)
         assert got["y"].tolist() == list(range(11))
+
+
+@pytest.mark.slow
+def test_a_probe_scores_the_rows_of_all_processes_in_order(group, tmp_path):
+    processes, found = group
+    want = one("probed", processes, tmp_path)
+    for got in found("probed"):
+        assert got["scores"] == [(e, pytest.approx(s, abs=1e-4)) for e, s in want["scores"]]
+        assert_same(got["state"], want["state"])
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,3 +160,79 @@ def test_a_missing_file_is_named(missing: str, folder: Path) -> None:
     (folder / missing).unlink()
     with pytest.raises(UsageError, match=missing):
         load_model(folder)
+
+
+# -- weights of other checkpoints -------------------------------------------------------------
+
+
+def peers_state() -> dict[str, torch.Tensor]:
+    """Return weights under the names that the reference gives them."""
+    encoder, head = nn.Linear(6, 4), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+    state = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+    return {**state, **{f"projection_head.layers.{k}": v for k, v in head.state_dict().items()}}
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "state", "safetensors"])
+def test_weights_of_a_peers_checkpoint_are_taken_by_name(
+    kind: str, rows: torch.Tensor, tmp_path: Path
+) -> None:
+    import safetensors.torch
+
+    state, file = peers_state(), tmp_path / f"weights.{kind}"
+    if kind == "safetensors":
+        safetensors.torch.save_file(state, file)
+    else:
+        whole = {"state_dict": state, "epoch": 3, "hyper_parameters": {"temperature": 0.1}}
+        torch.save(whole if kind == "checkpoint" else state, file)
+    model = DCL(**LINEAR, proj_input_dim=4, **OPTIONS).load_weights(file)
+    expected = rows @ state["encoder.weight"].T + state["encoder.bias"]
+    torch.testing.assert_close(model.transform(rows), expected)
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+
+
+class Evil:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda x, f: f.write_bytes(pickle.dumps(x))])
+def test_a_checkpoint_that_would_run_code_is_refused(
+    write: Callable[..., Any], tmp_path: Path
+) -> None:
+    file, mark = tmp_path / "evil.ckpt", tmp_path / "mark"
+    write({"state_dict": peers_state(), "more": Evil(mark)}, file)
+    with pytest.raises(UsageError, match=r"evil\.ckpt"):
+        DCL(**LINEAR, proj_input_dim=4, **OPTIONS).load_weights(file)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda s: s.pop("encoder.bias"), r"lacks encoder\.bias"),
+        (lambda s: s.update({"encoder.bias": torch.ones(5)}), r"another shape of encoder\.bias"),
+        (lambda s: s.update({"encoder.more": torch.ones(5)}), r"encoder\.more"),
+        (lambda s: s.update({"encoder.bias": 5}), "holds no state"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(
+    edit: Callable[[dict[str, Any]], Any], said: str, tmp_path: Path
+) -> None:
+    state: dict[str, Any] = peers_state()
+    edit(state)
+    torch.save(state, tmp_path / "other.pt")
+    with pytest.raises(UsageError, match=said):
+        DCL(**LINEAR, proj_input_dim=4, **OPTIONS).load_weights(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK nonsense", b"\x80\x04garbage"])
+def test_a_file_that_holds_no_weights_is_named(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "broken.pt"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=r"broken\.pt"):
+        DCL(**LINEAR, proj_input_dim=4, **OPTIONS).load_weights(file)

@@ -1,0 +1,73 @@
+"""What a batch may be: two views of each sample, or one; else an error that says what came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["describe", "first_bad_sample", "single_view", "two_views"]
+
+
+def two_views(batch: Any) -> tuple[tuple[Tensor, Tensor], Any]:
+    """Return ((X1, X2), y) of a batch ``[X1, X2]`` or ``([X1, X2], y)``.
+
+    Raises
+    ------
+    ValueError
+        When a sequence is not of that form, or its views differ in length or are empty.
+    TypeError
+        When the batch or a view is of another type.
+    """
+    if not isinstance(batch, tuple | list):
+        raise TypeError(f"A batch must be [X1, X2] or ([X1, X2], y), got {describe(batch)}.")
+    views, y = batch, None
+    if len(batch) in (1, 2) and isinstance(batch[0], tuple | list):
+        views, y = batch[0], (batch[1] if len(batch) == 2 else None)
+    if len(views) != 2:
+        raise ValueError(f"A batch must be [X1, X2] or ([X1, X2], y), got {describe(batch)}.")
+    x1, x2 = views
+    if not (isinstance(x1, Tensor) and isinstance(x2, Tensor)):
+        raise TypeError(f"Both views must be tensors, got {describe(batch)}.")
+    if x1.ndim == 0 or x1.shape != x2.shape:
+        raise ValueError(f"Both views must have one shape (n, ...), got {describe(batch)}.")
+    return (x1, x2), y
+
+
+def single_view(batch: Any) -> tuple[Tensor, Any]:
+    """Return (x, y) of a batch ``x``, ``(x,)`` or ``(x, y)``."""
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, tuple | list) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
+        x = batch[0]
+        y = batch[1] if len(batch) == 2 else None
+        if isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 1 and y.shape == x.shape:
+            raise ValueError(
+                "transform got two views of each sample; it takes batches x, (x,) or (x, y)."
+            )
+        return x, y
+    raise TypeError(f"transform takes batches x, (x,) or (x, y) of tensors, got {describe(batch)}.")
+
+
+def describe(value: Any, depth: int = 0) -> str:
+    """Say in a few words what a batch is made of."""
+    if isinstance(value, Tensor):
+        return f"Tensor{tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"ndarray{value.shape}"
+    if isinstance(value, tuple | list) and depth < 3:
+        inside = ", ".join(describe(v, depth + 1) for v in value[:4])
+        more = ", …" if len(value) > 4 else ""
+        return f"{type(value).__name__}({inside}{more})"
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} with keys {list(value)[:4]}"
+    return type(value).__name__
+
+
+def first_bad_sample(x: Tensor) -> str:
+    """Name the first sample of a batch that holds NaN or infinite values."""
+    bad = ~torch.isfinite(x).flatten(1).all(1)
+    return f"Sample {int(bad.int().argmax())}"
