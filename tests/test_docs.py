@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -187,3 +189,21 @@ def test_the_short_example_of_the_quick_start_runs(capsys: pytest.CaptureFixture
     names: dict[str, object] = {}
     exec(text.split("```")[1].removeprefix("python"), names)
     assert names["features"].shape == (64, 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*many workers.*", "ignore:.*loader shuffles.*")
+def test_the_examples_of_the_estimators_page_run() -> None:
+    names: dict[str, Any] = {}
+    examples = re.findall(r"```python\n(.*?)```", page("estimator.md"), flags=re.DOTALL)
+    for example in examples:
+        exec(example, names)
+    assert len(examples) == 9
+    assert names["features"].shape == (40, 8)
+    assert list(names["who"]) == names["names"]
+    assert float(names["collapsed"]) == pytest.approx(math.log(30), abs=1e-4)
+    assert names["same"]
+    assert names["table"].shape == (40, 8)
+    assert names["again"].fitted
+    assert names["other"].fitted
+    assert names["epoch"] == 2
+    assert "max_epochs" in names["said"]
