@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -30,6 +31,9 @@ from nidl_dcl.randomness import fresh_seed, key_seed, keyed
 from nidl_dcl.watching import SpreadWatch
 
 __all__ = ["DCL"]
+
+_ALIKE = -1e-3
+"""Uniformity above which embeddings are as good as one point; 0 is one point."""
 
 
 class DCL(TransformerMixin, BaseEstimator):
@@ -121,6 +125,7 @@ class DCL(TransformerMixin, BaseEstimator):
     lr_scheduler_kwargs: dict[str, Any] | None
     _used: dict[str, Any]
     _watch: SpreadWatch
+    _collapse_told: bool
 
     def __init__(
         self,
@@ -445,6 +450,7 @@ class DCL(TransformerMixin, BaseEstimator):
     def on_fit_start(self) -> None:
         """Start to watch how the embeddings spread."""
         self.__dict__["_watch"] = SpreadWatch()
+        self.__dict__["_collapse_told"] = False
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Key what is random in the networks by the step, so that a resumed run is the same."""
@@ -453,9 +459,19 @@ class DCL(TransformerMixin, BaseEstimator):
         )
 
     def on_train_epoch_end(self) -> None:
-        """Log alignment, uniformity, effective rank and the loss of a full collapse."""
-        for name, value in self._watch.measure().items():
+        """Log how the embeddings spread, and warn of a collapse, once."""
+        found = self._watch.measure()
+        for name, value in found.items():
             self.log(name, value, batch_size=1, sync_dist=True)
+        if self._watch.kept > 1 and found["uniformity"] > _ALIKE and not self._collapse_told:
+            self.__dict__["_collapse_told"] = True
+            if self.trainer.is_global_zero:
+                warnings.warn(
+                    f"In epoch {self.trainer.current_epoch + 1} the encoder gave all samples "
+                    "nearly the same embedding: it has collapsed. Batch normalisation in the "
+                    "encoder, weaker views or a lower learning_rate help.",
+                    stacklevel=2,
+                )
         self.__dict__["_watch"] = SpreadWatch()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:

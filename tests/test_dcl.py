@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from sklearn.exceptions import NotFittedError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -218,6 +219,47 @@ def test_no_seed_is_random(rows):
 def test_workers_change_no_result(rows, workers):
     alone = make(views=Jitter()).fit(rows).transform(rows)
     assert torch.equal(make(views=Jitter(), num_workers=workers).fit(rows).transform(rows), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_way_workers_start_changes_no_result(method, rows, tmp_path):
+    script = (
+        "import sys, torch\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_dcl import Jitter, make\n"
+        "if __name__ == '__main__':\n"
+        f"    torch.multiprocessing.set_start_method({method!r})\n"
+        "    rows = torch.randn(20, 25, generator=torch.Generator().manual_seed(0))\n"
+        "    model = make(views=Jitter(), num_workers=3, max_epochs=1).fit(rows)\n"
+        f"    torch.save(model.transform(rows), {str(tmp_path / 'found.pt')!r})\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=120)
+    alone = make(views=Jitter(), max_epochs=1).fit(rows).transform(rows)
+    assert torch.equal(torch.load(tmp_path / "found.pt"), alone)
+
+
+# -- watching ---------------------------------------------------------------------------------
+
+
+def test_how_embeddings_spread_goes_to_the_logger(rows, tmp_path):
+    logger = CSVLogger(tmp_path)
+    make(logger=logger).fit(rows)
+    table = pd.read_csv(Path(logger.log_dir) / "metrics.csv")
+    for name in ("loss/train", "alignment", "uniformity", "effective_rank", "collapse_loss"):
+        assert table[name].notna().sum() == 2
+
+
+def test_a_collapse_is_warned_of_once(rows):
+    class Constant(nn.Linear):
+        def forward(self, x):
+            return super().forward(0 * x)
+
+    model = make(encoder=Constant, learning_rate=0.0)
+    with pytest.warns(UserWarning, match="In epoch 1 .* it has collapsed") as caught:
+        model.fit(rows)
+    assert len(caught) == 1
 
 
 def test_a_second_fit_starts_afresh_unless_warm(rows):

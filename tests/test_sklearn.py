@@ -6,6 +6,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 import torch
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
@@ -141,3 +142,18 @@ def test_an_unknown_option_names_the_closest_one():
         small(max_epoch=3)
     with pytest.raises(ValueError, match="Invalid parameter 'max_epoch'"):
         small().set_params(max_epoch=3)
+
+
+def test_metadata_is_routed_to_fit(rows):
+    validation = rows[:6]
+    seen = []
+
+    class Seen(DCL):
+        def fit(self, X, y=None, val_dataloader=None, ckpt_path=None):
+            seen.append(val_dataloader)
+            return super().fit(X, y, val_dataloader, ckpt_path)
+
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = Seen(**small().get_params()).set_fit_request(val_dataloader=True)
+        make_pipeline(model).fit(rows, val_dataloader=validation)
+    assert seen[0] is validation
