@@ -70,7 +70,8 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:08d}.ckpt")
+        file = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(file, weights_only=False)  # the optimizer too
         if trainer.is_global_zero:
             for old in sorted(self.folder.glob("step-*.ckpt"))[:-2]:
                 old.unlink(missing_ok=True)
