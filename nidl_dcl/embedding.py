@@ -7,7 +7,6 @@ participants are added without touching the rest.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -132,7 +131,6 @@ def write_embeddings(folder: Path, label: str, embeddings: Embeddings) -> bool:
     embeddings : Embeddings
         What is written.
     """
-    stem = folder / f"desc-{label}_embeddings"
     table = embeddings.table.copy()
     table["row"] = range(len(table))
     text = to_tsv(table[list(COLUMNS)])
@@ -142,7 +140,7 @@ def write_embeddings(folder: Path, label: str, embeddings: Embeddings) -> bool:
         "Shape": list(embeddings.matrix.shape),
         "Config": embeddings.config,
     }
-    tsv, npy, note = (stem.with_name(stem.name + s) for s in (".tsv", ".npy", ".json"))
+    tsv, npy, note = (_file(folder, label, kind) for kind in ("tsv", "npy", "json"))
     if (
         tsv.is_file()
         and npy.is_file()
@@ -168,18 +166,11 @@ def write_parquet(folder: Path, label: str, embeddings: Embeddings) -> None:
         The model's label.
     embeddings : Embeddings
         What is written: the columns of the TSV, then ``<label>000``, ``<label>001``, … (float32).
-
-    Raises
-    ------
-    UsageError
-        Without pyarrow.
     """
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UsageError("--parquet needs the package pyarrow: pip install 'nidl_dcl[parquet]'.")
     names = [f"{label}{i:03d}" for i in range(embeddings.matrix.shape[1])]
     matrix = pd.DataFrame(embeddings.matrix, columns=names)
     ids = embeddings.table[list(COLUMNS)].astype({"row": int})
-    with replacing(folder / f"desc-{label}_embeddings.parquet") as beside:
+    with replacing(_file(folder, label, "parquet")) as beside:
         pd.concat([ids, matrix], axis=1).to_parquet(beside, engine="pyarrow", index=False)
 
 
@@ -191,8 +182,7 @@ def read_embeddings(folder: Path, label: str) -> Embeddings | None:
     UsageError
         When the files do not belong together.
     """
-    stem = folder / f"desc-{label}_embeddings"
-    tsv, npy, note = (stem.with_name(stem.name + s) for s in (".tsv", ".npy", ".json"))
+    tsv, npy, note = (_file(folder, label, kind) for kind in ("tsv", "npy", "json"))
     if not (tsv.is_file() and npy.is_file()):
         return None
     table = pd.read_csv(
@@ -229,6 +219,10 @@ def seen_in_pretraining(participants: Iterable[str], exposure: Mapping[str, Any]
     known = set(exposure.get("participants") or ())
     salt = str(exposure.get("salt", ""))
     return [_hashed(p, salt) in known for p in participants]
+
+
+def _file(folder: Path, label: str, kind: str) -> Path:
+    return folder / f"desc-{label}_embeddings.{kind}"
 
 
 def _hashed(participant: str, salt: str) -> str:

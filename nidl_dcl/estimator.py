@@ -255,7 +255,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             For arguments or data that cannot be used.
         NonFiniteError
             When an input or the loss is not finite; the weights are those of the last good step
-        (where processes are spawned: those before the fit).
+            (where processes are spawned: those before the fit).
 
         Notes
         -----

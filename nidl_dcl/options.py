@@ -6,6 +6,7 @@ The command line, YAML files and scripts share them; defaults and meanings stand
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -199,6 +200,10 @@ class RunOptions:
             _require("threads", self.threads, 1)
         if not (self.model_name.isalnum() and self.model_name.isascii()):
             raise UsageError(f"--model-name takes letters and digits, got {self.model_name!r}.")
+        if self.parquet and importlib.util.find_spec("pyarrow") is None:
+            raise UsageError(
+                "--parquet needs the package pyarrow: pip install 'nidl_dcl[parquet]'."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

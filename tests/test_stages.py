@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -266,6 +267,16 @@ def test_parquet_holds_ids_and_embeddings_in_one_table(
     assert np.array_equal(
         table.filter(regex=r"^dcl\d+$"), np.load(copied / "desc-dcl_embeddings.npy")
     )
+
+
+def test_parquet_without_pyarrow_is_refused_before_anything_is_done(
+    heads_made: Path, tmp_path: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = run("study", heads_made, tmp_path / "out", "--target", "age", "--parquet")
+    assert done.status == 2
+    assert "pip install 'nidl_dcl[parquet]'" in done.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_held_out_participants_are_not_seen_by_pretraining(
