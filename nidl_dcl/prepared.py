@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nidl_dcl.volumes import Check, Preparation, check_volume, prepare_volume
+from nidl_dcl.image_file import Check, check_volume
+from nidl_dcl.volumes import Preparation, prepare_volume
 from nidl_dcl.writing import write_bytes, write_json
 
 __all__ = ["PreparedVolumes", "check_files", "in_threads"]
