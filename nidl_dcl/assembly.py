@@ -164,7 +164,7 @@ def training_config(
         config["init"] = read_description(training.init)["sha256"]["weights.safetensors"]
     config["preset"] = data.preset
     config["random_seed"] = run.random_seed
-    config["preparation"] = preparation.to_dict()
+    config["preparation"] = preparation.rules()
     return config
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import math
 import os
 import stat
@@ -92,12 +93,16 @@ class UnreadableVolumeError(NidlDclError, ValueError):
 class Check:
     """What opening an image told: the columns `status`, `code`, `message` of ``inputs.tsv``.
 
-    `status` is ``"ok"``, ``"warn"`` (repaired when read, or odd) or ``"skip"`` (not usable).
+    `status` is ``"ok"``, ``"warn"`` (repaired when read, or odd) or ``"skip"`` (not usable). Of an
+    image that is usable also: a checksum of its voxels, which copies share whatever file holds them,
+    and the longest side of a voxel in mm.
     """
 
     status: str
     code: str
     message: str
+    content: str = dataclasses.field(default="", compare=False)
+    coarsest: float = dataclasses.field(default=0.0, compare=False)
 
 
 def check_volume(path: str | os.PathLike[str], *, intensity: str = "robust") -> Check:
@@ -117,12 +122,20 @@ def check_volume(path: str | os.PathLike[str], *, intensity: str = "robust") -> 
     """
     try:
         image, repairs = _load(Path(path))
-        require_range(np.asanyarray(image.dataobj), intensity)
+        data = np.asanyarray(image.dataobj)
+        require_range(data, intensity)
     except UnreadableVolumeError as error:
         return Check("skip", error.code, str(error))
     except Exception as error:  # what a hostile header can make nibabel raise has no list
         return Check("skip", "unreadable", f"It cannot be read ({type(error).__name__}: {error}).")
-    return repairs[0] if repairs else Check("ok", "ok", "")
+    found = repairs[0] if repairs else Check("ok", "ok", "")
+    content = hashlib.blake2b(repr(data.shape).encode(), digest_size=16)
+    content.update(data.ravel(order="K").data)
+    return dataclasses.replace(
+        found,
+        content=content.hexdigest(),
+        coarsest=round(float(voxel_sizes(image.affine).max()), 3),
+    )
 
 
 def read_volume(path: str | os.PathLike[str]) -> nib.Nifti1Image:

@@ -44,6 +44,10 @@ class Preset:
         The name may hold the suffix in its middle, too (older versions of Clinica).
     mask_suffix, mask_desc : str and (str or None)
         How the pipeline names its own brain masks.
+    space : str
+        Of the images, where names have no entity for it: ``"native"`` or a template.
+    stripped : bool
+        The images have no skull, though no mask is paired with them.
     masks : {"any", "own", "none"}
         Which masks ``mask="auto"`` may pair: of any derivative, of the pipeline itself, or none
         (tissue maps and images that are skull-stripped already).
@@ -62,6 +66,8 @@ class Preset:
     bare_suffix: bool = False
     mask_suffix: str = "mask"
     mask_desc: str | None = "brain"
+    space: str = "native"
+    stripped: bool = False
     masks: str = "any"
 
 
@@ -104,6 +110,7 @@ PRESETS: dict[str, Preset] = {
         mask_suffix="brainmask",
         mask_desc=None,
         masks="own",
+        space="MNI152",
     ),
     "openbhb-vbm": Preset(
         "OpenBHB: modulated grey matter of CAT12, NumPy arrays of 1.5 mm in MNI space",
@@ -114,6 +121,7 @@ PRESETS: dict[str, Preset] = {
         kind="probability",
         session_in_name=False,
         masks="none",
+        space="MNI152",
     ),
     "openbhb-quasiraw": Preset(
         "OpenBHB: quasi-raw T1w, NumPy arrays of 1 mm in MNI space, skull-stripped",
@@ -123,6 +131,8 @@ PRESETS: dict[str, Preset] = {
         derivatives=("openbhb",),
         session_in_name=False,
         masks="none",
+        space="MNI152",
+        stripped=True,
     ),
     "cat12-vbm": Preset(
         "CAT12: modulated, normalised grey matter (mwp1)",
@@ -136,6 +146,7 @@ PRESETS: dict[str, Preset] = {
         kind="probability",
         prefix="mwp1",
         masks="none",
+        space="MNI152",
     ),
     "freesurfer": Preset(
         "FreeSurfer or FastSurfer: brain.mgz, skull-stripped, 1 mm",
@@ -145,5 +156,6 @@ PRESETS: dict[str, Preset] = {
         derivatives=("freesurfer", "fastsurfer"),
         file_name="brain.mgz",
         masks="none",
+        stripped=True,
     ),
 }

@@ -54,6 +54,7 @@ from nidl_dcl.prediction import predict_phenotype
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.report import write_report
 from nidl_dcl.targets import target_labels
+from nidl_dcl.together import joined
 from nidl_dcl.training import (
     AtomicCheckpoints,
     Checkpoints,
@@ -188,7 +189,8 @@ def pretrain(
             f"{' x '.join(map(str, module.preparation.shape or ()))} voxels."
         )
         model.fit(module, ckpt_path=resume)
-        seen = [who for who, _ in module.participants("train")]
+        trained = module.images["split"] == "train"
+        seen = sorted(module.images.loc[trained, "participant_id"].astype(str).unique())
         salt = f"{key_seed(run.random_seed, 'salt', *seen):08x}"
         save_model(
             model,
@@ -373,7 +375,7 @@ def predict(
             result = predict_phenotype(
                 matrix,
                 images[target],
-                _groups(images, prediction.group),
+                _groups(images, [module.shared[i] for i in kept], prediction.group),
                 target=target,
                 baselines=baselines,
                 site=None if site is None else images[site],
@@ -705,13 +707,12 @@ def _write_descriptions(folder: Path, label: str) -> None:
     )
 
 
-def _groups(images: pd.DataFrame, column: str | None) -> pd.Series[Any]:
-    """Return the groups that no split divides: participants, or families where they are known."""
-    people = images["participant_id"]
-    if column is None:
-        return people
-    family = images[column].groupby(people).transform("first")
-    return pd.Series(np.where(family.notna(), column + " " + family.astype(str), people))
+def _groups(
+    images: pd.DataFrame, shared: Sequence[str | None], column: str | None
+) -> pd.Series[Any]:
+    """Return the groups that no split divides: participants, those who share an image, families."""
+    families = [] if column is None else [images[column]]
+    return pd.Series(joined(images["participant_id"], shared, *families), dtype=object)
 
 
 def _fingerprint(
