@@ -173,10 +173,19 @@ class BIDSDataModule(L.LightningDataModule):
 
     @property
     def inputs(self) -> pd.DataFrame:
-        """The candidate images and what became of them, one row each."""
-        self.check()
+        """The candidate images and what became of them, one row each.
+
+        After a `check` that refused the dataset it still holds what was found.
+        """
+        if self._inputs is None:
+            self.check()
         assert self._inputs is not None
         return self._inputs
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether `inputs` is known, be the dataset usable or not."""
+        return self._inputs is not None
 
     @property
     def phenotype_columns(self) -> list[str]:
@@ -317,9 +326,16 @@ class BIDSDataModule(L.LightningDataModule):
         """
         if self.volumes is not None:
             return
-        images = self.images
-        preparation = self.preparation
-        volumes = PreparedVolumes(
+        volumes = self.plan()
+        with closing(volumes.fill(self._threads)) as filling:
+            for done, total in filling:
+                self.progress("preparing volumes", done, total)
+        self.volumes = volumes
+
+    def plan(self) -> PreparedVolumes:
+        """Return the volumes as they will be prepared; none is, until it is asked for."""
+        images, preparation = self.images, self.preparation
+        return PreparedVolumes(
             [self.root / path for path in images["path"]],
             [
                 self.root / path if preparation.masked and isinstance(path, str) else None
@@ -329,10 +345,6 @@ class BIDSDataModule(L.LightningDataModule):
             None if self.work_dir is None else self.work_dir / "volumes",
             self.memory,
         )
-        with closing(volumes.fill(self._threads)) as filling:
-            for done, total in filling:
-                self.progress("preparing volumes", done, total)
-        self.volumes = volumes
 
     def participants(self, split: str) -> list[tuple[str, list[int]]]:
         """Return the participants of a split with the rows of their images, by name.
@@ -340,7 +352,8 @@ class BIDSDataModule(L.LightningDataModule):
         Participants who share an image are one, under the first one's name.
         """
         rows: dict[str, list[int]] = {}
-        for row, (who, where) in enumerate(zip(self._groups, self.images["split"], strict=True)):
+        splits = self.images["split"]
+        for row, (who, where) in enumerate(zip(self._groups, splits, strict=True)):
             if where == split:
                 rows.setdefault(who, []).append(row)
         return sorted(rows.items())

@@ -21,7 +21,8 @@ from nidl_dcl.writing import write_json
 __all__ = ["FileMemory"]
 
 _FRESH_NS = 2 * 10**9
-"""A file that changed so shortly before it was read could change again within one tick."""
+"""A file that changed so shortly before it was read could change again within one tick of its times;
+what it held is not kept beyond this process."""
 
 _SAVE_EVERY = 20.0
 
@@ -40,6 +41,7 @@ class FileMemory:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._known: dict[str, list[Any]] = {}
+        self._fresh: set[str] = set()
         self._lock = threading.Lock()
         self._changed = False
         self._saved = time.monotonic()
@@ -82,10 +84,11 @@ class FileMemory:
 
     def note(self, file: Path, status: list[int], fact: str, value: Any) -> None:
         """Keep what was read from `file`, whose status before reading was `status`."""
-        if time.time_ns() - max(status[3:]) < _FRESH_NS:
-            return
+        name = os.fspath(file)
         with self._lock:
-            entry = self._known.setdefault(os.fspath(file), [status, {}])
+            if time.time_ns() - max(status[3:]) < _FRESH_NS:
+                self._fresh.add(name)
+            entry = self._known.setdefault(name, [status, {}])
             if entry[0] != status:
                 entry[:] = [status, {}]
             entry[1][fact] = value
@@ -101,7 +104,9 @@ class FileMemory:
         """Write what is new to the file."""
         with self._lock:
             if self.path is not None and self._changed:
-                write_json(self.path, self._known)
+                write_json(
+                    self.path, {k: v for k, v in self._known.items() if k not in self._fresh}
+                )
             self._changed, self._saved = False, time.monotonic()
 
 

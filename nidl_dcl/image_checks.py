@@ -5,6 +5,7 @@ What is wrong with one file is said by `image_file`; how much may be wrong is fo
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from nidl_dcl.image_file import Check
 from nidl_dcl.prepared import check_files
 
 __all__ = ["check_images", "copies", "how_to_fetch", "tell"]
+
+_LARGEST_SIDECAR = 10**7
 
 _LISTED = 5
 """More images than this are fetched by pattern, not by name."""
@@ -59,11 +62,31 @@ def check_images(
                 progress(what, number + 1, len(rows))
                 i = rows[number]
                 if column == "path":
-                    found[i] = check
+                    fault = _sidecar_fault(paths[number]) if check.code == "ok" else ""
+                    found[i] = (
+                        replace(check, status="warn", code="sidecar", message=fault)
+                        if fault
+                        else check
+                    )
                 elif check.status == "skip" and found[i].status != "skip":
                     about = f"mask {images[column].iloc[i]}: {check.message}"
                     found[i] = replace(found[i], status="skip", code=check.code, message=about)
     return found
+
+
+def _sidecar_fault(image: Path) -> str:
+    """Return what is wrong with the JSON file beside an image; empty if nothing, or no such file."""
+    sidecar = image.with_name(image.name.partition(".")[0] + ".json")
+    try:
+        if not sidecar.is_file():
+            broken = sidecar.is_symlink()
+            return f"{sidecar.name} is a link to nothing; it is not needed." if broken else ""
+        if sidecar.stat().st_size > _LARGEST_SIDECAR:
+            return f"{sidecar.name} is larger than any sidecar; it is not read."
+        fields = json.loads(sidecar.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{sidecar.name} cannot be read ({error}); it is not needed."
+    return "" if isinstance(fields, dict) else f"{sidecar.name} holds no JSON object."
 
 
 def copies(images: pd.DataFrame, found: list[Check]) -> tuple[list[str | None], list[Check]]:

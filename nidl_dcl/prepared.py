@@ -82,6 +82,7 @@ class PreparedVolumes(Dataset[Tensor]):
         self.folder = folder
         self.memory = memory or FileMemory()
         self.shape = (1, *preparation.shape)
+        self._rules = preparation.rules()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -136,7 +137,7 @@ class PreparedVolumes(Dataset[Tensor]):
             self.memory.sha256(self.images[index]),
             # The mask of another model's preparation changes nothing in this one.
             mask and self.preparation.masked and self.memory.sha256(mask),
-            self.preparation.rules(),
+            self._rules,
         ]
         return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
 
@@ -222,6 +223,8 @@ def check_files(
             return number, check_volume(path, intensity=intensity)
         found = check_volume(path, intensity=intensity)
         memory.note(path, status, fact, dataclasses.asdict(found))
+        if found.status != "skip":
+            memory.sha256(path)  # its cache entry's name, while the file is at hand
         return number, found
 
     try:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from nidl_dcl.embedding import (
     write_parquet,
 )
 from nidl_dcl.errors import InputsUnusableError, UsageError
-from nidl_dcl.figure_data import write_plane, write_views
+from nidl_dcl.figure_data import write_mosaic, write_plane, write_views
 from nidl_dcl.model_folder import load_model, read_description, save_model
 from nidl_dcl.options import (
     DataOptions,
@@ -100,11 +101,9 @@ def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = F
         module = data_module(bids_dir, data, run)
         return to_tsv(find_images(bids_dir, **module.selection, mask="none").inputs)
     module = data_module(bids_dir, data, run, max_skipped=1.0)
-    try:
-        return to_tsv(module.inputs)
-    except InputsUnusableError:
-        assert module._inputs is not None
-        return to_tsv(module._inputs)
+    with suppress(InputsUnusableError):  # which the table says better
+        module.check()
+    return to_tsv(module.inputs)
 
 
 def pretrain(
@@ -144,8 +143,7 @@ def pretrain(
         module = data_module(
             output.bids_dir, data, run, training=training, work=output.work, console=console
         )
-        module.check()
-        write_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
+        _check_inputs(output, module)
         _tell_inputs(module, console)
         config = training_config(data, training, run, module.preparation)
         if _is_trained(folder, config):
@@ -157,7 +155,8 @@ def pretrain(
                 f"{output.bids_dir}: contrastive training needs at least 2 participants, "
                 f"{len(module.participants('train'))} is left for it."
             )
-        module.setup()
+        _set_up(module, console)
+        write_mosaic(output.path / "figures", module)
         write_views(output.path / "figures", module)
         checkpoints = output.work / f"checkpoints-{run.model_name}"
         resume = sound_checkpoint(checkpoints, console.say)
@@ -258,9 +257,9 @@ def embed(
             work=output.work,
             console=console,
         )
-        module.check()
-        write_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
-        module.setup()
+        _check_inputs(output, module)
+        _set_up(module, console)
+        write_mosaic(output.path / "figures", module)
         if own != source and not (own / "model.json").is_file():
             own.mkdir(parents=True, exist_ok=True)
             for name in ("weights.safetensors", "model.json"):
@@ -443,6 +442,7 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     module = data_module(
         output.bids_dir, data, run, training=training, work=output.work, console=console
     )
+    _check_inputs(output, module)
     _check_targets(module, options.target, options.prediction)
     if options.model is None and (folder / "model.json").is_file():
         _is_trained(folder, training_config(data, training, run, module.preparation))
@@ -570,7 +570,7 @@ def dry_run(
     shape = preparation.shape or (0, 0, 0)
     people = module.participants("train")
     steps = len(module.train_dataloader()) if len(people) > 1 else 0
-    megabytes = 2 * int(np.prod(shape)) * len(module.images) / 1e6
+    megabytes = module.plan().entry_bytes * len(module.images) / 1e6
     lines = [f"{count} images: {name}" for name, count in module.kept]
     return [
         *lines,
@@ -628,6 +628,35 @@ def _refuse_another_model(own: Path, source: Path, digest: str) -> None:
             f"{own} holds another model than {source}. Choose another --model-name or another "
             "OUTPUT_DIR."
         )
+
+
+def _check_inputs(output: Output, module: BIDSDataModule) -> None:
+    """Open every image, and write what became of each even if the dataset is refused."""
+    logs = output.path / "logs"
+    try:
+        module.check()
+    finally:
+        if module.is_indexed:
+            _keep_tsv(logs / "inputs.tsv", module.inputs)
+    _keep_tsv(logs / "phenotypes.tsv", module.matches)
+
+
+def _keep_tsv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table unless it is there already."""
+    text = to_tsv(table)
+    if not path.is_file() or path.read_bytes() != text.encode("utf-8", "backslashreplace"):
+        write_text(path, text)
+
+
+def _set_up(module: BIDSDataModule, console: Quiet) -> None:
+    """Prepare the volumes, after saying how much will be written where."""
+    volumes = module.plan()
+    if missing := len(volumes.missing()):
+        console.say(
+            f"Preparing {missing} volumes: {missing * volumes.entry_bytes / 1e6:.1f} MB, a file "
+            f"each, in {volumes.folder}."
+        )
+    module.setup()
 
 
 def _tell_inputs(module: BIDSDataModule, console: Quiet) -> None:
