@@ -314,7 +314,7 @@ def test_participants_who_share_an_image_are_warned_of_and_stay_in_one_group(
     assert table["participant_id"].nunique() == 8
     assert set(table["split"]) == {"train"}
     metrics = json.loads((out / "desc-dclSex_metrics.json").read_text())
-    assert metrics["n_participants"] == 7
+    assert metrics["groups"]["n"] == 7
 
 
 def test_a_dataset_that_is_fetched_in_part_is_used_as_far_as_it_goes(
