@@ -140,6 +140,7 @@ def pretrain(
     folder = output.path / "models" / f"desc-{run.model_name}"
     check_training(training)
     with output.stage("pretrain") as entry:
+        training = _known_shape(training, folder)
         module = data_module(
             output.bids_dir, data, run, training=training, work=output.work, console=console
         )
@@ -430,8 +431,9 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     InputsUnusableError
         When too few images are usable.
     """
-    data, training, run = options.data, options.training, options.run
+    data, run = options.data, options.run
     folder = output.path / "models" / f"desc-{run.model_name}"
+    training = _known_shape(options.training, folder)
     if options.model is None:
         check_training(training)
     else:
@@ -617,6 +619,17 @@ def _is_trained(folder: Path, config: Mapping[str, Any]) -> bool:
         return False
     refuse_changes(read_description(folder)["provenance"].get("config", {}), config, folder)
     return True
+
+
+def _known_shape(training: TrainingOptions, folder: Path) -> TrainingOptions:
+    """Return the options with the shape of the model that is there.
+
+    The default shape comes from the images, so new participants could change it.
+    """
+    if training.shape or not (folder / "model.json").is_file():
+        return training
+    contract = read_description(folder)["input_contract"] or {}
+    return replace(training, shape=list(contract.get("shape") or []))
 
 
 def _refuse_another_model(own: Path, source: Path, digest: str) -> None:

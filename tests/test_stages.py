@@ -230,6 +230,22 @@ def test_a_new_target_and_a_new_participant_are_added_to_what_is_there(
     assert metrics["n_participants"] == 9
 
 
+def test_new_participants_with_larger_images_do_not_change_the_shape(
+    make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    bids, out = make_heads(n=4, masks=False), tmp_path / "out"
+    assert run("pretrain", bids, out, *TWO_EPOCHS).status == 0
+    make_heads(n=8, first=5, masks=False)
+    for i in range(5, 13):
+        for path in bids.glob(f"sub-{i:02d}/ses-*/anat/*.nii.gz"):
+            image = nib.load(path)
+            wide = np.pad(np.asanyarray(image.dataobj), 10)
+            nib.save(nib.Nifti1Image(wide, image.affine), path)
+    done = run("study", bids, out, "--target", "age", *TWO_EPOCHS)
+    assert done.status == 0, done.err
+    assert pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")["participant_id"].nunique() == 12
+
+
 def test_a_broken_image_gets_a_row_with_the_reason_and_the_others_go_on(
     make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
 ) -> None:
