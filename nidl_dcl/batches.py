@@ -34,13 +34,13 @@ def two_views(batch: Any) -> tuple[tuple[Tensor, Tensor], Any]:
         raise TypeError(f"Both views must be tensors, got {describe(batch)}.")
     if x1.ndim == 0 or x1.shape != x2.shape:
         raise ValueError(f"Both views must have one shape (n, ...), got {describe(batch)}.")
-    return (x1, x2), y
+    return (_plain(x1), _plain(x2)), y
 
 
 def single_view(batch: Any) -> tuple[Tensor, Any]:
     """Return (x, y) of a batch ``x``, ``(x,)`` or ``(x, y)``."""
     if isinstance(batch, Tensor):
-        return batch, None
+        return _plain(batch), None
     if isinstance(batch, tuple | list) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
         x = batch[0]
         y = batch[1] if len(batch) == 2 else None
@@ -48,8 +48,13 @@ def single_view(batch: Any) -> tuple[Tensor, Any]:
             raise ValueError(
                 "transform got two views of each sample; it takes batches x, (x,) or (x, y)."
             )
-        return x, y
+        return _plain(x), y
     raise TypeError(f"transform takes batches x, (x,) or (x, y) of tensors, got {describe(batch)}.")
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Return MONAI's tensors with metadata without it: few operations of a network know them."""
+    return x.as_tensor() if hasattr(x, "as_tensor") else x
 
 
 def describe(value: Any, depth: int = 0) -> str:

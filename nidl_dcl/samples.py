@@ -24,6 +24,7 @@ from torch.utils.data import (
 )
 
 from nidl_dcl.distributed import first_value, gather_objects, world
+from nidl_dcl.monai_random import warn_of_untested
 from nidl_dcl.randomness import key_seed, permutation
 from nidl_dcl.views import draw_view
 from nidl_dcl.volumes import Preparation, prepare_volume
@@ -128,7 +129,8 @@ class TwoViewSamples(Dataset[Any]):
         Items are ``x`` or ``(x, y)``, x a tensor without batch axis. An item that is a pair of
         tensors of one shape is taken for two views made already.
     views : callable
-        From one sample to one view of it.
+        From one sample to one view of it. A warning names the random transforms of MONAI in it
+        that are not tested to obey a key.
     seed : int
         First part of every key.
     groups : sequence of (str, sequence of int), optional
@@ -143,6 +145,7 @@ class TwoViewSamples(Dataset[Any]):
         seed: int,
         groups: Sequence[tuple[str, Sequence[int]]] | None = None,
     ) -> None:
+        warn_of_untested(views)
         self.samples = samples
         self.views = views
         self.seed = seed

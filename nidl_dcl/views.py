@@ -5,6 +5,7 @@ MONAI transforms through and through; which participants are drawn, and when, is
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, Randomizable, RandomizableTransform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.nn import functional as F
 
 from nidl_dcl.errors import UsageError
+from nidl_dcl.monai_random import warn_of_untested
 from nidl_dcl.randomness import key_seed, keyed
 
 __all__ = [
@@ -128,13 +131,15 @@ class TwoViews:
     Notes
     -----
     A view depends on its key alone (see `draw_view`). Without a key one is drawn from torch's
-    global generator, which a DataLoader seeds differently in each worker.
+    global generator, which a DataLoader seeds differently in each worker. A warning names the
+    random transforms of MONAI in `views` that are not tested to obey a key.
     """
 
     def __init__(self, views: Callable[[Any], Any] | None = None) -> None:
         if views is not None and not callable(views):
             raise TypeError(f"views must be callable, got {type(views).__name__}.")
         self.views = volume_views() if views is None else views
+        warn_of_untested(self.views)
 
     def __call__(self, x: Any, key: Any = None) -> list[Any]:
         """Return views 1 and 2 of `x`, drawn under ``(*key, 1)`` and ``(*key, 2)``.
@@ -153,7 +158,7 @@ class TwoViews:
 
 
 def draw_view(views: Callable[[Any], Any], x: Any, *key: object) -> Any:
-    """Return one view of `x` that depends on `x` and `key` alone.
+    """Return one view of `x` that depends on `x` and `key` alone, without MONAI's metadata.
 
     Parameters
     ----------
@@ -161,7 +166,8 @@ def draw_view(views: Callable[[Any], Any], x: Any, *key: object) -> Any:
         One input in, one view out. It runs under generators of torch, numpy and `random` seeded
         by `key`; MONAI transforms, inside composes too, get their own by ``set_random_state``.
     x : Tensor
-        As `views` takes it.
+        As `views` takes it; they get a copy, since some of MONAI's transforms write into their
+        input.
     *key : object
         For instance seed, epoch, participant, view.
 
@@ -173,7 +179,8 @@ def draw_view(views: Callable[[Any], Any], x: Any, *key: object) -> Any:
     """
     with _one_thread(), keyed(*key):
         _seed(views, key)
-        return views(x)
+        view = views(x.clone() if isinstance(x, Tensor) else copy.copy(x))
+    return view.as_tensor() if isinstance(view, MetaTensor) else view
 
 
 @contextmanager

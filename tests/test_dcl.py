@@ -15,11 +15,13 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from monai.data import MetaTensor
 from sklearn.exceptions import NotFittedError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nidl_dcl import DCL, DCLLoss, DCLWLoss
+from nidl_dcl.batches import single_view, two_views
 from nidl_dcl.encoder import StridedCNN
 from nidl_dcl.errors import NonFiniteError
 
@@ -318,6 +320,12 @@ def test_values_are_checked_in_fit_not_before(rows, change, error, match):
 def test_other_batches_are_refused_with_what_came(batch, error):
     with pytest.raises(error, match="got"):
         make().training_outputs(batch)
+
+
+def test_monais_tensors_lose_their_metadata_before_the_encoder_sees_them():
+    (x1, x2), _ = two_views([MetaTensor(torch.zeros(2, 3)), MetaTensor(torch.ones(2, 3))])
+    assert type(x1) is type(x2) is type(single_view(MetaTensor(torch.zeros(2)))[0]) is torch.Tensor
+    assert x2.sum() == 6
 
 
 def test_transform_refuses_two_views_and_warns_of_a_shuffling_loader(rows):
