@@ -34,10 +34,12 @@ class Preset:
         for raw data.
     kind : {"intensity", "probability", "signed"}
         What the values are; decides how they are normalised and augmented.
-    prefix : str
-        Text before ``sub-`` in the name.
+    prefixes : tuple of str
+        What may stand before ``sub-`` in the name; names that begin otherwise are other images.
     file_name : str or None
-        The whole name, where it holds no entities at all.
+        The whole name, where it holds no entities at all. A folder ``sub-<label>_ses-<label>`` is
+        then a session; runs over several sessions (``….long.…``) and the template of a
+        participant who has sessions are no images of their own.
     session_in_name : bool
         The name repeats the session of its folder.
     bare_suffix : bool
@@ -60,7 +62,7 @@ class Preset:
     extensions: tuple[str, ...] = (".nii.gz", ".nii")
     derivatives: tuple[str, ...] = ()
     kind: str = "intensity"
-    prefix: str = ""
+    prefixes: tuple[str, ...] = ("",)
     file_name: str | None = None
     session_in_name: bool = True
     bare_suffix: bool = False
@@ -105,6 +107,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "brainprep-quasiraw": Preset(
         "brainprep quasi-raw: bias-corrected T1w registered affinely to MNI space",
+        entities={"desc": None},  # versions before 2 keep each step under a desc- of its own
         folders=("subjects/sub-*", "subjects/sub-*/ses-*"),
         derivatives=("quasiraw", "quasi-raw", "brainprep"),
         mask_suffix="brainmask",
@@ -144,7 +147,7 @@ PRESETS: dict[str, Preset] = {
         extensions=(".nii", ".nii.gz"),
         derivatives=("cat12",),
         kind="probability",
-        prefix="mwp1",
+        prefixes=("mwp1", "mwp1r", "mwmwp1r"),  # with r: the longitudinal pipelines
         masks="none",
         space="MNI152",
     ),
