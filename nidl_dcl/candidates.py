@@ -146,7 +146,7 @@ def search(
             c for c in found.candidates if not c.entities or passes(c.entities, name, allowed)
         ]
         found.count(_step(name, allowed))
-    if preset.derivatives and "res" not in asked:
+    if preset.one_resolution and "res" not in asked:
         _drop_resolutions(found)
     for candidate in found.usable:
         if kinds[candidate.path] != "file":

@@ -44,6 +44,8 @@ class Preset:
         The name repeats the session of its folder.
     bare_suffix : bool
         The name may hold the suffix in its middle, too (older versions of Clinica).
+    one_resolution : bool
+        Files that differ by ``res-`` alone are one scan, of which the finest grid is used.
     mask_suffix, mask_desc : str and (str or None)
         How the pipeline names its own brain masks.
     space : str
@@ -66,6 +68,7 @@ class Preset:
     file_name: str | None = None
     session_in_name: bool = True
     bare_suffix: bool = False
+    one_resolution: bool = False
     mask_suffix: str = "mask"
     mask_desc: str | None = "brain"
     space: str = "native"
@@ -84,17 +87,20 @@ PRESETS: dict[str, Preset] = {
         "fMRIPrep or sMRIPrep: preprocessed T1w in MNI space, not skull-stripped",
         entities={"desc": "preproc", "space": _MNI},
         derivatives=_FMRIPREP,
+        one_resolution=True,
     ),
     "fmriprep-native": Preset(
         "fMRIPrep or sMRIPrep: preprocessed T1w in the participant's own space",
         entities={"desc": "preproc", "space": None},
         derivatives=_FMRIPREP,
+        one_resolution=True,
     ),
     "fmriprep-gm": Preset(
         "fMRIPrep or sMRIPrep: grey matter probability in MNI space",
         suffix="probseg",
         entities={"label": "GM", "space": _MNI},
         derivatives=_FMRIPREP,
+        one_resolution=True,
         kind="probability",
         masks="none",
     ),
