@@ -58,6 +58,7 @@ def data_module(
         session_label=data.session_label or None,
         filters=_filters(data.bids_filter_file),
         select=data.select,
+        intensity=data.intensity,
         mask=data.mask,
         phenotypes=data.phenotypes,
         preparation=preparation,

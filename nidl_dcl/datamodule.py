@@ -18,6 +18,7 @@ from nidl_dcl.distributed import world
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.file_memory import FileMemory
 from nidl_dcl.image_checks import check_images, copies, how_to_fetch, tell
+from nidl_dcl.image_file import INTENSITIES
 from nidl_dcl.input_contract import origin_of, require_contract
 from nidl_dcl.phenotypes import read_phenotypes
 from nidl_dcl.prepared import PreparedVolumes
@@ -52,6 +53,8 @@ class BIDSDataModule(L.LightningDataModule):
         BIDS filter: entity to value, list of values, ``None`` (absent) or ``"*"`` (any).
     select : {"all", "first", "last"}, default="all"
         Of several images in a session.
+    intensity : {"auto", "robust", "probability", "signed"}, default="auto"
+        What the values are, see `Preparation`; "auto": as the preset says.
     mask : str, default="auto"
         "auto", "none", or the derivative that holds the brain masks.
     phenotypes : sequence of path, optional
@@ -105,6 +108,7 @@ class BIDSDataModule(L.LightningDataModule):
         session_label: Sequence[str] | None = None,
         filters: Mapping[str, Any] | None = None,
         select: str = "all",
+        intensity: str = "auto",
         mask: str = "auto",
         phenotypes: Sequence[str | Path] = (),
         preparation: Preparation | None = None,
@@ -126,8 +130,11 @@ class BIDSDataModule(L.LightningDataModule):
                 raise UsageError(f"{name} is a share from 0 to below 1, got {share}.")
         if validation + holdout >= 1:
             raise UsageError("validation and holdout together leave nobody to train on.")
+        if intensity not in ("auto", *INTENSITIES):
+            raise UsageError(f"intensity is auto, {', '.join(INTENSITIES)}; got {intensity!r}.")
         self.bids_dir = Path(bids_dir)
         self.preset = preset
+        self.intensity = intensity
         self.selection: dict[str, Any] = {
             "preset": preset,
             "derivatives": tuple(derivatives),
@@ -266,6 +273,8 @@ class BIDSDataModule(L.LightningDataModule):
         """What the values of the images are: "intensity", "probability" or "signed"."""
         if self.preset not in PRESETS:
             raise UsageError(f"Unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
+        if self.intensity != "auto":
+            return "intensity" if self.intensity == "robust" else self.intensity
         return PRESETS[self.preset].kind
 
     @property

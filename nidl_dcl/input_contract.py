@@ -74,7 +74,8 @@ def require_contract(
     if contract.intensity != intensity:
         raise UsageError(
             f"The model was trained on images of the intensity rule {contract.intensity!r} and "
-            f"these are {intensity!r}. {_presets_like(contract, intensity=True)}"
+            f"these are {intensity!r}. {_presets_like(contract, intensity=True)} If they are "
+            f"{contract.intensity!r} all the same: --intensity {contract.intensity}."
         )
     learnt = contract.origin
     if learnt is None:

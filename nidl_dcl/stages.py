@@ -83,7 +83,14 @@ SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre")
 """Columns, in any case, that are audited as sites."""
 
 
-def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = False) -> str:
+def index(
+    bids_dir: Path,
+    data: DataOptions,
+    run: RunOptions,
+    *,
+    check: bool = False,
+    console: Quiet | None = None,
+) -> str:
     """Return every candidate image as TSV text, the columns those of ``logs/inputs.tsv``.
 
     Parameters
@@ -94,16 +101,24 @@ def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = F
         Which images; how many workers.
     check : bool, default=False
         Whether images are opened; otherwise they are judged by name.
+    console : Quiet, optional
+        Told of progress, and how many images each step leaves.
     """
     from nidl_dcl.bids_index import find_images
 
-    if not check:
+    console = console or Quiet()
+    if check:
+        module = data_module(bids_dir, data, run, max_skipped=1.0, console=console)
+        with suppress(InputsUnusableError):  # which the table says better
+            module.check()
+        inputs, kept = module.inputs, module.kept
+    else:
         module = data_module(bids_dir, data, run)
-        return to_tsv(find_images(bids_dir, **module.selection, mask="none").inputs)
-    module = data_module(bids_dir, data, run, max_skipped=1.0)
-    with suppress(InputsUnusableError):  # which the table says better
-        module.check()
-    return to_tsv(module.inputs)
+        found = find_images(bids_dir, **module.selection, mask="none")
+        inputs, kept = found.inputs, found.kept
+    for line in _kept(kept):
+        console.say(line)
+    return to_tsv(inputs)
 
 
 def pretrain(
@@ -573,9 +588,8 @@ def dry_run(
     people = module.participants("train")
     steps = len(module.train_dataloader()) if len(people) > 1 else 0
     megabytes = module.plan().entry_bytes * len(module.images) / 1e6
-    lines = [f"{count} images: {name}" for name, count in module.kept]
     return [
-        *lines,
+        *_kept(module.kept),
         (
             f"volumes of {' x '.join(map(str, shape))} voxels of "
             f"{' x '.join(f'{s:g}' for s in preparation.spacing)} mm, "
@@ -672,9 +686,14 @@ def _set_up(module: BIDSDataModule, console: Quiet) -> None:
     module.setup()
 
 
+def _kept(kept: Sequence[tuple[str, int]]) -> list[str]:
+    """Say how many images each step of a selection left."""
+    return [f"{count} image{'' if count == 1 else 's'}: {step}" for step, count in kept]
+
+
 def _tell_inputs(module: BIDSDataModule, console: Quiet) -> None:
-    for name, count in module.kept:
-        console.say(f"{count} images: {name}")
+    for line in _kept(module.kept):
+        console.say(line)
     odd = module.inputs[module.inputs["code"] != "ok"]
     for fault, count in (odd["status"] + ": " + odd["code"]).value_counts().items():
         console.say(f"{count} {fault} (logs/inputs.tsv)")

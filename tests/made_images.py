@@ -44,3 +44,16 @@ def save(path: Path, data=None, affine=AFFINE, dtype=np.float32, **header) -> Pa
         with opener(path, "wb") as stream:
             stream.write(bytes(content))
     return path
+
+
+def save_mgh(path: Path, data=None, affine=AFFINE, dtype=np.float32, **header) -> Path:
+    """Write a FreeSurfer image, then overwrite header fields as no library would let one."""
+    made = nib.MGHImage((brain()[0] if data is None else data).astype(dtype), affine)
+    content = bytearray(made.to_bytes())
+    fields = np.ndarray((), nib.freesurfer.mghformat.header_dtype, content)
+    for name, value in header.items():
+        fields[name] = value
+    opener = gzip.open if path.name.endswith("z") else open
+    with opener(path, "wb") as stream:
+        stream.write(bytes(content))
+    return path
