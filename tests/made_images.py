@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 
 SHAPE = (40, 48, 36)
 AFFINE = np.array([[2.0, 0, 0, -40], [0, 2.0, 0, -50], [0, 0, 2.0, -30], [0, 0, 0, 1]])
@@ -57,3 +58,13 @@ def save_mgh(path: Path, data=None, affine=AFFINE, dtype=np.float32, **header) -
     with opener(path, "wb") as stream:
         stream.write(bytes(content))
     return path
+
+
+def head(*shape: int) -> torch.Tensor:
+    """Return a masked egg, brighter to the right, the front and the top."""
+    sides = shape[-3:] or (18, 22, 16)
+    x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in sides), indexing="ij")
+    egg = ((x / 0.8) ** 2 + (y / 0.9) ** 2 + (z / 0.8) ** 2 < 1) * (
+        0.6 + 0.1 * x + 0.3 * y + 0.2 * z
+    )
+    return egg.expand(shape or (1, *sides)).contiguous()
