@@ -51,6 +51,7 @@ __all__ = [
     "Grid",
     "Shape",
     "UnreadableVolumeError",
+    "Volume",
     "as_image",
     "check_volume",
     "image_name",
@@ -74,6 +75,7 @@ _FORMATS: dict[str, tuple[Callable[[bytes], Grid], int]] = {
 _COMPRESSED = (".gz", ".mgz")
 _POINTERS = (b"/annex/objects/", b"version https://git-lfs")
 _CHUNK = 1 << 20
+_PIECE = 1 << 17  # values converted at once
 _SHORT = "The file is shorter than its header says."
 _FETCH = "Its content is not here: fetch it (`datalad get`, `git annex get` or `git lfs pull`)."
 
@@ -97,7 +99,7 @@ def check_volume(path: str | os.PathLike[str], *, intensity: str = "robust") -> 
     """
     try:
         image, repairs = _load(Path(path))
-        data = np.asanyarray(image.dataobj)
+        data = image.dataobj
         require_range(data, intensity)
     except UnreadableVolumeError as error:
         return Check("skip", error.code, str(error))
@@ -135,7 +137,8 @@ def read_volume(path: str | os.PathLike[str]) -> nib.Nifti1Image:
         With the `code` that `check_volume` gives.
     """
     with named(path):
-        return _load(Path(path))[0]
+        volume = _load(Path(path))[0]
+    return nib.Nifti1Image(volume.dataobj, volume.affine)
 
 
 def image_name(image: Any) -> str:
@@ -203,7 +206,26 @@ def _format(path: Path) -> tuple[Callable[[bytes], Grid], int]:
     return _FORMATS[ending]
 
 
-def _load(path: Path) -> tuple[nib.Nifti1Image, list[Check]]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Volume:
+    """What a nibabel image of three axes is to `volumes`, made in a tenth of the time.
+
+    Attributes
+    ----------
+    dataobj : ndarray of float32, shape (i, j, k)
+    affine : ndarray of float64, shape (4, 4)
+    """
+
+    dataobj: Float32
+    affine: NDArray[np.float64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+        return self.dataobj.shape
+
+
+def _load(path: Path) -> tuple[Volume, list[Check]]:
     """Return the image and what was repaired; the stream is read to its end for the checksum."""
     parse, length = _format(path)
     with _opened(path) as (stream, size, compressed):
@@ -213,26 +235,48 @@ def _load(path: Path) -> tuple[nib.Nifti1Image, list[Check]]:
         # Deflate packs at most 1032:1, so this holds before anything is inflated or allocated.
         if (size * 1032 if compressed else size - grid.offset) < needed:
             raise UnreadableVolumeError(_SHORT, "truncated")
-        lead = block[grid.offset :][:needed]
         _skip(stream, grid.offset - len(block))
-        buffer = np.empty(needed, np.uint8)
-        buffer[: len(lead)] = np.frombuffer(lead, np.uint8)
-        view, filled = buffer.data, len(lead)
-        while filled < needed:
-            count = stream.readinto(view[filled : filled + 4 * _CHUNK])
-            if not count:
-                raise UnreadableVolumeError(_SHORT, "truncated")
-            filled += count
+        flat = _read_values(stream, block[grid.offset :][:needed], grid)
         if compressed:
             _drain(stream)
-    raw = buffer.view(grid.dtype).reshape(grid.shape, order=grid.order)
-    data = _to_float32(raw, grid.slope, grid.inter)
+    data = flat.reshape(grid.shape, order=grid.order)
     repairs = list(grid.repairs)
     if compressed != path.name.lower().endswith(_COMPRESSED):
         words = "is" if compressed else "is not"
         repairs.append(Check("warn", "extension", f"The content {words} compressed; read anyway."))
     repairs += _repair_values(data)
-    return nib.Nifti1Image(data, grid.affine), repairs
+    return Volume(data, grid.affine), repairs
+
+
+def _read_values(stream: Any, lead: bytes, grid: Grid) -> Float32:
+    """Return the scaled values in the order of the file, a piece at a time while it is in the cache.
+
+    Parameters
+    ----------
+    stream : binary stream
+        Where the rest of the values follows.
+    lead : bytes
+        The first values, read with the header.
+    grid : Grid
+        How many there are, and of which type.
+    """
+    count, size = math.prod(grid.shape), grid.dtype.itemsize
+    values = np.empty(count, np.float32)
+    piece = bytearray(min(count, _PIECE) * size)
+    view, held = memoryview(piece), len(lead)
+    view[:held] = lead
+    for start in range(0, count, _PIECE):
+        stop = min(start + _PIECE, count)
+        wanted = (stop - start) * size
+        while held < wanted:
+            got = stream.readinto(view[held:wanted])
+            if not got:
+                raise UnreadableVolumeError(_SHORT, "truncated")
+            held += got
+        raw = np.frombuffer(piece, grid.dtype, stop - start)
+        _scale(raw, grid.slope, grid.inter, values[start:stop])
+        held = 0
+    return values
 
 
 def _skip(stream: Any, count: int) -> None:
@@ -250,22 +294,20 @@ def _drain(stream: Any) -> None:
     raise UnreadableVolumeError("Over 1 GB follows the image in the file.", "too_large")
 
 
-def _to_float32(raw: NDArray[Any], slope: float = 1.0, inter: float = 0.0) -> Float32:
-    """Return ``raw * slope + inter``, computed in double precision as nibabel does."""
-    data = np.empty(raw.shape, np.float32, order="F")
+def _scale(raw: NDArray[Any], slope: float, inter: float, out: Float32) -> None:
+    """Put ``raw * slope + inter`` into `out`, computed in double precision as nibabel does."""
     with np.errstate(over="ignore", invalid="ignore"):
         if (slope, inter) == (1.0, 0.0):
-            data[...] = raw
+            out[...] = raw
         else:
-            for k in range(raw.shape[2]):  # slabs: no double precision copy of the whole
-                data[..., k] = raw[..., k] * np.float64(slope) + np.float64(inter)
-    return data
+            out[...] = raw * np.float64(slope) + np.float64(inter)
 
 
 def _repair_values(data: Float32) -> list[Check]:
     """Set a minority of non-finite voxels to 0, in place; refuse what holds no image."""
     repairs = []
-    if not np.isfinite(data.sum(dtype=np.float64)):
+    low, high = float(data.min()), float(data.max())
+    if not (math.isfinite(low) and math.isfinite(high)):  # which any NaN makes them, too
         bad = ~np.isfinite(data)
         count = int(bad.sum())
         if count > data.size // 2:
@@ -275,7 +317,7 @@ def _repair_values(data: Float32) -> list[Check]:
         data[bad] = 0
         text = f"{count} of {data.size} voxels were NaN or infinite: set to 0."
         repairs.append(Check("warn", "non_finite", text))
-    low, high = float(data.min()), float(data.max())
+        low, high = float(data.min()), float(data.max())
     if low == high:
         raise UnreadableVolumeError(f"All voxels have one value ({low:g}).", "constant")
     if max(-low, high) > 1e30:
@@ -297,8 +339,8 @@ def require_range(data: Float32, intensity: str) -> None:
         )
 
 
-def as_image(image: Any) -> nib.Nifti1Image:
-    """Return a path or a nibabel image of any kind as `_load` would."""
+def as_image(image: Any) -> Volume:
+    """Return a path or a nibabel image of any kind as float32, checked and repaired."""
     if not hasattr(image, "dataobj"):
         return _load(Path(image))[0]
     shape = spatial_shape(image.shape)
@@ -307,6 +349,7 @@ def as_image(image: Any) -> nib.Nifti1Image:
         raise UnreadableVolumeError(f"Values are of type {raw.dtype}.", "dtype")
     affine = np.asarray(image.affine if image.affine is not None else np.nan, np.float64)
     require_affine(affine)
-    data = _to_float32(raw.reshape(shape))
+    data = np.empty(shape, np.float32, order="F")
+    _scale(raw.reshape(shape), 1.0, 0.0, data)
     _repair_values(data)
-    return nib.Nifti1Image(data, affine)
+    return Volume(data, affine)

@@ -26,6 +26,7 @@ from nidl_dcl.image_file import (
     Float32,
     Shape,
     UnreadableVolumeError,
+    Volume,
     as_image,
     image_name,
     named,
@@ -261,9 +262,9 @@ def prepare_volume(image: Any, preparation: Preparation, mask_path: Any = None) 
     return prepared.astype(np.float16).astype(np.float32)[None]
 
 
-def _canonical(image: nib.Nifti1Image) -> tuple[Float32, NDArray[np.float64]]:
+def _canonical(image: Volume) -> tuple[Float32, NDArray[np.float64]]:
     axes = nib.io_orientation(image.affine)
-    data = nib.apply_orientation(np.asanyarray(image.dataobj), axes)
+    data = nib.apply_orientation(image.dataobj, axes)
     return data, image.affine @ nib.orientations.inv_ornt_aff(axes, image.shape)
 
 
@@ -275,7 +276,7 @@ def _extent(shape: Any, affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _mask_on(
-    shape: tuple[int, ...], affine: NDArray[np.float64], mask: nib.Nifti1Image
+    shape: tuple[int, ...], affine: NDArray[np.float64], mask: Volume
 ) -> NDArray[np.bool_]:
     """Return where the mask is above 0.5 on the image's grid, interpolating if grids differ."""
     data, own = _canonical(mask)

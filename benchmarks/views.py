@@ -1,0 +1,189 @@
+"""Two views of one volume: nidl, stock MONAI and nidl_dcl with the same operations.
+
+    python benchmarks/views.py
+
+Resized crop (30 to 100 % of the volume, sides 0.75 to 1.33), flip (1/2), blur (1/2, sigma up to 2
+voxels, each axis), noise (standard deviation 0 to 1), one box erased (2 to 33 %): the same
+probabilities and distributions in each arm, one thread. MONAI's arm cuts the same boxes by the same
+draws, its other operations are stock, metadata are not tracked. nidl is timed where it is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import measure
+import numpy as np
+import torch
+from monai.data import set_track_meta
+from monai.transforms import (
+    Compose,
+    RandCoarseDropout,
+    RandFlip,
+    RandGaussianNoise,
+    RandGaussianSmooth,
+    RandomizableTransform,
+    Resize,
+)
+from torch.nn import functional as F
+
+from nidl_dcl.views import draw_view
+from nidl_dcl.volume_transforms import (
+    RandBlur,
+    RandErasing,
+    RandNoise,
+    RandPlacement,
+    RandResizedCrop,
+    _random_box,
+)
+
+SHAPES = ((64, 64, 64), (96, 96, 96), (121, 145, 121))
+SCALE, RATIO = (0.3, 1.0), (0.75, 1.33)
+PAIRS = {64: 8, 96: 4, 121: 2}
+TARGETS = {64: (6.0, 4.5), 96: (6.0, 4.5), 121: (5.0, 4.0)}
+
+
+class _FreshNoise(RandNoise):
+    """Noise from torch.randn, in which no two values are of one table."""
+
+    def apply(self, volume: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(volume.shape, generator=torch.Generator().manual_seed(self._noise_seed))
+        return noise.mul_(self._std).add_(volume)
+
+
+class _StockCrop(RandomizableTransform):
+    """MONAI's Resize of the boxes that the other arms cut."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(1.0)
+        self.shape, self.resize = shape, Resize(shape, mode="trilinear")
+
+    def __call__(self, volume: torch.Tensor) -> Any:
+        (a, i), (b, j), (c, k) = _random_box(self.R, self.shape, SCALE, RATIO)
+        return self.resize(volume[:, a : a + i, b : b + j, c : c + k])
+
+
+def ours(noise: type[RandNoise] = RandNoise) -> Compose:
+    return Compose(
+        [
+            RandResizedCrop(1.0, SCALE, RATIO),
+            RandPlacement(prob=0.0, flip=0.5),
+            RandBlur(0.5, 2.0, keep_zero=False, each_axis=True),
+            noise(1.0, (0.0, 1.0)),
+            RandErasing(1.0, (0.02, 0.33), (1.0, 3.0)),
+        ]
+    )
+
+
+def stock(shape: tuple[int, ...]) -> Compose:
+    sigma = (0.0, 2.0)
+    return Compose(
+        [
+            _StockCrop(shape),
+            RandFlip(0.5, spatial_axis=0),
+            RandGaussianSmooth(sigma, sigma, sigma, prob=0.5),
+            RandGaussianNoise(1.0, std=1.0, sample_std=True),
+            RandCoarseDropout(
+                holes=1,
+                spatial_size=[round(0.27 * n) for n in shape],
+                max_spatial_size=[round(0.69 * n) for n in shape],
+                fill_value=0,
+                prob=1.0,
+            ),
+        ]
+    )
+
+
+def nidl(shape: tuple[int, ...]) -> Callable[[Any], Any]:
+    import SimpleITK as sitk
+    from nidl.volume.transforms.augmentation.intensity import (
+        RandomGaussianBlur,
+        RandomGaussianNoise,
+    )
+    from nidl.volume.transforms.augmentation.spatial import (
+        RandomErasing,
+        RandomFlip,
+        RandomResizedCrop,
+    )
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    steps = [
+        RandomResizedCrop(shape, scale=SCALE, ratio=RATIO),
+        RandomFlip(axes=0, p=0.5),
+        RandomGaussianBlur(sigma=(0, 2), p=0.5),
+        RandomGaussianNoise(std=(0.0, 1.0)),
+        RandomErasing(scale=(0.02, 0.33), ratio=(1.0, 3.0)),
+    ]
+
+    def apply(x: Any) -> Any:
+        for step in steps:
+            x = step(x)
+        return torch.as_tensor(np.ascontiguousarray(x))
+
+    return apply
+
+
+def _agree(found: dict[str, list[torch.Tensor]]) -> None:
+    """The arms draw from the same distributions: their views have alike means and spreads."""
+    means = {n: np.mean([v.mean().item() for v in vs]) for n, vs in found.items()}
+    spreads = {n: np.mean([v.std().item() for v in vs]) for n, vs in found.items()}
+    for told in (means, spreads):
+        if max(told.values()) - min(told.values()) > 0.15 * max(spreads.values()):
+            raise AssertionError(f"The arms differ: means {means}, spreads {spreads}")
+
+
+def main(rounds: int = 9) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    set_track_meta(False)
+    rows = []
+    for shape in SHAPES:
+        axes = [torch.linspace(-1, 1, n) for n in shape]
+        head = sum(a**2 for a in torch.meshgrid(*axes, indexing="ij")) < 0.8
+        volume = (head * (0.6 + 0.2 * torch.rand(shape)))[None]
+        array, pairs, keys = volume.numpy(), PAIRS[shape[0]], itertools.count()
+        makers: dict[str, Callable[[int], Any]] = {
+            "ours": lambda key, v=ours(): draw_view(v, volume, key),
+            "ours, torch.randn": lambda key, v=ours(_FreshNoise): draw_view(v, volume, key),
+            "MONAI": lambda key, v=stock(shape): draw_view(v, volume, key),
+        }
+        if importlib.util.find_spec("nidl"):
+            makers["nidl"] = lambda key, v=nidl(shape): v(array)
+        _agree(
+            {name: [torch.as_tensor(make(k)) for k in range(60)] for name, make in makers.items()}
+        )
+        arms: dict[str, Callable[[], Any]] = {
+            name: lambda make=make: [make(next(keys)) for _ in range(2 * pairs)]
+            for name, make in makers.items()
+        }
+        box = volume[None, :, : shape[0] - 9, : shape[1] - 9, : shape[2] - 9]
+        arms["F.interpolate"] = lambda: [
+            F.interpolate(box, shape, mode="trilinear") for _ in range(2 * pairs)
+        ]
+        times = measure.interleave(arms, rounds)
+        cpu = {name: [t / pairs for t in told.cpu] for name, told in times.items()}
+        size = "x".join(map(str, shape))
+        best, fresh = TARGETS[shape[0]]
+        for arm, peer, target in (
+            ("ours", "nidl", best),
+            ("ours, torch.randn", "nidl", fresh),
+            ("ours", "MONAI", 3.0),
+            ("ours", "F.interpolate", None),
+        ):
+            if peer in cpu:
+                name = f"two views, {size}: {peer} / {arm}"
+                rows.append(
+                    measure.row(
+                        name, cpu[arm], cpu[peer], target, at_most=False, note="CPU s a pair"
+                    )
+                )
+            else:
+                rows.append(measure.skipped(f"two views, {size}: {peer} / {arm}", peer))
+    set_track_meta(True)
+    return rows
+
+
+if __name__ == "__main__":
+    measure.print_table(main())
