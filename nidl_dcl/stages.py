@@ -95,10 +95,11 @@ def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = F
     """
     from nidl_dcl.bids_index import find_images
 
+    module = data_module(bids_dir, data, run, work=run.work_dir, max_skipped=1.0)
     if not check:
-        module = data_module(bids_dir, data, run)
-        return to_tsv(find_images(bids_dir, **module.selection, mask="none").inputs)
-    module = data_module(bids_dir, data, run, max_skipped=1.0)
+        cache = None if run.work_dir is None else run.work_dir / "index"
+        found = find_images(bids_dir, **module.selection, mask="none", cache=cache)
+        return to_tsv(found.inputs)
     try:
         return to_tsv(module.inputs)
     except InputsUnusableError:

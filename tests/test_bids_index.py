@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nidl_dcl import bids_walk
+from nidl_dcl import listings
 from nidl_dcl.bids_index import PRESETS, find_images, index_bids, layout
 from nidl_dcl.errors import UsageError
 
@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_read_is_a_row(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return listing(path)
 
-    monkeypatch.setattr(bids_walk.os, "scandir", scandir)
+    monkeypatch.setattr(listings.os, "scandir", scandir)
     assert codes(root) == {"sub-1/anat/sub-1_T1w.nii": "ok ok", "sub-2/anat": "skip permission"}
 
 
