@@ -393,8 +393,10 @@ MASK = "derivatives/m/sub-{0}/anat/sub-{0}_desc-brain_mask.nii.gz"
 
 CHANGES = st.tuples(
     st.sampled_from(
-        "file unlink rename folder link target untarget person unperson link_person session "
-        "exchange mode mask unmask table".split()
+        [
+            *("file", "unlink", "rename", "folder", "exchange", "mode", "mask", "unmask", "table"),
+            *("link", "target", "untarget", "person", "unperson", "link_person", "session"),
+        ]
     ),
     st.sampled_from(LABELS),
     st.sampled_from(NAMES),
