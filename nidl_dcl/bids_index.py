@@ -70,7 +70,7 @@ def index_bids(
     filters: Mapping[str, Any] | None = None,
     select: str = "all",
     phenotypes: bool | str | Path | Sequence[str | Path] | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
 ) -> pd.DataFrame:
     """Return one row per image of a BIDS dataset, judged by name alone.
 
@@ -125,7 +125,7 @@ def find_images(
     filters: Mapping[str, Any] | None = None,
     select: str = "all",
     mask: str = "auto",
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Inventory:
     """Return the images of a BIDS dataset, with their masks and every candidate that was left out.
@@ -151,7 +151,7 @@ def find_images(
     mask : str, default="auto"
         ``"auto"``: the brain masks of the one derivative that has them, used when every image has
         one; ``"none"``; or the name of a derivative.
-    cache : Path, optional
+    cache : path, optional
         A folder where listings are kept, so that the next call reads only the folders that changed
         (see `listings.Listings`). Without it nothing is written.
     progress : callable, optional
@@ -170,6 +170,7 @@ def find_images(
     wanted = read_filters(filters, form)
     participants = _labels(participant_label, "sub-")
     sessions = _labels(session_label, "ses-")
+    kept = None if cache is None else Path(cache).expanduser()
     places = named_places(root, derivatives)
     home, found = search_places(
         places,
@@ -178,7 +179,7 @@ def find_images(
         wanted,
         participants,
         sessions,
-        cache=cache,
+        cache=kept,
         progress=progress,
     )
     folders = {*found.participants, *(_folders(root) if found.root != root else ())}
@@ -197,7 +198,7 @@ def find_images(
     found.candidates = _in_order(found.candidates)
     usable = found.usable
     base = _relative(found.root, root)
-    masks = pair_masks(usable, form, home, places, mask, cache=cache, progress=progress)
+    masks = pair_masks(usable, form, home, places, mask, cache=kept, progress=progress)
     inputs = _inputs(found, base, known if participants is None else known & participants, table)
     return Inventory(
         root, _images(usable, base, home, masks, places, root), inputs, found.kept, places

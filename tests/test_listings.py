@@ -355,8 +355,19 @@ def test_without_a_cache_nothing_is_written(root, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("settled")
+def test_a_data_module_keeps_the_listings_in_its_work_folder(heads_made, tmp_path):
+    from nidl_dcl.datamodule import BIDSDataModule
+
+    told: list[tuple[str, int, int]] = []
+    module = BIDSDataModule(heads_made, work_dir=tmp_path, progress=lambda *call: told.append(call))
+    assert len(module.images) == 13
+    assert len(list((tmp_path / "index").iterdir())) == 2  # the dataset, and its masks
+    assert ("indexing", 10, 10) in told
+
+
+@pytest.mark.usefixtures("settled")
 def test_a_table_of_images_may_use_a_cache_too(root, cache):
-    assert index_bids(root, cache=cache).equals(index_bids(root))
+    assert index_bids(root, cache=str(cache)).equals(index_bids(root))
     assert len(list(cache.iterdir())) == 1
 
 
