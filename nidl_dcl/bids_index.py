@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import pandas as pd
 
 from nidl_dcl.bids_layout import layout
 from nidl_dcl.bids_names import is_label, natural_key, read_filters
-from nidl_dcl.bids_walk import read_folder
+from nidl_dcl.bids_walk import Progress
 from nidl_dcl.brain_masks import pair_masks
 from nidl_dcl.candidates import Candidate, Search, select_images
 from nidl_dcl.errors import UsageError
 from nidl_dcl.ids import match_ids
+from nidl_dcl.listings import read_folder
 from nidl_dcl.phenotypes import participant_ids, read_phenotypes
 from nidl_dcl.places import dataset_root, named_places, preset_called, search_places
 from nidl_dcl.presets import PRESETS, Preset
@@ -68,12 +70,13 @@ def index_bids(
     filters: Mapping[str, Any] | None = None,
     select: str = "all",
     phenotypes: bool | str | Path | Sequence[str | Path] | None = None,
+    cache: str | Path | None = None,
 ) -> pd.DataFrame:
     """Return one row per image of a BIDS dataset, judged by name alone.
 
     Parameters
     ----------
-    bids_dir, preset, derivatives, participant_label, session_label, filters, select
+    bids_dir, preset, derivatives, participant_label, session_label, filters, select, cache
         As in `find_images`.
     phenotypes : bool, path or sequence of path, optional
         True joins the dataset's own tables; paths join those tables as well.
@@ -101,6 +104,7 @@ def index_bids(
         filters=filters,
         select=select,
         mask="none",
+        cache=cache,
     )
     images = inventory.images[["participant_id", "session_id", "run", "path"]]
     if phenotypes is None or phenotypes is False:
@@ -121,6 +125,8 @@ def find_images(
     filters: Mapping[str, Any] | None = None,
     select: str = "all",
     mask: str = "auto",
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> Inventory:
     """Return the images of a BIDS dataset, with their masks and every candidate that was left out.
 
@@ -145,6 +151,11 @@ def find_images(
     mask : str, default="auto"
         ``"auto"``: the brain masks of the one derivative that has them, used when every image has
         one; ``"none"``; or the name of a derivative.
+    cache : path, optional
+        A folder where listings are kept, so that the next call reads only the folders that changed
+        (see `listings.Listings`). Without it nothing is written.
+    progress : callable, optional
+        Called with ("indexing", participants done, participants in total), now and then.
 
     Raises
     ------
@@ -159,8 +170,18 @@ def find_images(
     wanted = read_filters(filters, form)
     participants = _labels(participant_label, "sub-")
     sessions = _labels(session_label, "ses-")
+    kept = None if cache is None else Path(cache).expanduser()
     places = named_places(root, derivatives)
-    home, found = search_places(places, derivatives, form, wanted, participants, sessions)
+    home, found = search_places(
+        places,
+        derivatives,
+        form,
+        wanted,
+        participants,
+        sessions,
+        cache=kept,
+        progress=progress,
+    )
     folders = {*found.participants, *(_folders(root) if found.root != root else ())}
     table = _match_table(root, folders)
     known = {*folders, *table}
@@ -174,10 +195,10 @@ def find_images(
         found.kept[0] = f"{found.kept[0][0]} ({', '.join(asked)})", found.kept[0][1]
     if select != "all":
         select_images(found, select)
-    found.candidates.sort(key=_order)
+    found.candidates = _in_order(found.candidates)
     usable = found.usable
     base = _relative(found.root, root)
-    masks = pair_masks(usable, form, home, places, mask)
+    masks = pair_masks(usable, form, home, places, mask, cache=kept, progress=progress)
     inputs = _inputs(found, base, known if participants is None else known & participants, table)
     return Inventory(
         root, _images(usable, base, home, masks, places, root), inputs, found.kept, places
@@ -205,7 +226,7 @@ def _refuse_unknown(what: str, asked: set[str], known: Iterable[str], root: Path
 
 
 def _folders(root: Path) -> list[str]:
-    return [n for n, kind in read_folder(root) if n.startswith("sub-") and kind != "file"]
+    return [name for name in read_folder(root).odd if name.startswith("sub-")]
 
 
 def _match_table(root: Path, folders: set[str]) -> set[str]:
@@ -220,8 +241,19 @@ def _match_table(root: Path, folders: set[str]) -> set[str]:
     return {matched[i][0] if i in matched else f"sub-{i.removeprefix('sub-')}" for i in ids}
 
 
-def _order(candidate: Candidate) -> tuple[Any, ...]:
-    return candidate.participant, candidate.session or "", natural_key(candidate.path)
+def _in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return candidates by participant, session and path, ``run-2`` before ``run-10``."""
+
+    def visit(candidate: Candidate) -> tuple[str, str]:
+        return candidate.participant, candidate.session or ""
+
+    ordered: list[Candidate] = []
+    for _, same in groupby(sorted(candidates, key=visit), visit):
+        images = list(same)
+        if len(images) > 1:  # the slow part of the key is seldom needed
+            images.sort(key=lambda c: natural_key(c.path))
+        ordered += images
+    return ordered
 
 
 def _relative(place: Path, root: Path) -> str:
@@ -278,4 +310,4 @@ def _verdict(candidate: Candidate) -> tuple[str, str, str]:
 
 def _utf8(text: str) -> str:
     """Return a name as it can be written: bytes that are no text show as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

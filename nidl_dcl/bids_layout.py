@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nidl_dcl.bids_names import entities_of
-from nidl_dcl.bids_walk import Walk, read_folder
+from nidl_dcl.bids_walk import Walk
+from nidl_dcl.listings import Listings
 from nidl_dcl.places import dataset_root, listed, named_places, preset_called, search_places
 from nidl_dcl.presets import Preset
 
@@ -66,9 +67,10 @@ def _fill_layout(new: Any, form: Preset) -> None:
     root = Path(new.root)
     known = {name for config in new.config.values() for name in config.entities}
     folders = tuple(dict.fromkeys((*Preset("").folders, *form.folders)))
-    names = [("", name) for name, kind in read_folder(root) if kind in ("file", "link")]
-    for folder in Walk(root, Preset("", folders=folders)):
-        names += [(folder.path, n) for n, kind in folder.entries if kind in ("file", "link")]
+    listings = Listings(root)
+    names = [("", name) for name in listings.read("").files()]
+    for folder in Walk(listings, Preset("", folders=folders)):
+        names += [(folder.path, name) for name in folder.listing.files()]
     classes: dict[str, str] = {}
     files, tags = [], []
     for folder_path, name in dict.fromkeys(names):

@@ -49,6 +49,8 @@ _OTHER_NAMES = {
 }
 _OWN_ENTITIES = ("preproc",)  # OpenBHB and brainprep; pybids does not know it
 
+_LABEL = re.compile(LABEL).fullmatch
+
 Allowed = list[str | int | None] | Literal["*"]
 """The values an entity may have (None: absent), or ``"*"``: present, whatever its value."""
 
@@ -112,7 +114,7 @@ def entities_of(path: str) -> dict[str, str | int]:
 
 def is_label(text: str) -> bool:
     """Return whether `text` can stand after ``sub-`` or ``ses-``."""
-    return re.fullmatch(LABEL, text) is not None
+    return _LABEL(text) is not None
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -152,11 +154,18 @@ class NameRule:
         )
         self._loose = re.compile(rf"(?:.*_)?(?:{suffix})({endings})", re.IGNORECASE)
 
+    def hopeful(self, names: Iterable[str]) -> list[str]:
+        """Return, quickly, those of many names that `stem` has to look at."""
+        if self.preset.file_name:
+            return [name for name in names if name == self.preset.file_name]
+        hint = self._hint
+        return [name for name in names if hint in name.lower()]
+
     def stem(self, name: str) -> str | None:
         """Return the name without its extension if it is a candidate, else None."""
         if self.preset.file_name:
             return name.split(".")[0] if name == self.preset.file_name else None
-        if self._hint not in name.lower() or name[0] == ".":
+        if name.startswith("."):
             return None
         if not name.startswith(self.preset.prefixes):
             return None

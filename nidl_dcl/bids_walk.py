@@ -1,52 +1,29 @@
-"""Walk the few folders of a dataset where images lie; the only place that lists folders.
+"""Walk the few folders of a dataset where images lie, in the order of their names.
 
-Which folders those are is said by `presets`; what is in them is judged by `candidates`.
+Which folders those are is said by `presets`; they are listed by `listings`, and what is in them is
+judged by `candidates`.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from nidl_dcl.bids_names import LABEL
+from nidl_dcl.listings import Listing, Listings
 from nidl_dcl.presets import Preset
 
-__all__ = ["Folder", "Walk", "read_folder"]
+__all__ = ["Folder", "Progress", "Walk"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total)."""
 
 _JOINED = re.compile(f"(sub-{LABEL})_(ses-{LABEL})")
-
-Entries = list[tuple[str, str]]
-
-
-def read_folder(path: str | Path) -> Entries:
-    """Return (name, kind) of everything in a folder, sorted by name.
-
-    Every listing of a folder goes through here, so this is where a cache would stand.
-
-    Parameters
-    ----------
-    path : path
-        The folder.
-
-    Returns
-    -------
-    list of (str, {"dir", "file", "link", "other"})
-        Links are not followed.
-    """
-    with os.scandir(path) as entries:
-        return sorted((entry.name, _kind(entry)) for entry in entries)
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    if entry.is_file(follow_symlinks=False):
-        return "file"
-    if entry.is_dir(follow_symlinks=False):
-        return "dir"
-    return "link" if entry.is_symlink() else "other"
+_EVERY = 0.2
+"""Seconds between two reports of progress."""
 
 
 @dataclass(slots=True)
@@ -59,8 +36,10 @@ class Folder:
         As the folders above say, right or wrong.
     path : str
         Relative to the root, POSIX.
-    entries : list of (str, str)
-        See `read_folder`.
+    pattern : str
+        The folder of the preset that it is, such as ``sub-*/anat``.
+    listing : Listing
+        What it holds.
     error : OSError or None
         Why it, or a folder on the way, could not be read.
     """
@@ -68,8 +47,29 @@ class Folder:
     participant: str
     session: str | None
     path: str
-    entries: Entries
+    pattern: str
+    listing: Listing
     error: OSError | None = None
+
+
+@dataclass(slots=True)
+class _Step:
+    """A folder of the preset, or one on the way there; its name may end in a wildcard."""
+
+    name: str
+    pattern: str
+    images: bool = False
+    below: dict[str, _Step] = field(default_factory=dict)
+    listed: bool = False
+
+    def add(self, parts: list[str]) -> None:
+        if not parts:
+            self.images = self.listed = True
+            return
+        pattern = f"{self.pattern}/{parts[0]}".removeprefix("/")
+        self.below.setdefault(parts[0], _Step(parts[0], pattern)).add(parts[1:])
+        self.below = dict(sorted(self.below.items()))
+        self.listed = self.listed or parts[0].endswith("*")
 
 
 class Walk:
@@ -77,13 +77,16 @@ class Walk:
 
     Parameters
     ----------
-    root : Path
-        Where to start.
+    listings : Listings
+        Of the root where to start.
     preset : Preset
         Its folders, such as ``sub-*/ses-*/anat``. Where file names hold no entities, a folder
         ``sub-<label>_ses-<label>`` is a session (FreeSurfer's habit).
     wanted : collection of str, optional
         Only these folders ``sub-…``.
+    progress : callable, optional
+        Called with ("indexing", participants done, participants in total) now and then, and at the
+        end of every folder that holds participants.
 
     Attributes
     ----------
@@ -93,62 +96,88 @@ class Walk:
         The sessions of the wanted participants met so far.
     """
 
-    def __init__(self, root: Path, preset: Preset, wanted: Collection[str] | None = None) -> None:
-        self.root = str(root)
+    def __init__(
+        self,
+        listings: Listings,
+        preset: Preset,
+        wanted: Collection[str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.listings = listings
         self.wanted = wanted
+        self.progress = progress
         self.splits = preset.file_name is not None
         self.participants: dict[str, None] = {}
         self.sessions: set[str] = set()
-        self._tree: dict[str, Any] = {}
+        self._done = self._total = 0
+        self._told = time.monotonic()
+        self._top = _Step("", "")
         for folder in preset.folders:
-            node = self._tree
-            for part in folder.split("/"):
-                node = node.setdefault(part, {})
-            node[""] = {}
+            self._top.add(folder.split("/"))
 
     def __iter__(self) -> Iterator[Folder]:
-        return self._visit("", self._tree, "", None)
+        return self._visit("", self._top, "", None)
 
     def _visit(
-        self, path: str, node: Mapping[str, Any], participant: str, session: str | None
+        self, path: str, step: _Step, participant: str, session: str | None
     ) -> Iterator[Folder]:
-        globs = [part for part in node if part.endswith("*")]
-        entries: Entries = []
-        if globs or "" in node:
-            try:
-                entries = read_folder(f"{self.root}/{path}")
-            except (FileNotFoundError, NotADirectoryError):
-                return
-            except OSError as error:
-                yield Folder(participant, session, path, [], error)
-                return
-        if "" in node:
-            yield Folder(participant, session, path, entries)
         inside = f"{path}/" if path else ""
-        below = [(name, kind) for name, kind in entries if kind in ("dir", "link")] if globs else []
-        names = {name for name, _ in below}
-        for part in sorted(node):
-            if part and part not in globs and (not globs or part in names):
-                yield from self._visit(inside + part, node[part], participant, session)
-            for name, kind in below if part in globs else ():
-                if not name.startswith(part[:-1]):
-                    continue
-                if kind == "link" and not Path(self.root, path, name).is_dir():
-                    continue
-                if part == "ses-*":
-                    self.sessions.add(name)
-                    yield from self._visit(inside + name, node[part], participant, name)
-                else:
-                    yield from self._participant(inside, name, node[part])
-
-    def _participant(self, inside: str, name: str, node: Mapping[str, Any]) -> Iterator[Folder]:
-        if self.splits and ".long." in name:
-            return  # the same scans again, processed together with those of other sessions
-        joined = _JOINED.fullmatch(name) if self.splits else None
-        participant, session = (joined[1], joined[2]) if joined else (name, None)
-        self.participants[participant] = None
-        if self.wanted is not None and participant not in self.wanted:
+        if not step.listed:
+            for name, below in step.below.items():
+                yield from self._visit(inside + name, below, participant, session)
             return
-        if session is not None:
-            self.sessions.add(session)
-        yield from self._visit(inside + name, node, participant, session)
+        try:
+            listing = self.listings.read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            yield Folder(participant, session, path, step.pattern, Listing([], {}), error)
+            return
+        if step.images:
+            yield Folder(participant, session, path, step.pattern, listing)
+        for part, below in step.below.items():
+            if part == "sub-*":
+                yield from self._participants(inside, self._matching(path, listing, "sub-"), below)
+            elif part == "ses-*":
+                for name in self._matching(path, listing, "ses-"):
+                    self.sessions.add(name)
+                    yield from self._visit(inside + name, below, participant, name)
+            elif listing.odd.get(part) in ("dir", "link"):
+                yield from self._visit(inside + part, below, participant, session)
+
+    def _matching(self, path: str, listing: Listing, start: str) -> list[str]:
+        """Return the folders whose names begin so; where a link leads is looked up each time."""
+        return [
+            name
+            for name, kind in listing.odd.items()
+            if name.startswith(start)
+            and (
+                kind == "dir" or (kind == "link" and Path(self.listings.root, path, name).is_dir())
+            )
+        ]
+
+    def _participants(self, inside: str, names: list[str], step: _Step) -> Iterator[Folder]:
+        people: list[tuple[str, str, str | None]] = []
+        for name in names:
+            if self.splits and ".long." in name:
+                continue  # the same scans again, processed together with those of other sessions
+            joined = _JOINED.fullmatch(name) if self.splits else None
+            participant, session = (joined[1], joined[2]) if joined else (name, None)
+            self.participants[participant] = None
+            if self.wanted is None or participant in self.wanted:
+                people.append((name, participant, session))
+        self._total += len(people)
+        for name, participant, session in people:
+            if session is not None:
+                self.sessions.add(session)
+            yield from self._visit(inside + name, step, participant, session)
+            self._done += 1
+            if self.progress is not None and time.monotonic() - self._told >= _EVERY:
+                self._tell()
+        if people:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            self._told = time.monotonic()
+            self.progress("indexing", self._done, self._total)

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nidl_dcl.bids_walk import Progress
 from nidl_dcl.candidates import Candidate, search
 from nidl_dcl.errors import UsageError
 from nidl_dcl.presets import Preset
@@ -27,6 +28,9 @@ def pair_masks(
     home: str,
     places: Mapping[str, Path],
     mask: str,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
 ) -> tuple[str, Pairs] | None:
     """Return the derivative whose masks are used, and the mask of each image.
 
@@ -45,6 +49,8 @@ def pair_masks(
         Roots by name: the raw dataset and the derivatives.
     mask : str
         ``"auto"``, ``"none"`` or the name of a place.
+    cache, progress
+        As in `candidates.search`.
 
     Returns
     -------
@@ -74,7 +80,10 @@ def pair_masks(
         names = own + [name for name in places if name not in ("raw", home)]
     held: dict[str, Pairs] = {}
     for name in names:
-        pairs = _pairs(images, preset, places[name], own=name == home)
+        form = _form_of_masks(preset, own=name == home)
+        people = {image.participant for image in images}
+        masks = search(places[name], form, {}, people, cache=cache, progress=progress).usable
+        pairs = _pairs(images, masks)
         if any(pairs):
             held[name] = pairs
             if name == home:
@@ -104,19 +113,22 @@ def pair_masks(
     return name, pairs
 
 
-def _pairs(images: Sequence[Candidate], preset: Preset, place: Path, *, own: bool) -> Pairs:
-    """Return the path of each image's mask in `place`, None where there is not exactly one."""
-    form = Preset(
+def _form_of_masks(preset: Preset, *, own: bool) -> Preset:
+    return Preset(
         "brain masks",
         suffix=preset.mask_suffix if own else "mask",
         entities={} if own and preset.mask_desc is None else {"desc": preset.mask_desc or "brain"},
         folders=tuple(dict.fromkeys((*Preset("").folders, *preset.folders))),
         derivatives=("any",),
     )
-    masks: defaultdict[tuple[str, str | None], list[Candidate]] = defaultdict(list)
-    for candidate in search(place, form, {}, {image.participant for image in images}).usable:
-        masks[candidate.participant, candidate.session].append(candidate)
-    return [_best(image, masks[image.participant, image.session]) for image in images]
+
+
+def _pairs(images: Sequence[Candidate], masks: Sequence[Candidate]) -> Pairs:
+    """Return the path of each image's mask, None where there is not exactly one."""
+    of: defaultdict[tuple[str, str | None], list[Candidate]] = defaultdict(list)
+    for mask in masks:
+        of[mask.participant, mask.session].append(mask)
+    return [_best(image, of[image.participant, image.session]) for image in images]
 
 
 def _best(image: Candidate, masks: Sequence[Candidate]) -> str | None:

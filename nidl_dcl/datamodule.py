@@ -223,7 +223,13 @@ class BIDSDataModule(L.LightningDataModule):
         """
         if self._images is not None:
             return
-        inventory = find_images(self.bids_dir, **self.selection, mask=self.mask)
+        inventory = find_images(
+            self.bids_dir,
+            **self.selection,
+            mask=self.mask,
+            cache=None if self.work_dir is None else self.work_dir / "index",
+            progress=self.progress,
+        )
         self.root = inventory.root
         images = inventory.images.reset_index(drop=True)
         found = check_images(

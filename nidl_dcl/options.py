@@ -172,7 +172,7 @@ class RunOptions:
     """How the command runs."""
 
     work_dir: Path | None = None
-    """Where prepared volumes and checkpoints are kept; default OUTPUT_DIR/.work."""
+    """Where volumes, checkpoints and listings are kept; default OUTPUT_DIR/.work (index: none)."""
 
     nprocs: int = 0
     """Number of loading workers; changes no result."""

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nidl_dcl.bids_names import Allowed
-from nidl_dcl.bids_walk import read_folder
+from nidl_dcl.bids_walk import Progress
 from nidl_dcl.candidates import Search, search
 from nidl_dcl.errors import UsageError
+from nidl_dcl.listings import read_folder
 from nidl_dcl.presets import PRESETS, Preset
 
 __all__ = ["dataset_root", "listed", "named_places", "preset_called", "search_places"]
@@ -79,7 +80,7 @@ def named_places(root: Path, given: Sequence[str | Path]) -> dict[str, Path]:
         places[name] = path
     own = root / "derivatives"
     taken = set(places.values())
-    for name, kind in read_folder(own) if own.is_dir() else ():
+    for name, kind in read_folder(own).odd.items() if own.is_dir() else ():
         path = (own / name).resolve()
         # OpenBHB keeps its participants in derivatives/ itself.
         if kind in ("dir", "link") and not name.startswith((".", "sub-")) and path.is_dir():
@@ -107,6 +108,9 @@ def search_places(
     wanted: Mapping[str, Allowed],
     participants: set[str] | None,
     sessions: set[str] | None,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
 ) -> tuple[str, Search]:
     """Return the name of the place that holds the images, and what was found there.
 
@@ -119,7 +123,7 @@ def search_places(
         As `named_places` returns it.
     given : sequence
         The derivatives given, first in `places` after ``raw``.
-    form, wanted, participants, sessions
+    form, wanted, participants, sessions, cache, progress
         As in `candidates.search`.
 
     Raises
@@ -127,15 +131,21 @@ def search_places(
     UsageError
         When several places at once hold such images, or none and nothing tells which was meant.
     """
+
+    def searched(name: str) -> Search:
+        return search(
+            places[name], form, wanted, participants, sessions, cache=cache, progress=progress
+        )
+
     if not form.derivatives:
-        return "raw", search(places["raw"], form, wanted, participants, sessions)
+        return "raw", searched("raw")
     names = [name for name in places if name != "raw"]
     first = names[: len(listed(given))]
     usual = [n for n in names if n not in first and n.lower().startswith(form.derivatives)]
     rest = [n for n in names if n not in first and n not in usual]
     finds: dict[str, Search] = {}
     for group in (first, usual, ["raw"], rest):
-        finds |= {n: search(places[n], form, wanted, participants, sessions) for n in group}
+        finds |= {name: searched(name) for name in group}
         holding = [n for n in group if finds[n].usable]
         if len(holding) > 1:
             raise UsageError(

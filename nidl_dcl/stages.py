@@ -107,14 +107,14 @@ def index(
     from nidl_dcl.bids_index import find_images
 
     console = console or Quiet()
+    module = data_module(bids_dir, data, run, work=run.work_dir, max_skipped=1.0, console=console)
     if check:
-        module = data_module(bids_dir, data, run, max_skipped=1.0, console=console)
         with suppress(InputsUnusableError):  # which the table says better
             module.check()
         inputs, kept = module.inputs, module.kept
     else:
-        module = data_module(bids_dir, data, run)
-        found = find_images(bids_dir, **module.selection, mask="none")
+        cache = None if run.work_dir is None else run.work_dir / "index"
+        found = find_images(bids_dir, **module.selection, mask="none", cache=cache)
         inputs, kept = found.inputs, found.kept
     for line in _kept(kept):
         console.say(line)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nidl_dcl import bids_walk
+from nidl_dcl import listings
 from nidl_dcl.bids_index import PRESETS, find_images, index_bids, layout
 from nidl_dcl.errors import UsageError
 
@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_read_is_a_row(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return listing(path)
 
-    monkeypatch.setattr(bids_walk.os, "scandir", scandir)
+    monkeypatch.setattr(listings.os, "scandir", scandir)
     assert codes(root) == {"sub-1/anat/sub-1_T1w.nii": "ok ok", "sub-2/anat": "skip permission"}
 
 
@@ -573,6 +573,87 @@ def test_the_layout_knows_the_derivative_of_the_preset(tmp_path):
     root = tree(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", image)
     found = layout(root, preset="fmriprep-native").get(desc="preproc", return_type="file")
     assert found == [str(root / image)]
+
+
+# -- the command, on stubs ---------------------------------------------------------------------
+
+STUBS = {
+    "runs and sidecars": [
+        *("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_inplaneT2.nii.gz"),
+        *("sub-02/anat/sub-02_run-01_T1w.nii.gz", "sub-02/anat/sub-02_run-02_T1w.nii.gz"),
+        *("sub-02/anat/sub-02_run-01_T1w.json", "T1w.json", "task-x_bold.json", "dwi.bval"),
+        *("sub-01/func/sub-01_task-balloon_run-01_bold.nii.gz", "sub-03/func/sub-03_T1w.nii.gz"),
+        *("sub-03/anat/sub-03_T1w.nii", "sub-03/anat/sub-03_rec-norm_T1w.nii.gz"),
+    ],
+    "sessions": [
+        *(f"sub-01/ses-{s}/anat/sub-01_ses-{s}_T1w.nii.gz" for s in ("test", "retest")),
+        *(f"sub-01/ses-{s}/sub-01_ses-{s}_scans.tsv" for s in ("test", "retest")),
+        *(f"sub-02/ses-{s}/anat/sub-02_ses-{s}_acq-mprage_run-1_T1w.nii" for s in ("1", "mri2")),
+        *("sub-02/ses-1/fmap/sub-02_ses-1_T1w.nii.gz", "sub-02/sub-02_sessions.tsv"),
+        *("sub-03/ses-1/anat/sub-03_T1w.nii.gz", "sub-03/anat/sub-03_ses-1_T1w.nii.gz"),
+        *("sub-04/anat/sub-04_T1w.nii.gz", "sub-04/ses-1/anat/sub-04_ses-1_T1w.nii.gz"),
+    ],
+    "derivatives and source data": [
+        *("sub-01/anat/sub-01_T1w.nii.gz", "sourcedata/sub-01/anat/sub-01_T1w.nii.gz"),
+        "derivatives/fmriprep/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
+        "derivatives/fmriprep/sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+        "derivatives/freesurfer/sub-01/mri/T1.mgz",
+        *("code/sub-02/anat/sub-02_T1w.nii.gz", "stimuli/sub-01_T1w.nii.gz", ".git/sub-01_T1w.nii"),
+        *("phantom-1/anat/sub-1_T1w.nii.gz", "sub-01/anat/.sub-01_acq-hidden_T1w.nii.gz"),
+    ],
+    "parts, inversions and other contrasts": [
+        *(f"sub-1/anat/sub-1_part-{p}_T1w.nii.gz" for p in ("mag", "phase", "real", "imag")),
+        *(
+            f"sub-1/anat/sub-1_inv-{i}_part-{p}_MP2RAGE.nii.gz"
+            for i in "12"
+            for p in ("mag", "phase")
+        ),
+        *("sub-1/anat/sub-1_UNIT1.nii.gz", "sub-1/anat/sub-1_T1map.nii.gz"),
+        *("sub-2/anat/sub-2_mod-T1w_defacemask.nii.gz", "sub-2/anat/sub-2_acq-lowres_PDT2.nii.gz"),
+        *("sub-2/anat/sub-2_flip-2_mt-off_MTS.nii.gz", "sub-2/anat/sub-2_echo-1_MEGRE.nii.gz"),
+        *("sub-2/anat/sub-2_acq-highres_rec-dis2d_run-2_T1w.nii.gz", "sub-2/anat/sub-2_T1rho.nii"),
+        *("sub-2/anat/sub-2_T1w_defaced.nii.gz", "sub-2/anat/sub-2_notT1w.nii.gz"),
+        *("sub-2/anat/sub-2_ce-gad_T1w.nii.gz", "sub-2/anat/sub-2_acq-a_acq-b_T1w.nii.gz"),
+    ],
+}
+STRICT = re.compile(
+    r"(sub-[a-zA-Z0-9]+)/(?:(ses-[a-zA-Z0-9]+)/)?anat/\1(?(2)_\2)"
+    r"((?:_(?!sub-|ses-)[a-z]+-[a-zA-Z0-9]+)*)_T1w\.nii(?:\.gz)?"
+)
+
+
+def by_hand(root: Path) -> list[str]:
+    """Return the images that a walk of everything and the strict rule of names give."""
+    found = []
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder, name).relative_to(root).as_posix()
+            match = STRICT.fullmatch(path)
+            keys = re.findall("_([a-z]+)-", match[3]) if match else ["x", "x"]
+            magnitude = re.search("_part-(phase|real|imag)_", path) is None
+            if len(set(keys)) == len(keys) and magnitude:
+                found.append(path)
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", STUBS)
+def test_the_command_lists_exactly_the_images_of_a_walk_of_everything(
+    tmp_path, run, monkeypatch, name
+):
+    monkeypatch.setattr(listings, "_SETTLED", -(10**12))  # or what is so new is not kept
+    root = tree(tmp_path / "ds", *STUBS[name])
+    texts = set()
+    for words in ([], ["--work-dir", tmp_path / "work"], ["--work-dir", tmp_path / "work"]):
+        done = run("index", root, *words)
+        assert done.status == 0
+        texts.add(done.out)
+    (text,) = texts
+    assert len(list((tmp_path / "work" / "index").iterdir())) == 1
+    rows = [line.split("\t") for line in text.splitlines()]
+    usable = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    images = sorted(row["path"] for row in usable if row["status"] != "skip")
+    assert images == by_hand(root)
+    assert len(images) > 2 or name == "derivatives and source data"
 
 
 # -- real data ---------------------------------------------------------------------------------
