@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
 import re
 import subprocess
@@ -10,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 import nidl_dcl
 from nidl_dcl import errors
 from nidl_dcl.presets import PRESETS
+from nidl_dcl.views import STRENGTHS, draw_view
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")]
@@ -207,3 +212,74 @@ def test_the_examples_of_the_estimators_page_run() -> None:
     assert names["other"].fitted
     assert names["epoch"] == 2
     assert "max_epochs" in names["said"]
+
+
+# Views ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def make_images() -> Any:
+    """Return the script that draws the pictures of the views."""
+    spec = importlib.util.spec_from_file_location(
+        "make_images", REPOSITORY / "docs" / "make_images.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def limits_of(picture: bytes | Path) -> Any:
+    """Return the limits that a picture of views was drawn with."""
+    from io import BytesIO
+
+    with Image.open(picture if isinstance(picture, Path) else BytesIO(picture)) as image:
+        return json.loads(image.text["Comment"])
+
+
+def test_the_table_of_views_holds_the_limits_in_use() -> None:
+    rows = re.findall(r"\| `(\w+)\.(\w+)` \| (.*) \| (.*) \| (.*) \|", page("views.md"))
+    found = {
+        (kind, name): [
+            float(v.removesuffix(" %")) / (100 if v.endswith(" %") else 1) for v in values
+        ]
+        for kind, name, *values in rows
+    }
+    used = {
+        (kind, name): [STRENGTHS[s][kind][name] for s in ("light", "default", "strong")]
+        for kind, limits in STRENGTHS["light"].items()
+        for name in limits
+    }
+    assert found == used
+
+
+def test_the_pictures_of_views_were_drawn_with_the_limits_in_use(make_images: Any) -> None:
+    folder = REPOSITORY / "docs" / "images"
+    names = [name for name, _ in make_images.pictures()]
+    assert sorted(names) == sorted(p.name for p in folder.glob("views-*.png"))
+    assert list(make_images.KINDS) == list(STRENGTHS["default"])
+    for name in names:
+        part = name.removeprefix("views-").removesuffix(".png")
+        expected = STRENGTHS.get(part) or {s: STRENGTHS[s][part] for s in ("default", "strong")}
+        assert limits_of(folder / name) == expected, "draw it again: python docs/make_images.py"
+        assert (folder / name).stat().st_size < 300_000
+        assert re.search(rf"!\[[^]]{{30,}}\]\(images/{name}\)", page("views.md"))
+
+
+@pytest.mark.parametrize("name", ["views-light.png", "views-blur.png"])
+def test_a_picture_of_views_is_drawn_the_same_again(make_images: Any, name: str) -> None:
+    draw = dict(make_images.pictures())[name]
+    x = torch.rand(1, 80, 96, 80, generator=torch.Generator().manual_seed(0))
+    first = draw(x)
+    torch.manual_seed(7)
+    assert draw(x) == first
+    assert limits_of(first)
+
+
+def test_the_example_of_views_of_your_own_runs() -> None:
+    names: dict[str, Any] = {}
+    exec(page("views.md").split("```python")[1].split("```")[0], names)
+    again = draw_view(names["views"], names["volume"], 0, 3, "sub-01", 2)
+    assert torch.equal(names["second"], again)
+    assert not torch.equal(names["first"], names["second"])
