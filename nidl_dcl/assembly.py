@@ -58,6 +58,7 @@ def data_module(
         session_label=data.session_label or None,
         filters=_filters(data.bids_filter_file),
         select=data.select,
+        intensity=data.intensity,
         mask=data.mask,
         phenotypes=data.phenotypes,
         preparation=preparation,
@@ -164,7 +165,7 @@ def training_config(
         config["init"] = read_description(training.init)["sha256"]["weights.safetensors"]
     config["preset"] = data.preset
     config["random_seed"] = run.random_seed
-    config["preparation"] = preparation.to_dict()
+    config["preparation"] = preparation.rules()
     return config
 
 

@@ -147,7 +147,8 @@ class NameRule:
         if preset.bare_suffix:
             pairs += f"(?:_(?:{suffix}))?{pairs}"
         self._strict = re.compile(
-            rf"{re.escape(preset.prefix)}sub-({LABEL})(?:_ses-({LABEL}))?({pairs})_(?:{suffix})"
+            rf"(?:{'|'.join(map(re.escape, preset.prefixes))})sub-({LABEL})(?:_ses-({LABEL}))?"
+            rf"({pairs})_(?:{suffix})"
         )
         self._loose = re.compile(rf"(?:.*_)?(?:{suffix})({endings})", re.IGNORECASE)
 
@@ -156,6 +157,8 @@ class NameRule:
         if self.preset.file_name:
             return name.split(".")[0] if name == self.preset.file_name else None
         if self._hint not in name.lower() or name[0] == ".":
+            return None
+        if not name.startswith(self.preset.prefixes):
             return None
         match = self._loose.fullmatch(name)
         return None if match is None else name[: match.start(1)]
@@ -186,7 +189,7 @@ class NameRule:
         match = self._strict.fullmatch(stem)
         if match is None:
             return "bad_name", (
-                f"the name is not {self.preset.prefix}sub-<label>[_ses-<label>][_<key>-<label>]_"
+                f"the name is not {self.preset.prefixes[0]}sub-<label>[_ses-<label>][_<key>-<label>]_"
                 f"{'|'.join(self.suffixes)} with labels of letters and digits"
             )
         if f"sub-{match[1]}" != participant:

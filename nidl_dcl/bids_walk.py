@@ -142,6 +142,8 @@ class Walk:
                     yield from self._participant(inside, name, node[part])
 
     def _participant(self, inside: str, name: str, node: Mapping[str, Any]) -> Iterator[Folder]:
+        if self.splits and ".long." in name:
+            return  # the same scans again, processed together with those of other sessions
         joined = _JOINED.fullmatch(name) if self.splits else None
         participant, session = (joined[1], joined[2]) if joined else (name, None)
         self.participants[participant] = None

@@ -20,6 +20,7 @@ from nidl_dcl.presets import Preset
 
 __all__ = ["Candidate", "Search", "search", "select_images"]
 
+_RESOLUTION = re.compile("_res-[a-zA-Z0-9+]+(?=_[^/]*$)")
 _NUMBERED = re.compile("(run|echo|inv|flip|chunk)-0+(?=[0-9])")
 
 
@@ -137,13 +138,16 @@ def search(
             kinds[path] = kind
             stems[folder.path, stem].append(candidate)
     found.participants, found.sessions = list(folders.participants), folders.sessions
-    suffixes = " or ".join(rule.suffixes)
-    found.count(f"{suffixes} images by name")
+    if preset.file_name:
+        _drop_templates(found)
+    found.count(f"{' or '.join(rule.suffixes)} by name")
     for name, allowed in asked.items():
         found.candidates = [
             c for c in found.candidates if not c.entities or passes(c.entities, name, allowed)
         ]
         found.count(_step(name, allowed))
+    if preset.one_resolution and "res" not in asked:
+        _drop_resolutions(found)
     for candidate in found.usable:
         if kinds[candidate.path] != "file":
             _judge_kind(candidate, root, kinds[candidate.path])
@@ -176,6 +180,33 @@ def select_images(found: Search, select: str) -> None:
         dropped |= {id(c) for c in images if c is not chosen}
     found.candidates = [c for c in found.candidates if id(c) not in dropped]
     found.count(f"{select} image of each session")
+
+
+def _drop_templates(found: Search) -> None:
+    """Drop what FreeSurfer makes of all sessions of a participant together."""
+    have = {c.participant for c in found.candidates if c.session is not None}
+    found.candidates = [
+        c for c in found.candidates if c.session is not None or c.participant not in have
+    ]
+
+
+def _drop_resolutions(found: Search) -> None:
+    """Keep one of the files that differ by ``res-`` alone: the one without, else the first.
+
+    They are one scan, resampled to several grids; templates number their resolutions from the
+    finest.
+    """
+    first: dict[str, Candidate] = {}
+    for candidate in sorted(found.candidates, key=lambda c: natural_key(_res(c))):
+        first.setdefault(_RESOLUTION.sub("", candidate.path), candidate)
+    kept = {id(candidate) for candidate in first.values()}
+    if len(kept) < len(found.candidates):
+        found.candidates = [c for c in found.candidates if id(c) in kept]
+        found.count("finest resolution of each")
+
+
+def _res(candidate: Candidate) -> str:
+    return str(candidate.entities.get("res", ""))
 
 
 def _texts(allowed: Allowed) -> list[str]:

@@ -62,7 +62,7 @@ def index(
     """
     from nidl_dcl import stages
 
-    sys.stdout.write(stages.index(bids_dir, data, run, check=check))
+    sys.stdout.write(stages.index(bids_dir, data, run, check=check, console=Console()))
 
 
 @app.command

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pandas as pd
+from joblib import cpu_count
 from torch.utils.data import DataLoader
 
 from nidl_dcl.bids_index import PRESETS, find_images, layout
 from nidl_dcl.distributed import world
 from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.file_memory import FileMemory
+from nidl_dcl.image_checks import check_images, copies, how_to_fetch, tell
+from nidl_dcl.image_file import INTENSITIES
+from nidl_dcl.input_contract import origin_of, require_contract
 from nidl_dcl.phenotypes import read_phenotypes
-from nidl_dcl.prepared import PreparedVolumes, check_files
+from nidl_dcl.prepared import PreparedVolumes
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.samples import TwoViewSamples, follow, two_view_loader
+from nidl_dcl.together import joined
 from nidl_dcl.views import volume_views
 from nidl_dcl.volumes import Preparation, common_shape
 
@@ -45,6 +53,8 @@ class BIDSDataModule(L.LightningDataModule):
         BIDS filter: entity to value, list of values, ``None`` (absent) or ``"*"`` (any).
     select : {"all", "first", "last"}, default="all"
         Of several images in a session.
+    intensity : {"auto", "robust", "probability", "signed"}, default="auto"
+        What the values are, see `Preparation`; "auto": as the preset says.
     mask : str, default="auto"
         "auto", "none", or the derivative that holds the brain masks.
     phenotypes : sequence of path, optional
@@ -98,6 +108,7 @@ class BIDSDataModule(L.LightningDataModule):
         session_label: Sequence[str] | None = None,
         filters: Mapping[str, Any] | None = None,
         select: str = "all",
+        intensity: str = "auto",
         mask: str = "auto",
         phenotypes: Sequence[str | Path] = (),
         preparation: Preparation | None = None,
@@ -119,8 +130,11 @@ class BIDSDataModule(L.LightningDataModule):
                 raise UsageError(f"{name} is a share from 0 to below 1, got {share}.")
         if validation + holdout >= 1:
             raise UsageError("validation and holdout together leave nobody to train on.")
+        if intensity not in ("auto", *INTENSITIES):
+            raise UsageError(f"intensity is auto, {', '.join(INTENSITIES)}; got {intensity!r}.")
         self.bids_dir = Path(bids_dir)
         self.preset = preset
+        self.intensity = intensity
         self.selection: dict[str, Any] = {
             "preset": preset,
             "derivatives": tuple(derivatives),
@@ -145,7 +159,12 @@ class BIDSDataModule(L.LightningDataModule):
         self.progress = progress or (lambda what, done, total: None)
         self.kept: list[tuple[str, int]] = []
         self.notes: list[str] = []
+        self.memory = FileMemory(None if self.work_dir is None else self.work_dir / "files.json")
         self.volumes: PreparedVolumes | None = None
+        self._preparation: Preparation | None = None
+        self._voxels: list[float] = []
+        self._shared: list[str | None] = []
+        self._groups: list[str] = []
         self._images: pd.DataFrame | None = None
         self._inputs: pd.DataFrame | None = None
         self._phenotype_columns: list[str] = []
@@ -161,16 +180,31 @@ class BIDSDataModule(L.LightningDataModule):
 
     @property
     def inputs(self) -> pd.DataFrame:
-        """The candidate images and what became of them, one row each."""
-        self.check()
+        """The candidate images and what became of them, one row each.
+
+        After a `check` that refused the dataset it still holds what was found.
+        """
+        if self._inputs is None:
+            self.check()
         assert self._inputs is not None
         return self._inputs
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether `inputs` is known, be the dataset usable or not."""
+        return self._inputs is not None
 
     @property
     def phenotype_columns(self) -> list[str]:
         """The columns of `images` that come from phenotype tables."""
         self.check()
         return self._phenotype_columns
+
+    @property
+    def shared(self) -> list[str | None]:
+        """For each image what several participants share, None where it is their own alone."""
+        self.check()
+        return self._shared
 
     @property
     def layout(self) -> Any:
@@ -191,60 +225,44 @@ class BIDSDataModule(L.LightningDataModule):
             return
         inventory = find_images(self.bids_dir, **self.selection, mask=self.mask)
         self.root = inventory.root
-        self.kept = inventory.kept
         images = inventory.images.reset_index(drop=True)
-        inputs = inventory.inputs.copy()
-        intensity = {"intensity": "robust"}.get(self.kind, self.kind)
-        row_of = {path: row for row, path in zip(inputs.index, inputs["path"], strict=True)}
-        usable = [True] * len(images)
-        for column in ("path", "mask_path"):
-            rows = [i for i, path in enumerate(images[column]) if isinstance(path, str)]
-            paths = [self.root / str(images[column][i]) for i in rows]
-            checks = check_files(
-                paths,
-                None if self.work_dir is None else self.work_dir / f"checked-{column}.json",
-                intensity=intensity if column == "path" else "probability",
-                workers=max(1, self.num_workers),
-            )
-            what = "checking images" if column == "path" else "checking masks"
-            for number, found in checks:
-                i = rows[number]
-                row = row_of[images["path"][i]]
-                self.progress(what, number + 1, len(rows))
-                if column == "mask_path" and (found.status != "skip" or not usable[i]):
-                    continue
-                about = "" if column == "path" else f"mask {images[column][i]}: "
-                inputs.loc[row, ["status", "code", "message"]] = [
-                    found.status,
-                    found.code,
-                    about + found.message,
-                ]
-                usable[i] = found.status != "skip"
-        self._inputs = inputs
+        found = check_images(
+            self.root, images, self._intensity, self.memory, self._threads, self.progress
+        )
+        shared, found = copies(images, found)
+        inputs = self._inputs = tell(inventory.inputs, images, found)
+        usable = [check.status != "skip" for check in found]
         kept = images[usable].reset_index(drop=True)
-        self.kept = [*self.kept, ("usable after opening", len(kept))]
+        self.kept = [*inventory.kept, ("usable after opening", len(kept))]
+        fetch = how_to_fetch(self.root, inputs)
         candidates = inputs[inputs["path"] != "n/a"]
         skipped = int((candidates["status"] == "skip").sum())
         if len(kept) == 0:
             raise InputsUnusableError(
                 f"{self.bids_dir}: no usable image for preset {self.preset!r} "
                 f"({_reasons(inputs) or 'no candidate by name'}). "
-                "`nidl-dcl index` lists the candidates; look at --preset and --bids-filter-file."
+                "`nidl-dcl index` lists the candidates; look at --preset and --bids-filter-file. "
+                f"{fetch}"
             )
         if skipped > self.max_skipped * len(candidates):
             raise InputsUnusableError(
                 f"{self.bids_dir}: {skipped} of {len(candidates)} candidate images cannot be used "
                 f"({_reasons(candidates)}), more than the share of {self.max_skipped:g} that is "
-                "allowed. See logs/inputs.tsv; repair them, or raise --max-skipped."
+                "allowed. See logs/inputs.tsv; repair them, or raise --max-skipped. "
+                f"{fetch}"
             )
         phenotypes = read_phenotypes(self.root, kept, self.phenotype_files)
-        self.notes = list(phenotypes.notes)
+        self.notes = [*phenotypes.notes, *([fetch] if fetch else [])]
+        self.matches = phenotypes.matches
         own = [c for c in phenotypes.table.columns if c not in kept.columns]
         kept = pd.concat([kept, phenotypes.table[own].set_index(kept.index)], axis=1)
         at = list(kept.columns).index("mask_path") + 1
+        self._voxels = [check.coarsest for check in found if check.status != "skip"]
+        self._shared = [s for s, check in zip(shared, found, strict=True) if check.status != "skip"]
+        self._groups = joined(kept["participant_id"], self._shared)
         splits = [
-            split_of(p, self.random_state, self.validation, self.holdout)
-            for p in kept["participant_id"]
+            split_of(group, self.random_state, self.validation, self.holdout)
+            for group in self._groups
         ]
         kept.insert(at, "split", splits)
         self._phenotype_columns = [str(c) for c in own]
@@ -255,29 +273,55 @@ class BIDSDataModule(L.LightningDataModule):
         """What the values of the images are: "intensity", "probability" or "signed"."""
         if self.preset not in PRESETS:
             raise UsageError(f"Unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
+        if self.intensity != "auto":
+            return "intensity" if self.intensity == "robust" else self.intensity
         return PRESETS[self.preset].kind
 
     @property
+    def _intensity(self) -> str:
+        return "robust" if self.kind == "intensity" else self.kind
+
+    @property
+    def _threads(self) -> int:
+        """Threads that check and prepare; they change no result."""
+        return max(self.num_workers, min(8, cpu_count()))
+
+    @property
     def preparation(self) -> Preparation:
-        """The input contract of models trained on this data."""
+        """The input contract of models trained on this data.
+
+        Raises
+        ------
+        UsageError
+            When the images break the contract that was given, saying how to meet it.
+        """
+        if self._preparation is not None:
+            return self._preparation
         images = self.images
         masked = bool(images["mask_path"].notna().all())
+        at = int(np.argmax(self._voxels))
+        origin = origin_of(images["path"], PRESETS[self.preset], self._voxels[at])
         if self.given_preparation is not None:
-            if self.given_preparation.masked and not masked:
-                raise UsageError(
-                    "The model was trained on brain-masked images and this dataset has no brain "
-                    "masks (or not all): add a derivative with desc-brain_mask, or --mask NAME."
-                )
-            return self.given_preparation
-        shape = self.shape or common_shape(
-            [self.root / path for path in images["path"]], self.spacing, masked
-        )
-        return Preparation(
-            spacing=self.spacing,
-            shape=shape,  # type: ignore[arg-type]
-            masked=masked,
-            intensity="robust" if self.kind == "intensity" else self.kind,
-        )
+            require_contract(
+                self.given_preparation,
+                intensity=self._intensity,
+                masked=masked,
+                origin=origin,
+                coarse=str(images["path"].iloc[at]),
+            )
+            self._preparation = self.given_preparation
+        else:
+            shape = self.shape or common_shape(
+                [self.root / path for path in images["path"]], self.spacing, masked
+            )
+            self._preparation = Preparation(
+                spacing=self.spacing,
+                shape=shape,  # type: ignore[arg-type]
+                masked=masked,
+                intensity=self._intensity,
+                origin=origin,
+            )
+        return self._preparation
 
     # -- Lightning ---------------------------------------------------------------------------
 
@@ -291,9 +335,16 @@ class BIDSDataModule(L.LightningDataModule):
         """
         if self.volumes is not None:
             return
-        images = self.images
-        preparation = self.preparation
-        volumes = PreparedVolumes(
+        volumes = self.plan()
+        with closing(volumes.fill(self._threads)) as filling:
+            for done, total in filling:
+                self.progress("preparing volumes", done, total)
+        self.volumes = volumes
+
+    def plan(self) -> PreparedVolumes:
+        """Return the volumes as they will be prepared; none is, until it is asked for."""
+        images, preparation = self.images, self.preparation
+        return PreparedVolumes(
             [self.root / path for path in images["path"]],
             [
                 self.root / path if preparation.masked and isinstance(path, str) else None
@@ -301,20 +352,19 @@ class BIDSDataModule(L.LightningDataModule):
             ],
             preparation,
             None if self.work_dir is None else self.work_dir / "volumes",
+            self.memory,
         )
-        if self.work_dir is not None:
-            for done in volumes.fill(max(1, self.num_workers)):
-                self.progress("preparing volumes", done + 1, len(volumes))
-        self.volumes = volumes
 
     def participants(self, split: str) -> list[tuple[str, list[int]]]:
-        """Return the participants of a split with the rows of their images, in table order."""
+        """Return the participants of a split with the rows of their images, by name.
+
+        Participants who share an image are one, under the first one's name.
+        """
         rows: dict[str, list[int]] = {}
-        for row, (who, where) in enumerate(
-            zip(self.images["participant_id"], self.images["split"], strict=True)
-        ):
+        splits = self.images["split"]
+        for row, (who, where) in enumerate(zip(self._groups, splits, strict=True)):
             if where == split:
-                rows.setdefault(str(who), []).append(row)
+                rows.setdefault(who, []).append(row)
         return sorted(rows.items())
 
     def two_views(self, split: str) -> TwoViewSamples:
@@ -371,7 +421,7 @@ class BIDSDataModule(L.LightningDataModule):
             "participants": f"{len(names)} ({key_seed(*names):08x})",
             "batch_size": self.batch_size,
             "data_seed": self.random_state,
-            "preparation": self.preparation.to_dict(),
+            "preparation": self.preparation.rules(),
         }
 
 

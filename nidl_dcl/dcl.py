@@ -282,9 +282,12 @@ class DCL(TransformerMixin, BaseEstimator):
         if self._arguments["lr_scheduler"] in (None, "none"):
             return optimizer
         total_steps = self.trainer.estimated_stepping_batches
-        per_epoch = math.ceil(
-            self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        )
+        if math.isinf(self.trainer.num_training_batches):  # steps alone were given: not counted yet
+            self.trainer.fit_loop.setup_data()
+        batches = self.trainer.num_training_batches
+        per_epoch = total_steps
+        if math.isfinite(batches):  # a stream has no length
+            per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
         config = build_scheduler(
             self._arguments["lr_scheduler"],
             optimizer,

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "InputsUnusableError",
     "NidlDclError",
+    "NoRoomError",
     "NonFiniteError",
     "OutputInUseError",
     "UsageError",
@@ -40,3 +41,7 @@ class OutputInUseError(NidlDclError, RuntimeError):
 
 class NonFiniteError(NidlDclError, FloatingPointError, ValueError):
     """A NaN or infinite value in an input or a loss; the weights are those of the last good step."""
+
+
+class NoRoomError(NidlDclError, OSError):
+    """A disk, or a quota, is full: exit status 1; the files that were there are whole."""

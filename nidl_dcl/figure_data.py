@@ -1,4 +1,4 @@
-"""What the report draws and no other stage writes: example views, embeddings in two dimensions."""
+"""What is written for the eye alone: example views, prepared volumes, embeddings in a plane."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from sklearn.decomposition import PCA
 
 from nidl_dcl.datamodule import BIDSDataModule
+from nidl_dcl.figures import draw_mosaic
 from nidl_dcl.randomness import key_seed
-from nidl_dcl.writing import write_json, write_npy, write_tsv
+from nidl_dcl.writing import to_tsv, write_bytes, write_json, write_npy, write_tsv
 
-__all__ = ["write_plane", "write_views"]
+__all__ = ["write_mosaic", "write_plane", "write_views"]
 
 _SHOWN = 4
+_TILES = 24
 
 
 def write_views(figures: Path, module: BIDSDataModule) -> None:
@@ -33,6 +35,26 @@ def write_views(figures: Path, module: BIDSDataModule) -> None:
     write_npy(figures / "views.npy", np.stack(arrays).astype(np.float32))
     write_tsv(figures / "views.tsv", pd.DataFrame(rows))
     write_json(figures / "views.json", {"spacing": list(module.preparation.spacing)})
+
+
+def write_mosaic(figures: Path, module: BIDSDataModule) -> None:
+    """Write slices of prepared volumes, evenly chosen, as one picture; nothing if it is there."""
+    assert module.volumes is not None
+    count = min(_TILES, len(module.volumes))
+    chosen = np.linspace(0, len(module.volumes) - 1, count).round().astype(int)
+    table = module.images.iloc[chosen][["participant_id", "session_id", "path"]].assign(
+        prepared=[module.volumes.name(int(i)) for i in chosen]
+    )
+    listing, picture = figures / "volumes.tsv", figures / "volumes.png"
+    if picture.is_file() and listing.is_file() and listing.read_text("utf-8") == to_tsv(table):
+        return
+    names = [
+        " ".join(str(part) for part in row if not pd.isna(part))
+        for row in table[["participant_id", "session_id"]].itertuples(index=False)
+    ]
+    volumes = [module.volumes[int(i)][0].numpy() for i in chosen]
+    write_bytes(picture, draw_mosaic(volumes, names, module.preparation.spacing))
+    write_tsv(listing, table)
 
 
 def write_plane(figures: Path, module: BIDSDataModule, matrix: np.ndarray) -> None:

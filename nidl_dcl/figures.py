@@ -25,6 +25,7 @@ __all__ = [
     "draw_embedding",
     "draw_identity",
     "draw_intervals",
+    "draw_mosaic",
     "draw_slices",
     "is_numeric",
     "slice_indices",
@@ -87,6 +88,68 @@ def draw_slices(
     sides : bool, default=True
         Whether to write L and R, P and A; not for views, which may be mirrored.
     """
+    x, y, z = (float(n * mm) for n, mm in zip(volume.shape, spacing, strict=True))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.8, 0.91 * 4.8 * max(y, z) / (2 * x + y)), facecolor="black")
+        _add_slices(figure, (0, 0, 1, 1), volume, spacing, at, window, sides=sides)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=125, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def draw_mosaic(
+    volumes: Sequence[NDArray[Any]], labels: Sequence[str], spacing: Sequence[float]
+) -> bytes:
+    """Draw many volumes, three slices of each under its label, as a PNG on black.
+
+    Parameters
+    ----------
+    volumes : sequence of ndarray of shape (d, h, w)
+        Axes right, anterior, superior; one shape. Each has a grey scale of its own.
+    labels : sequence of str
+        One per volume.
+    spacing : sequence of three float
+        Size of a voxel in mm.
+    """
+    x, y, z = (float(n * mm) for n, mm in zip(volumes[0].shape, spacing, strict=True))
+    columns = min(4, len(volumes))
+    rows = -(-len(volumes) // columns)
+    width, label = 3.4, 0.2
+    height = label + width * max(y, z) / (2 * x + y)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(columns * width, rows * height), facecolor="black")
+        for number, (volume, text) in enumerate(zip(volumes, labels, strict=True)):
+            left, row = number % columns / columns, number // columns
+            bottom = 1 - (row + 1) / rows
+            box = (left, bottom, 1 / columns, (1 - label / height) / rows)
+            values = np.nan_to_num(np.asarray(volume, dtype=np.float32))
+            low, high = np.percentile(values, [0.5, 99.7])
+            _add_slices(
+                *(figure, box, values, spacing, slice_indices(values, spacing), (low, high)),
+                sides=number == 0,
+            )
+            figure.text(
+                *(left + 0.03 / columns, bottom + box[3], clean(text)),
+                color="white",
+                fontsize=8,
+                va="bottom",
+            )
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _add_slices(
+    figure: Figure,
+    box: tuple[float, float, float, float],
+    volume: NDArray[Any],
+    spacing: Sequence[float],
+    at: Sequence[int],
+    window: tuple[float, float],
+    *,
+    sides: bool,
+) -> None:
+    """Add an axial, a coronal and a sagittal slice to a part of a figure, given in its fractions."""
     i, j, k = (int(np.clip(index, 0, n - 1)) for index, n in zip(at, volume.shape, strict=True))
     x, y, z = (float(n * mm) for n, mm in zip(volume.shape, spacing, strict=True))
     slices = (
@@ -94,37 +157,39 @@ def draw_slices(
         (volume[:, j, :], (x, z), ("L", "R")),
         (volume[i, :, :], (y, z), ("P", "A")),
     )
-    widths, height = [size[0] for _, size, _ in slices], max(size[1] for _, size, _ in slices)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.8, 0.91 * 4.8 * height / sum(widths)), facecolor="black")
-        gap, left = 0.03, 0.015
-        for plane, (across, up), letters in slices:
-            share = (1 - 3 * gap) * across / sum(widths)
-            axes = figure.add_axes((left, 0.5 - up / height / 2, share, up / height))
-            left += share + gap
-            axes.imshow(
-                np.nan_to_num(plane.T.astype(np.float32)),
-                cmap="gray",
-                origin="lower",
-                aspect="auto",
-                vmin=window[0],
-                vmax=max(window[1], np.nextafter(window[0], np.inf)),
-                interpolation="bilinear",
+    widths, height = 2 * x + y, max(y, z)
+    gap, left = 0.03, 0.015
+    for plane, (across, up), letters in slices:
+        share = (1 - 3 * gap) * across / widths
+        axes = figure.add_axes(
+            (
+                box[0] + left * box[2],
+                box[1] + (0.5 - up / height / 2) * box[3],
+                share * box[2],
+                up / height * box[3],
             )
-            axes.set_axis_off()
-            for place, letter in zip((0.0, 1.0), letters, strict=True):
-                if sides:
-                    axes.text(
-                        *(place, 0.5, letter),
-                        transform=axes.transAxes,
-                        color="white",
-                        ha="left" if place < 0.5 else "right",
-                        va="center",
-                        fontsize=8,
-                    )
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=125, metadata={"Software": None})
-    return stream.getvalue()
+        )
+        left += share + gap
+        axes.imshow(
+            np.nan_to_num(plane.T.astype(np.float32)),
+            cmap="gray",
+            origin="lower",
+            aspect="auto",
+            vmin=window[0],
+            vmax=max(window[1], np.nextafter(window[0], np.inf)),
+            interpolation="bilinear",
+        )
+        axes.set_axis_off()
+        for place, letter in zip((0.0, 1.0), letters, strict=True):
+            if sides:
+                axes.text(
+                    *(place, 0.5, letter),
+                    transform=axes.transAxes,
+                    color="white",
+                    ha="left" if place < 0.5 else "right",
+                    va="center",
+                    fontsize=8,
+                )
 
 
 def draw_curves(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import math
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,19 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from nidl_dcl.errors import NidlDclError
+from nidl_dcl import mgh_header, nifti_header, npy_header
+from nidl_dcl.grid import (
+    MAX_VOXELS,
+    VOXEL_MM,
+    Check,
+    Grid,
+    Shape,
+    UnreadableVolumeError,
+    require_affine,
+    spatial_shape,
+)
 
 _GzipFile: Any = gzip.GzipFile
 _DAMAGE: Any = (gzip.BadGzipFile, zlib.error)
@@ -50,54 +60,24 @@ __all__ = [
     "require_range",
 ]
 
-MAX_VOXELS = 2**28  # 0.35 mm over a whole head: 1 GB as float32
-MIN_SIDE = 8
-VOXEL_MM = (0.1, 20.0)
 INTENSITIES = ("robust", "probability", "signed")
 
-_TYPES = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # NIfTI codes of real 8 to 64 bit numbers
-_KINDS = {  # by the number a file starts with: class, length of the header, place of the magic
-    348: (nib.Nifti1Header, 348, 344, b"n+1\0"),
-    540: (nib.Nifti2Header, 540, 4, b"n+2\0"),
+# By the end of a name: how to read the header, and how much of the file that takes at most.
+_FORMATS: dict[str, tuple[Callable[[bytes], Grid], int]] = {
+    ".nii": (nifti_header.parse, nifti_header.BYTES),
+    ".nii.gz": (nifti_header.parse, nifti_header.BYTES),
+    ".mgh": (mgh_header.parse, mgh_header.BYTES),
+    ".mgz": (mgh_header.parse, mgh_header.BYTES),
+    ".mgh.gz": (mgh_header.parse, mgh_header.BYTES),
+    ".npy": (npy_header.parse, npy_header.BYTES),
 }
+_COMPRESSED = (".gz", ".mgz")
 _POINTERS = (b"/annex/objects/", b"version https://git-lfs")
 _CHUNK = 1 << 20
-_HEADER_BYTES = 540  # of NIfTI-2, the longer of the two
 _SHORT = "The file is shorter than its header says."
 _FETCH = "Its content is not here: fetch it (`datalad get`, `git annex get` or `git lfs pull`)."
 
 Float32 = NDArray[np.float32]
-Shape = tuple[int, int, int]
-
-
-class UnreadableVolumeError(NidlDclError, ValueError):
-    """An image that cannot be used; `code` is the word for why in ``logs/inputs.tsv``.
-
-    Parameters
-    ----------
-    message : str
-        Which file, what is wrong with it, what to do.
-    code : str
-        For instance ``"truncated"``, ``"crc"`` or ``"affine"``.
-    """
-
-    exit_status = 3
-
-    def __init__(self, message: str, code: str = "unreadable") -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """What opening an image told: the columns `status`, `code`, `message` of ``inputs.tsv``.
-
-    `status` is ``"ok"``, ``"warn"`` (repaired when read, or odd) or ``"skip"`` (not usable).
-    """
-
-    status: str
-    code: str
-    message: str
 
 
 def check_volume(path: str | os.PathLike[str], *, intensity: str = "robust") -> Check:
@@ -106,7 +86,7 @@ def check_volume(path: str | os.PathLike[str], *, intensity: str = "robust") -> 
     Parameters
     ----------
     path : path-like
-        A ``.nii`` or ``.nii.gz`` file.
+        A ``.nii``, ``.nii.gz``, ``.mgz``, ``.mgh`` or ``.npy`` file.
     intensity : {"robust", "probability", "signed"}
         The intensity rule that the values have to suit.
 
@@ -117,12 +97,20 @@ def check_volume(path: str | os.PathLike[str], *, intensity: str = "robust") -> 
     """
     try:
         image, repairs = _load(Path(path))
-        require_range(np.asanyarray(image.dataobj), intensity)
+        data = np.asanyarray(image.dataobj)
+        require_range(data, intensity)
     except UnreadableVolumeError as error:
         return Check("skip", error.code, str(error))
     except Exception as error:  # what a hostile header can make nibabel raise has no list
         return Check("skip", "unreadable", f"It cannot be read ({type(error).__name__}: {error}).")
-    return repairs[0] if repairs else Check("ok", "ok", "")
+    found = repairs[0] if repairs else Check("ok", "ok", "")
+    content = hashlib.blake2b(repr(data.shape).encode(), digest_size=16)
+    content.update(data.ravel(order="K").data)
+    return dataclasses.replace(
+        found,
+        content=content.hexdigest(),
+        coarsest=round(float(voxel_sizes(image.affine).max()), 3),
+    )
 
 
 def read_volume(path: str | os.PathLike[str]) -> nib.Nifti1Image:
@@ -131,13 +119,15 @@ def read_volume(path: str | os.PathLike[str]) -> nib.Nifti1Image:
     Parameters
     ----------
     path : path-like
-        A ``.nii`` or ``.nii.gz`` file; its gzip checksum is verified.
+        A ``.nii``, ``.nii.gz``, ``.mgz``, ``.mgh`` or ``.npy`` file; a gzip checksum is verified,
+        nothing is unpickled.
 
     Returns
     -------
     nibabel.Nifti1Image
         Scaled values in stored orientation. Of `check_volume`'s warnings, non-finite voxels are
-        0, trailing axes of length one are gone, and a missing orientation is nibabel's default.
+        0, trailing axes of length one are gone, and a missing orientation is the format's default.
+        A ``.npy`` file holds no orientation; its shape stands for one (see `npy_header`).
 
     Raises
     ------
@@ -167,8 +157,6 @@ def named(image: Any) -> Iterator[None]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, int, bool]]:
     """Yield the file's stream, its size on disk and whether the stream inflates."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise UnreadableVolumeError("The name does not end in .nii or .nii.gz.", "extension")
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -200,30 +188,27 @@ def _opened(path: Path) -> Iterator[tuple[Any, int, bool]]:
         ) from error
 
 
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """What the header promises, checked for sense but not against the data."""
-
-    shape: Shape
-    affine: NDArray[np.float64]
-    dtype: np.dtype[Any]
-    offset: int
-    slope: float
-    inter: float
-    repairs: list[Check]
-
-
 def read_header(path: Path) -> Grid:
     """Return what a file's header promises, without reading its data."""
+    parse, length = _format(path)
     with _opened(path) as (stream, _, _):
-        return _parse(stream.read(_HEADER_BYTES))
+        return parse(stream.read(length))
+
+
+def _format(path: Path) -> tuple[Callable[[bytes], Grid], int]:
+    name = path.name.lower()
+    ending = next((ending for ending in _FORMATS if name.endswith(ending)), None)
+    if ending is None:
+        raise UnreadableVolumeError(f"The name ends in none of {' '.join(_FORMATS)}.", "extension")
+    return _FORMATS[ending]
 
 
 def _load(path: Path) -> tuple[nib.Nifti1Image, list[Check]]:
     """Return the image and what was repaired; the stream is read to its end for the checksum."""
+    parse, length = _format(path)
     with _opened(path) as (stream, size, compressed):
-        block = stream.read(_HEADER_BYTES)
-        grid = _parse(block)
+        block = stream.read(length)
+        grid = parse(block)
         needed = math.prod(grid.shape) * grid.dtype.itemsize
         # Deflate packs at most 1032:1, so this holds before anything is inflated or allocated.
         if (size * 1032 if compressed else size - grid.offset) < needed:
@@ -240,10 +225,10 @@ def _load(path: Path) -> tuple[nib.Nifti1Image, list[Check]]:
             filled += count
         if compressed:
             _drain(stream)
-    raw = buffer.view(grid.dtype).reshape(grid.shape, order="F")
+    raw = buffer.view(grid.dtype).reshape(grid.shape, order=grid.order)
     data = _to_float32(raw, grid.slope, grid.inter)
     repairs = list(grid.repairs)
-    if compressed != path.name.lower().endswith(".gz"):
+    if compressed != path.name.lower().endswith(_COMPRESSED):
         words = "is" if compressed else "is not"
         repairs.append(Check("warn", "extension", f"The content {words} compressed; read anyway."))
     repairs += _repair_values(data)
@@ -263,112 +248,6 @@ def _drain(stream: Any) -> None:
         if not stream.read(_CHUNK):
             return
     raise UnreadableVolumeError("Over 1 GB follows the image in the file.", "too_large")
-
-
-def _parse(block: bytes) -> Grid:
-    """Judge a header by its own fields; nothing here depends on the size of the data."""
-    sign = "<" if int.from_bytes(block[:4], "little") in _KINDS else ">"
-    kind = _KINDS.get(int.from_bytes(block[:4], "little" if sign == "<" else "big"))
-    if kind is None:
-        raise UnreadableVolumeError("The content is not NIfTI.", "not_nifti")
-    make, length, at, magic = kind
-    if len(block) < length:
-        raise UnreadableVolumeError("The file ends inside the header.", "truncated")
-    if block[at : at + 4] != magic:
-        raise UnreadableVolumeError("It is no single-file NIfTI image (.nii).", "not_nifti")
-    header = make(block[:length], endianness=sign, check=False)
-
-    shape = _spatial_shape([int(n) for n in header["dim"]])
-    code = int(header["datatype"])
-    if code not in _TYPES:
-        what = {32: "complex", 1792: "complex", 128: "colour", 2304: "colour"}.get(code, "unknown")
-        raise UnreadableVolumeError(
-            f"Values are of {what} type (NIfTI code {code}); real numbers are needed.", "dtype"
-        )
-    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
-    if math.isnan(slope) or slope == 0:
-        slope, inter = 1.0, 0.0  # the standard's and nibabel's words for "not scaled"
-    if not (math.isfinite(slope) and math.isfinite(inter)):
-        raise UnreadableVolumeError(f"The scaling is {slope} x + {inter}.", "scaling")
-    offset = float(header["vox_offset"]) or float(length + 4)
-    if not length <= offset <= 2**30:
-        raise UnreadableVolumeError(f"The header puts the data at byte {offset}.", "not_nifti")
-    with np.errstate(all="ignore"):  # of numbers that the next checks refuse by name
-        affine, repairs = _affine(header)
-    return Grid(shape, affine, header.get_data_dtype(), int(offset), slope, inter, repairs)
-
-
-def _spatial_shape(dim: list[int]) -> Shape:
-    count, sides = dim[0], dim[1 : max(0, dim[0]) + 1]
-    if not 1 <= count <= 7 or min(sides) < 1:
-        raise UnreadableVolumeError(f"The header's dimensions make no sense: {dim}.", "dimensions")
-    while len(sides) > 3 and sides[-1] == 1:
-        sides.pop()
-    if len(sides) > 3:
-        raise UnreadableVolumeError(
-            f"It holds {math.prod(sides[3:])} volumes; one is needed: pick or average them.",
-            "dimensions",
-        )
-    if len(sides) < 3 or min(sides) == 1:
-        raise UnreadableVolumeError(f"It is not three-dimensional: {sides}.", "dimensions")
-    if min(sides) < MIN_SIDE:
-        raise UnreadableVolumeError(
-            f"Fewer than {MIN_SIDE} voxels on a side: {sides}.", "too_small"
-        )
-    if math.prod(sides) > MAX_VOXELS:
-        raise UnreadableVolumeError(f"More than {MAX_VOXELS} voxels: {sides}.", "too_large")
-    return sides[0], sides[1], sides[2]
-
-
-def _affine(header: Any) -> tuple[NDArray[np.float64], list[Check]]:
-    """Return the sform, else the qform, else nibabel's guess from the voxel sizes."""
-    forms = [
-        (name, get)
-        for name, get in (("sform", header.get_sform), ("qform", header.get_qform))
-        if int(header[f"{name}_code"]) > 0
-    ]
-    if not forms:
-        affine = np.asarray(header.get_base_affine(), np.float64)
-        _require_affine(affine)
-        return affine, [
-            Check("warn", "affine", "No orientation is stored; nibabel's default (LAS) is assumed.")
-        ]
-    failed: UnreadableVolumeError | None = None
-    for name, get in forms:
-        try:
-            affine = np.asarray(get(), np.float64)
-            _require_affine(affine)
-        except UnreadableVolumeError as error:
-            failed = failed or error
-        except (HeaderDataError, ValueError) as error:
-            failed = failed or UnreadableVolumeError(f"The {name} is broken ({error}).", "affine")
-        else:
-            if failed:
-                return affine, [Check("warn", "affine", f"{failed} The {name} is used instead.")]
-            stored, sizes = np.abs(header["pixdim"][1:4]), voxel_sizes(affine)
-            if np.all(np.isfinite(stored)) and np.any(np.abs(stored - sizes) > 0.05 * sizes):
-                text = f"Voxel sizes disagree: pixdim {stored}, {name} {sizes.round(3)} (used)."
-                return affine, [Check("warn", "spacing", text)]
-            return affine, []
-    assert failed is not None
-    raise failed
-
-
-def _require_affine(affine: NDArray[np.float64]) -> None:
-    if affine.shape != (4, 4) or not np.all(np.isfinite(affine)):
-        raise UnreadableVolumeError("The affine has non-finite entries.", "affine")
-    sizes = voxel_sizes(affine)
-    if np.any(sizes == 0) or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
-        raise UnreadableVolumeError("The affine is singular: it flattens the image.", "affine")
-    if np.any(sizes < VOXEL_MM[0]) or np.any(sizes > VOXEL_MM[1]):
-        raise UnreadableVolumeError(
-            f"Voxels of {' x '.join(f'{s:.3g}' for s in sizes)} mm: from {VOXEL_MM[0]} to "
-            f"{VOXEL_MM[1]} mm are accepted (is the unit wrong?).",
-            "spacing",
-        )
-    axes = affine[:3, :3] / sizes
-    if np.abs(axes.T @ axes - np.eye(3)).max() > 0.2:
-        raise UnreadableVolumeError("The affine shears the image by over 11 degrees.", "affine")
 
 
 def _to_float32(raw: NDArray[Any], slope: float = 1.0, inter: float = 0.0) -> Float32:
@@ -422,12 +301,12 @@ def as_image(image: Any) -> nib.Nifti1Image:
     """Return a path or a nibabel image of any kind as `_load` would."""
     if not hasattr(image, "dataobj"):
         return _load(Path(image))[0]
-    shape = _spatial_shape([len(image.shape), *image.shape])
+    shape = spatial_shape(image.shape)
     raw = np.asanyarray(image.dataobj)
     if raw.dtype.kind not in "buif":
         raise UnreadableVolumeError(f"Values are of type {raw.dtype}.", "dtype")
     affine = np.asarray(image.affine if image.affine is not None else np.nan, np.float64)
-    _require_affine(affine)
+    require_affine(affine)
     data = _to_float32(raw.reshape(shape))
     _repair_values(data)
     return nib.Nifti1Image(data, affine)

@@ -76,7 +76,10 @@ class DataOptions:
     """Brain mask: auto (a desc-brain_mask derivative, if all images have one), none, or its NAME."""
 
     select: Literal["all", "first", "last"] = "all"
-    """Of several images in a session."""
+    """Of several images in a session, sorted by acquisition, run and path."""
+
+    intensity: Literal["auto", "robust", "probability", "signed"] = "auto"
+    """What the values are: robust (a scan, of any unit), probability (a tissue map), signed (a map with negative values); auto: as the preset says."""
 
     max_skipped: float = 0.1
     """Largest share of the candidate images that may be unusable."""

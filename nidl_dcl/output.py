@@ -54,6 +54,7 @@ Derived from the BIDS dataset {source} by decoupled contrastive learning.
 | `desc-<model><Target>_metrics.json` | scores, intervals, chance level, baselines |
 | `models/desc-<model>/` | the model: weights (safetensors) and description (JSON) |
 | `logs/inputs.tsv` | every candidate image and what became of it |
+| `logs/phenotypes.tsv` | whom each row of the phenotype tables belongs to |
 | `logs/metrics.csv` | training curves |
 | `logs/run.json` | what was run, when, with which versions |
 | `logs/CITATION.md` | what to cite |

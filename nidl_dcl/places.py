@@ -81,7 +81,8 @@ def named_places(root: Path, given: Sequence[str | Path]) -> dict[str, Path]:
     taken = set(places.values())
     for name, kind in read_folder(own) if own.is_dir() else ():
         path = (own / name).resolve()
-        if kind in ("dir", "link") and not name.startswith(".") and path.is_dir():
+        # OpenBHB keeps its participants in derivatives/ itself.
+        if kind in ("dir", "link") and not name.startswith((".", "sub-")) and path.is_dir():
             label = re.sub("[^A-Za-z0-9_-]", "-", name)
             if path not in taken and label not in _RESERVED:
                 places.setdefault(label, path)

@@ -1,17 +1,25 @@
 """Prepared volumes on disk: written once, read in every epoch, rebuilt when stale or damaged.
 
-An entry is named by the image's and the mask's own file status and the preparation, holds half
+An entry is named by what is in the image and its mask and by the rules of preparation, holds half
 precision (to which preparation rounds anyway) and ends with a checksum.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import hashlib
 import json
+import math
+import mmap
 import os
+import shutil
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +28,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nidl_dcl.errors import NoRoomError
+from nidl_dcl.file_memory import FileMemory
 from nidl_dcl.image_file import Check, check_volume
 from nidl_dcl.volumes import Preparation, prepare_volume
-from nidl_dcl.writing import write_bytes, write_json
+from nidl_dcl.writing import write_bytes
+
+_crc32: Any = zlib.crc32
+with suppress(ImportError):  # ten times as fast, the same numbers
+    from isal import isal_zlib
+
+    _crc32 = isal_zlib.crc32
 
 __all__ = ["PreparedVolumes", "check_files", "in_threads"]
 
-_DIGEST = 16
+_FORMAT = 1
+_DIGEST = 4
 
 
 class PreparedVolumes(Dataset[Tensor]):
     """Prepared volumes by number, as float32 tensors of shape (1, d, h, w).
+
+    Several processes may share a folder: entries appear whole, and all that write one write the
+    same.
 
     Parameters
     ----------
@@ -42,6 +62,8 @@ class PreparedVolumes(Dataset[Tensor]):
         The input contract; its shape is set.
     folder : Path or None
         Where entries are kept; None prepares anew at each access.
+    memory : FileMemory, optional
+        Checksums of files read before.
     """
 
     def __init__(
@@ -50,6 +72,7 @@ class PreparedVolumes(Dataset[Tensor]):
         masks: Sequence[Path | None],
         preparation: Preparation,
         folder: Path | None,
+        memory: FileMemory | None = None,
     ) -> None:
         if preparation.shape is None:
             raise ValueError("PreparedVolumes needs a preparation with a shape.")
@@ -57,6 +80,9 @@ class PreparedVolumes(Dataset[Tensor]):
         self.masks = list(masks)
         self.preparation = preparation
         self.folder = folder
+        self.memory = memory or FileMemory()
+        self.shape = (1, *preparation.shape)
+        self._rules = preparation.rules()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,21 +93,52 @@ class PreparedVolumes(Dataset[Tensor]):
             return torch.from_numpy(prepare_volume(image, self.preparation, mask))
         entry = self._entry(index)
         volume = self._read(entry)
-        if volume is None:
-            prepared = prepare_volume(image, self.preparation, mask)
-            raw = np.ascontiguousarray(prepared, dtype="<f2").tobytes()
-            write_bytes(entry, raw + hashlib.blake2b(raw, digest_size=_DIGEST).digest())
-            return torch.from_numpy(prepared)
-        return volume
+        return self._write(entry, index) if volume is None else volume
 
-    def fill(self, workers: int = 1) -> Iterator[int]:
-        """Write the entries that are missing; yield the number of each volume when it is ready."""
-        yield from in_threads(lambda i: (self[i], i)[1], range(len(self)), workers)
+    @property
+    def entry_bytes(self) -> int:
+        """Size of one entry on disk."""
+        return 2 * math.prod(self.shape) + _DIGEST
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the volumes that have no entry of the right size yet."""
+        if self.folder is None:
+            return []
+        return [i for i in range(len(self)) if not self._is_there(self._entry(i))]
+
+    def fill(self, workers: int = 1) -> Generator[tuple[int, int], None, None]:
+        """Write the entries that are missing; yield (written, to be written) after each.
+
+        Raises
+        ------
+        NoRoomError
+            Before the first one when the disk has no room for all, or when it runs full.
+        """
+        missing = self.missing()
+        if not missing:
+            return
+        assert self.folder is not None
+        free = _free(self.folder)
+        if len(missing) * self.entry_bytes > free:
+            raise NoRoomError(self._no_room(len(missing), free))
+
+        def write(number: int) -> None:
+            self._write(self._entry(number), number)
+
+        for done, _ in enumerate(in_threads(write, missing, workers), 1):
+            yield done, len(missing)
+        self.memory.save()
 
     def name(self, index: int) -> str:
-        """Return a name that changes with the image, its mask or the preparation."""
+        """Return a name that changes with the content of image and mask, and with the rules."""
         mask = self.masks[index]
-        key = [file_key(self.images[index]), mask and file_key(mask), self.preparation.to_dict()]
+        key = [
+            _FORMAT,
+            self.memory.sha256(self.images[index]),
+            # The mask of another model's preparation changes nothing in this one.
+            mask and self.preparation.masked and self.memory.sha256(mask),
+            self._rules,
+        ]
         return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
 
     def _entry(self, index: int) -> Path:
@@ -89,79 +146,110 @@ class PreparedVolumes(Dataset[Tensor]):
         name = self.name(index)
         return self.folder / name[:2] / f"{name}.f2"
 
-    def _read(self, entry: Path) -> Tensor | None:
+    def _is_there(self, entry: Path) -> bool:
         try:
-            raw = entry.read_bytes()
+            return entry.stat().st_size == self.entry_bytes
+        except OSError:
+            return False
+
+    def _write(self, entry: Path, index: int) -> Tensor:
+        prepared = prepare_volume(self.images[index], self.preparation, self.masks[index])
+        raw = np.ascontiguousarray(prepared, dtype="<f2").tobytes()
+        try:
+            write_bytes(entry, raw + _crc32(raw).to_bytes(_DIGEST, "little"))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            assert self.folder is not None
+            raise NoRoomError(self._no_room(len(self.missing()), 0)) from error
+        return torch.from_numpy(prepared)
+
+    def _no_room(self, count: int, free: int) -> str:
+        return (
+            f"{self.folder}: {count} prepared volumes of {self.entry_bytes / 1e6:.1f} MB need "
+            f"{count * self.entry_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free. What is "
+            "there stays usable. Make room and run the same command again, name a larger disk with "
+            "--work-dir, or take a coarser --spacing."
+        )
+
+    def _read(self, entry: Path) -> Tensor | None:
+        """Return the entry's volume; None when there is none, or a damaged one (with a warning)."""
+        try:
+            with entry.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                # Copy on write, since torch takes no memory that must not be written.
+                content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if size else b""
         except FileNotFoundError:
             return None
-        body, digest = raw[:-_DIGEST], raw[-_DIGEST:]
-        shape = (1, *(self.preparation.shape or ()))
-        whole = len(body) == 2 * int(np.prod(shape))
-        if not whole or hashlib.blake2b(body, digest_size=_DIGEST).digest() != digest:
-            warnings.warn(f"{entry} is damaged; it is made again.", stacklevel=2)
-            return None
-        return torch.from_numpy(np.frombuffer(body, "<f2").reshape(shape).astype(np.float32))
-
-
-def file_key(path: Path) -> list[Any]:
-    """Return what changes when a file changes: path, size, times and inode."""
-    status = path.stat()
-    return [
-        os.fspath(path),
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-        status.st_ino,
-    ]
+        body = memoryview(content)[:-_DIGEST]
+        if size == self.entry_bytes and _crc32(body) == int.from_bytes(
+            content[-_DIGEST:], "little"
+        ):
+            if sys.byteorder == "big":
+                return torch.from_numpy(np.frombuffer(body, "<f2").astype(np.float32)).view(
+                    self.shape
+                )
+            return torch.frombuffer(body, dtype=torch.float16).to(torch.float32).view(self.shape)
+        warnings.warn(f"{entry} is damaged; it is made again.", stacklevel=2)
+        return None
 
 
 def check_files(
-    paths: Sequence[Path], memory: Path | None, *, intensity: str, workers: int = 1
-) -> Iterator[tuple[int, Check]]:
+    paths: Sequence[Path], memory: FileMemory, *, intensity: str, workers: int = 1
+) -> Generator[tuple[int, Check], None, None]:
     """Open every file once and yield (number, what was found).
 
     Parameters
     ----------
     paths : sequence of Path
         Images.
-    memory : Path or None
-        JSON file of earlier results; files that have not changed since are not opened again.
+    memory : FileMemory
+        Earlier results; files that have not changed since are not opened again.
     intensity : str
         Rule that the values must suit.
     workers : int
         Threads.
     """
-    known: dict[str, list[str]] = {}
-    if memory is not None and memory.is_file():
-        try:
-            known = json.loads(memory.read_text(encoding="utf-8"))
-        except ValueError:
-            known = {}
-    found: dict[str, list[str]] = {}
 
     def check(number: int) -> tuple[int, Check]:
+        path = paths[number]
+        fact = f"check {_FORMAT} {intensity}"
         try:
-            key = json.dumps([*file_key(paths[number]), intensity])
-        except OSError:
-            return number, check_volume(paths[number], intensity=intensity)
-        entry = known.get(key)
-        if isinstance(entry, list) and len(entry) == 3:
-            result = Check(*map(str, entry))
-        else:
-            result = check_volume(paths[number], intensity=intensity)
-        found[key] = [result.status, result.code, result.message]
-        return number, result
+            known = memory.recall(path, fact)
+            if known is not None:
+                return number, Check(**known)
+            status = memory.status(path)
+        except (OSError, TypeError):
+            return number, check_volume(path, intensity=intensity)
+        found = check_volume(path, intensity=intensity)
+        memory.note(path, status, fact, dataclasses.asdict(found))
+        if found.status != "skip":
+            memory.sha256(path)  # its cache entry's name, while the file is at hand
+        return number, found
 
-    yield from in_threads(check, range(len(paths)), workers)
-    if memory is not None and {**known, **found} != known:
-        write_json(memory, {**known, **found})
+    try:
+        yield from in_threads(check, range(len(paths)), workers)
+    finally:
+        memory.save()
 
 
 def in_threads(work: Callable[[int], Any], numbers: Iterable[int], workers: int) -> Iterator[Any]:
-    """Yield ``work(number)`` in order, from `workers` threads when there is more than one."""
+    """Yield ``work(number)`` in order, from `workers` threads when there is more than one.
+
+    When the caller stops, or is interrupted, what has not begun is not begun any more.
+    """
     if workers <= 1:
         for number in numbers:
             yield work(number)
         return
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         yield from pool.map(work, numbers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _free(folder: Path) -> int:
+    """Return the free bytes on the disk where `folder` is, or will be."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return shutil.disk_usage(there).free

@@ -34,16 +34,24 @@ class Preset:
         for raw data.
     kind : {"intensity", "probability", "signed"}
         What the values are; decides how they are normalised and augmented.
-    prefix : str
-        Text before ``sub-`` in the name.
+    prefixes : tuple of str
+        What may stand before ``sub-`` in the name; names that begin otherwise are other images.
     file_name : str or None
-        The whole name, where it holds no entities at all.
+        The whole name, where it holds no entities at all. A folder ``sub-<label>_ses-<label>`` is
+        then a session; runs over several sessions (``….long.…``) and the template of a
+        participant who has sessions are no images of their own.
     session_in_name : bool
         The name repeats the session of its folder.
     bare_suffix : bool
         The name may hold the suffix in its middle, too (older versions of Clinica).
+    one_resolution : bool
+        Files that differ by ``res-`` alone are one scan, of which the finest grid is used.
     mask_suffix, mask_desc : str and (str or None)
         How the pipeline names its own brain masks.
+    space : str
+        Of the images, where names have no entity for it: ``"native"`` or a template.
+    stripped : bool
+        The images have no skull, though no mask is paired with them.
     masks : {"any", "own", "none"}
         Which masks ``mask="auto"`` may pair: of any derivative, of the pipeline itself, or none
         (tissue maps and images that are skull-stripped already).
@@ -56,12 +64,15 @@ class Preset:
     extensions: tuple[str, ...] = (".nii.gz", ".nii")
     derivatives: tuple[str, ...] = ()
     kind: str = "intensity"
-    prefix: str = ""
+    prefixes: tuple[str, ...] = ("",)
     file_name: str | None = None
     session_in_name: bool = True
     bare_suffix: bool = False
+    one_resolution: bool = False
     mask_suffix: str = "mask"
     mask_desc: str | None = "brain"
+    space: str = "native"
+    stripped: bool = False
     masks: str = "any"
 
 
@@ -76,17 +87,20 @@ PRESETS: dict[str, Preset] = {
         "fMRIPrep or sMRIPrep: preprocessed T1w in MNI space, not skull-stripped",
         entities={"desc": "preproc", "space": _MNI},
         derivatives=_FMRIPREP,
+        one_resolution=True,
     ),
     "fmriprep-native": Preset(
         "fMRIPrep or sMRIPrep: preprocessed T1w in the participant's own space",
         entities={"desc": "preproc", "space": None},
         derivatives=_FMRIPREP,
+        one_resolution=True,
     ),
     "fmriprep-gm": Preset(
         "fMRIPrep or sMRIPrep: grey matter probability in MNI space",
         suffix="probseg",
         entities={"label": "GM", "space": _MNI},
         derivatives=_FMRIPREP,
+        one_resolution=True,
         kind="probability",
         masks="none",
     ),
@@ -99,11 +113,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "brainprep-quasiraw": Preset(
         "brainprep quasi-raw: bias-corrected T1w registered affinely to MNI space",
+        entities={"desc": None},  # versions before 2 keep each step under a desc- of its own
         folders=("subjects/sub-*", "subjects/sub-*/ses-*"),
         derivatives=("quasiraw", "quasi-raw", "brainprep"),
         mask_suffix="brainmask",
         mask_desc=None,
         masks="own",
+        space="MNI152",
     ),
     "openbhb-vbm": Preset(
         "OpenBHB: modulated grey matter of CAT12, NumPy arrays of 1.5 mm in MNI space",
@@ -114,6 +130,7 @@ PRESETS: dict[str, Preset] = {
         kind="probability",
         session_in_name=False,
         masks="none",
+        space="MNI152",
     ),
     "openbhb-quasiraw": Preset(
         "OpenBHB: quasi-raw T1w, NumPy arrays of 1 mm in MNI space, skull-stripped",
@@ -123,6 +140,8 @@ PRESETS: dict[str, Preset] = {
         derivatives=("openbhb",),
         session_in_name=False,
         masks="none",
+        space="MNI152",
+        stripped=True,
     ),
     "cat12-vbm": Preset(
         "CAT12: modulated, normalised grey matter (mwp1)",
@@ -134,8 +153,9 @@ PRESETS: dict[str, Preset] = {
         extensions=(".nii", ".nii.gz"),
         derivatives=("cat12",),
         kind="probability",
-        prefix="mwp1",
+        prefixes=("mwp1", "mwp1r", "mwmwp1r"),  # with r: the longitudinal pipelines
         masks="none",
+        space="MNI152",
     ),
     "freesurfer": Preset(
         "FreeSurfer or FastSurfer: brain.mgz, skull-stripped, 1 mm",
@@ -145,5 +165,6 @@ PRESETS: dict[str, Preset] = {
         derivatives=("freesurfer", "fastsurfer"),
         file_name="brain.mgz",
         masks="none",
+        stripped=True,
     ),
 }

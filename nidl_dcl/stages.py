@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from nidl_dcl.embedding import (
     write_parquet,
 )
 from nidl_dcl.errors import InputsUnusableError, UsageError
-from nidl_dcl.figure_data import write_plane, write_views
+from nidl_dcl.figure_data import write_mosaic, write_plane, write_views
 from nidl_dcl.model_folder import load_model, read_description, save_model
 from nidl_dcl.options import (
     DataOptions,
@@ -54,6 +55,7 @@ from nidl_dcl.prediction import predict_phenotype
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.report import write_report
 from nidl_dcl.targets import target_labels
+from nidl_dcl.together import joined
 from nidl_dcl.training import (
     AtomicCheckpoints,
     Checkpoints,
@@ -81,7 +83,14 @@ SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre")
 """Columns, in any case, that are audited as sites."""
 
 
-def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = False) -> str:
+def index(
+    bids_dir: Path,
+    data: DataOptions,
+    run: RunOptions,
+    *,
+    check: bool = False,
+    console: Quiet | None = None,
+) -> str:
     """Return every candidate image as TSV text, the columns those of ``logs/inputs.tsv``.
 
     Parameters
@@ -92,18 +101,24 @@ def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = F
         Which images; how many workers.
     check : bool, default=False
         Whether images are opened; otherwise they are judged by name.
+    console : Quiet, optional
+        Told of progress, and how many images each step leaves.
     """
     from nidl_dcl.bids_index import find_images
 
-    if not check:
+    console = console or Quiet()
+    if check:
+        module = data_module(bids_dir, data, run, max_skipped=1.0, console=console)
+        with suppress(InputsUnusableError):  # which the table says better
+            module.check()
+        inputs, kept = module.inputs, module.kept
+    else:
         module = data_module(bids_dir, data, run)
-        return to_tsv(find_images(bids_dir, **module.selection, mask="none").inputs)
-    module = data_module(bids_dir, data, run, max_skipped=1.0)
-    try:
-        return to_tsv(module.inputs)
-    except InputsUnusableError:
-        assert module._inputs is not None
-        return to_tsv(module._inputs)
+        found = find_images(bids_dir, **module.selection, mask="none")
+        inputs, kept = found.inputs, found.kept
+    for line in _kept(kept):
+        console.say(line)
+    return to_tsv(inputs)
 
 
 def pretrain(
@@ -140,11 +155,11 @@ def pretrain(
     folder = output.path / "models" / f"desc-{run.model_name}"
     check_training(training)
     with output.stage("pretrain") as entry:
+        training = _known_shape(training, folder)
         module = data_module(
             output.bids_dir, data, run, training=training, work=output.work, console=console
         )
-        module.check()
-        write_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
+        _check_inputs(output, module)
         _tell_inputs(module, console)
         config = training_config(data, training, run, module.preparation)
         if _is_trained(folder, config):
@@ -156,7 +171,8 @@ def pretrain(
                 f"{output.bids_dir}: contrastive training needs at least 2 participants, "
                 f"{len(module.participants('train'))} is left for it."
             )
-        module.setup()
+        _set_up(module, console)
+        write_mosaic(output.path / "figures", module)
         write_views(output.path / "figures", module)
         checkpoints = output.work / f"checkpoints-{run.model_name}"
         resume = sound_checkpoint(checkpoints, console.say)
@@ -188,7 +204,8 @@ def pretrain(
             f"{' x '.join(map(str, module.preparation.shape or ()))} voxels."
         )
         model.fit(module, ckpt_path=resume)
-        seen = [who for who, _ in module.participants("train")]
+        trained = module.images["split"] == "train"
+        seen = sorted(module.images.loc[trained, "participant_id"].astype(str).unique())
         salt = f"{key_seed(run.random_seed, 'salt', *seen):08x}"
         save_model(
             model,
@@ -256,9 +273,9 @@ def embed(
             work=output.work,
             console=console,
         )
-        module.check()
-        write_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
-        module.setup()
+        _check_inputs(output, module)
+        _set_up(module, console)
+        write_mosaic(output.path / "figures", module)
         if own != source and not (own / "model.json").is_file():
             own.mkdir(parents=True, exist_ok=True)
             for name in ("weights.safetensors", "model.json"):
@@ -373,7 +390,7 @@ def predict(
             result = predict_phenotype(
                 matrix,
                 images[target],
-                _groups(images, prediction.group),
+                _groups(images, [module.shared[i] for i in kept], prediction.group),
                 target=target,
                 baselines=baselines,
                 site=None if site is None else images[site],
@@ -429,8 +446,9 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     InputsUnusableError
         When too few images are usable.
     """
-    data, training, run = options.data, options.training, options.run
+    data, run = options.data, options.run
     folder = output.path / "models" / f"desc-{run.model_name}"
+    training = _known_shape(options.training, folder)
     if options.model is None:
         check_training(training)
     else:
@@ -441,6 +459,7 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     module = data_module(
         output.bids_dir, data, run, training=training, work=output.work, console=console
     )
+    _check_inputs(output, module)
     _check_targets(module, options.target, options.prediction)
     if options.model is None and (folder / "model.json").is_file():
         _is_trained(folder, training_config(data, training, run, module.preparation))
@@ -568,10 +587,9 @@ def dry_run(
     shape = preparation.shape or (0, 0, 0)
     people = module.participants("train")
     steps = len(module.train_dataloader()) if len(people) > 1 else 0
-    megabytes = 2 * int(np.prod(shape)) * len(module.images) / 1e6
-    lines = [f"{count} images: {name}" for name, count in module.kept]
+    megabytes = module.plan().entry_bytes * len(module.images) / 1e6
     return [
-        *lines,
+        *_kept(module.kept),
         (
             f"volumes of {' x '.join(map(str, shape))} voxels of "
             f"{' x '.join(f'{s:g}' for s in preparation.spacing)} mm, "
@@ -617,6 +635,17 @@ def _is_trained(folder: Path, config: Mapping[str, Any]) -> bool:
     return True
 
 
+def _known_shape(training: TrainingOptions, folder: Path) -> TrainingOptions:
+    """Return the options with the shape of the model that is there.
+
+    The default shape comes from the images, so new participants could change it.
+    """
+    if training.shape or not (folder / "model.json").is_file():
+        return training
+    contract = read_description(folder)["input_contract"] or {}
+    return replace(training, shape=list(contract.get("shape") or []))
+
+
 def _refuse_another_model(own: Path, source: Path, digest: str) -> None:
     """Refuse weights other than those that the output holds."""
     if not (own / "model.json").is_file():
@@ -628,9 +657,43 @@ def _refuse_another_model(own: Path, source: Path, digest: str) -> None:
         )
 
 
+def _check_inputs(output: Output, module: BIDSDataModule) -> None:
+    """Open every image, and write what became of each even if the dataset is refused."""
+    logs = output.path / "logs"
+    try:
+        module.check()
+    finally:
+        if module.is_indexed:
+            _keep_tsv(logs / "inputs.tsv", module.inputs)
+    _keep_tsv(logs / "phenotypes.tsv", module.matches)
+
+
+def _keep_tsv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table unless it is there already."""
+    text = to_tsv(table)
+    if not path.is_file() or path.read_bytes() != text.encode("utf-8", "backslashreplace"):
+        write_text(path, text)
+
+
+def _set_up(module: BIDSDataModule, console: Quiet) -> None:
+    """Prepare the volumes, after saying how much will be written where."""
+    volumes = module.plan()
+    if missing := len(volumes.missing()):
+        console.say(
+            f"Preparing {missing} volumes: {missing * volumes.entry_bytes / 1e6:.1f} MB, a file "
+            f"each, in {volumes.folder}."
+        )
+    module.setup()
+
+
+def _kept(kept: Sequence[tuple[str, int]]) -> list[str]:
+    """Say how many images each step of a selection left."""
+    return [f"{count} image{'' if count == 1 else 's'}: {step}" for step, count in kept]
+
+
 def _tell_inputs(module: BIDSDataModule, console: Quiet) -> None:
-    for name, count in module.kept:
-        console.say(f"{count} images: {name}")
+    for line in _kept(module.kept):
+        console.say(line)
     odd = module.inputs[module.inputs["code"] != "ok"]
     for fault, count in (odd["status"] + ": " + odd["code"]).value_counts().items():
         console.say(f"{count} {fault} (logs/inputs.tsv)")
@@ -705,13 +768,12 @@ def _write_descriptions(folder: Path, label: str) -> None:
     )
 
 
-def _groups(images: pd.DataFrame, column: str | None) -> pd.Series[Any]:
-    """Return the groups that no split divides: participants, or families where they are known."""
-    people = images["participant_id"]
-    if column is None:
-        return people
-    family = images[column].groupby(people).transform("first")
-    return pd.Series(np.where(family.notna(), column + " " + family.astype(str), people))
+def _groups(
+    images: pd.DataFrame, shared: Sequence[str | None], column: str | None
+) -> pd.Series[Any]:
+    """Return the groups that no split divides: participants, those who share an image, families."""
+    families = [] if column is None else [images[column]]
+    return pd.Series(joined(images["participant_id"], shared, *families), dtype=object)
 
 
 def _fingerprint(

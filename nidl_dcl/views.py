@@ -6,8 +6,6 @@ MONAI transforms through and through; which participants are drawn, and when, is
 from __future__ import annotations
 
 import copy
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
@@ -17,23 +15,23 @@ import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, Randomizable, RandomizableTransform
-from monai.utils import convert_to_tensor
 from torch import Tensor
-from torch.nn import functional as F
 
 from nidl_dcl.errors import UsageError
 from nidl_dcl.monai_random import warn_of_untested
 from nidl_dcl.randomness import key_seed, keyed
+from nidl_dcl.volume_transforms import (
+    RandBias,
+    RandBlur,
+    RandContrast,
+    RandCutout,
+    RandForegroundNoise,
+    RandPlacement,
+)
 
 __all__ = [
     "STRENGTHS",
     "MultiViewsTransform",
-    "RandBias",
-    "RandBlur",
-    "RandContrast",
-    "RandCutout",
-    "RandForegroundNoise",
-    "RandPlacement",
     "TwoViews",
     "draw_view",
     "volume_views",
@@ -248,7 +246,7 @@ def volume_views(strength: str = "default", kind: str = "intensity") -> Compose:
     ============  ==========================================  ======  =======  ======
 
     Background outside a brain mask stays exactly 0, save that placement moves it and cutout adds
-    to it. Flip, rotation, scaling, crop and shift are one resampling.
+    to it. Flip, rotation, scaling, crop and shift are one step (see `RandPlacement`).
     """
     if strength not in STRENGTHS:
         raise UsageError(f"strength is one of {', '.join(STRENGTHS)}; got {strength!r}.")
@@ -264,257 +262,16 @@ def volume_views(strength: str = "default", kind: str = "intensity") -> Compose:
         RandForegroundNoise(**limits["noise"]),
         RandCutout(**limits["cutout"]),
     ]
-    return Compose(steps)
+    return _OneStream(steps)
 
 
-class _VolumeTransform(RandomizableTransform, ABC):
-    """A MONAI array transform of the last three axes that never writes into its input.
+class _OneStream(Compose):
+    """A Compose whose transforms draw from one generator in turn; to seed one each takes longer."""
 
-    MONAI's own are slower at these sizes, mostly for their tracking of metadata.
-    """
-
-    def __call__(self, img: Any, randomize: bool = True) -> Tensor:
-        """Return the changed volume; ``randomize=False`` repeats the last draw."""
-        volume: Tensor = convert_to_tensor(img, dtype=torch.float32, track_meta=False)
-        if volume.ndim not in (3, 4):
-            raise ValueError(
-                f"{type(self).__name__} takes (c, d, h, w) or (d, h, w), "
-                f"got shape {tuple(volume.shape)}."
-            )
-        if randomize:
-            self.randomize(volume)
-        return self.apply(volume) if self._do_transform else volume
-
-    def randomize(self, data: Any = None) -> None:
-        """Draw whether to act and, if so, how."""
-        super().randomize(None)
-        if self._do_transform:
-            self.draw()
-
-    @abstractmethod
-    def draw(self) -> None:
-        """Draw this transform's parameters from ``self.R``."""
-
-    @abstractmethod
-    def apply(self, volume: Tensor) -> Tensor:
-        """Return the changed volume for the parameters drawn."""
-
-    def _around_zero(self, limit: float, size: int | None = None) -> Any:
-        return self.R.uniform(-limit, limit, size)
-
-
-class RandPlacement(_VolumeTransform):
-    """Left-right flip, rotation, scaling, resized crop and shift, in one linear resampling.
-
-    Parameters
-    ----------
-    prob : float
-        Probability of everything but the flip.
-    degrees, scale, crop, shift : float
-        Limits, see `volume_views`.
-    flip : float
-        Probability of the flip of the first spatial axis.
-    """
-
-    def __init__(
-        self,
-        prob: float = 0.9,
-        degrees: float = 5.0,
-        scale: float = 0.04,
-        crop: float = 0.08,
-        shift: float = 0.02,
-        flip: float = 0.5,
-    ) -> None:
-        super().__init__(prob=1.0)
-        self.move_prob, self.flip_prob = prob, flip
-        self.degrees, self.scale, self.crop, self.shift = degrees, scale, crop, shift
-        self._matrix, self._offset, self._moves = np.eye(3), np.zeros(3), False
-
-    def draw(self) -> None:
-        """Draw the map from the view's coordinates, centred, to the input's."""
-        flip = np.diag([-1.0 if self.R.rand() < self.flip_prob else 1.0, 1.0, 1.0])
-        self._moves = self.R.rand() < self.move_prob
-        self._matrix, self._offset = flip, np.zeros(3)
-        if not self._moves:
-            return
-        a, b, c = np.deg2rad(self._around_zero(self.degrees, 3))
-        turns = [
-            [[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]],
-            [[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]],
-            [[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]],
-        ]
-        kept = 1 - self.R.uniform(0, self.crop)
-        size = kept * math.exp(self._around_zero(self.scale))
-        self._matrix = size * np.linalg.multi_dot([np.array(turn) for turn in turns]) @ flip
-        # A crop of `kept` may lie anywhere in the field: half the rest to either side.
-        self._offset = self._around_zero((1 - kept) / 2, 3) + self._around_zero(self.shift, 3)
-
-    def apply(self, volume: Tensor) -> Tensor:
-        """Return the volume resampled by the map drawn; 0 beyond its field."""
-        if not self._moves:
-            return volume.flip(-3) if self._matrix[0, 0] < 0 else volume
-        sides = volume.shape[-3:]
-        half = [(n - 1) / 2 for n in sides]
-        if self.degrees == 0:
-            for axis, n in enumerate(sides):
-                at = (torch.arange(n, dtype=torch.float32) - half[axis]) * self._matrix[axis, axis]
-                volume = _interpolated(volume, axis - 3, at + half[axis] + self._offset[axis] * n)
-            return volume
-        x, y, z = (
-            torch.arange(n, dtype=torch.float32) - m for n, m in zip(sides, half, strict=True)
-        )
-        grid = torch.empty(1, *sides, 3)
-        for axis, n in enumerate(sides):
-            # grid_sample counts from -1 to 1 between the outer voxel centres, last axis first.
-            u, v, w = (self._matrix[axis] / max(half[axis], 0.5)).tolist()
-            start = self._offset[axis] * n / max(half[axis], 0.5)
-            torch.add(
-                (u * x + start)[:, None, None] + (v * y)[:, None], w * z, out=grid[0, ..., 2 - axis]
-            )
-        channels = volume.reshape(1, -1, *sides)
-        return F.grid_sample(channels, grid, align_corners=True).reshape(volume.shape)
-
-
-class RandBlur(_VolumeTransform):
-    """Gaussian blur of up to `sigma` voxels; with `keep_zero` the background stays exactly 0."""
-
-    def __init__(self, prob: float = 0.5, sigma: float = 0.6, keep_zero: bool = True) -> None:
-        super().__init__(prob)
-        self.sigma, self.keep_zero, self._taps = sigma, keep_zero, [1.0]
-
-    def draw(self) -> None:
-        """Draw one sigma for the three axes."""
-        sigma = max(1e-3, self.R.uniform(0, self.sigma))
-        taps = np.exp(-0.5 * (np.arange(math.ceil(3 * sigma) + 1) / sigma) ** 2)
-        self._taps = (taps / (taps[0] + 2 * taps[1:].sum())).tolist()
-
-    def apply(self, volume: Tensor) -> Tensor:
-        """Return the blurred volume; beyond its field are zeros."""
-        blurred = volume
-        for axis in (-3, -2, -1):
-            n, source = volume.shape[axis], blurred
-            blurred = source * self._taps[0]
-            for distance, weight in enumerate(self._taps[1:], 1):
-                if (rest := n - distance) > 0:
-                    lower, upper = source.narrow(axis, 0, rest), source.narrow(axis, distance, rest)
-                    blurred.narrow(axis, distance, rest).add_(lower, alpha=weight)
-                    blurred.narrow(axis, 0, rest).add_(upper, alpha=weight)
-        return blurred * (volume != 0) if self.keep_zero else blurred
-
-
-class RandContrast(_VolumeTransform):
-    """Gain of 1 ± `gain` and a power of up to exp(± `gamma`), which keeps 0 and the extremes."""
-
-    def __init__(self, prob: float = 0.8, gain: float = 0.1, gamma: float = 0.1) -> None:
-        super().__init__(prob)
-        self.gain, self.gamma, self._gain, self._power = gain, gamma, 1.0, 1.0
-
-    def draw(self) -> None:
-        """Draw gain and power."""
-        self._gain = 1 + self._around_zero(self.gain)
-        self._power = math.exp(self._around_zero(self.gamma))
-
-    def apply(self, volume: Tensor) -> Tensor:
-        """Return sign(x) m (abs(x) / m) ** power times the gain, m being the largest abs(x)."""
-        if self._power == 1:
-            return volume * self._gain
-        largest = max(float(volume.abs().max()), 1e-12)
-        bent = (volume.abs() / largest).pow_(self._power).mul_(largest * self._gain)
-        return torch.copysign(bent, volume)
-
-
-class RandBias(_VolumeTransform):
-    """Smooth multiplicative field, exp of cosines of at most one wave per axis.
-
-    Parameters
-    ----------
-    prob : float
-        Probability.
-    amplitude : float
-        Limit of the field's largest absolute logarithm.
-    """
-
-    def __init__(self, prob: float = 0.5, amplitude: float = 0.2) -> None:
-        super().__init__(prob)
-        self.amplitude, self._weights, self._peak = amplitude, np.zeros((3, 3, 3)), 0.0
-
-    def draw(self) -> None:
-        """Draw the weights of the cosines, the slow ones larger, and the peak."""
-        order = np.add.outer(np.add.outer(np.arange(3), np.arange(3)), np.arange(3))
-        self._weights = self.R.standard_normal((3, 3, 3)) / np.maximum(1, order) ** 2
-        self._weights[0, 0, 0] = 0
-        self._peak = self.R.uniform(0, self.amplitude)
-
-    def apply(self, volume: Tensor) -> Tensor:
-        """Return the volume times the field."""
-        field = torch.as_tensor(self._weights, dtype=torch.float32)
-        for n in volume.shape[-3:]:
-            at = (torch.arange(n, dtype=torch.float32) + 0.5) * (math.pi / n)
-            # One axis of weights becomes one axis of voxels, added in a fixed order.
-            field = sum(
-                (field[k].unsqueeze(-1) * torch.cos(k * at) for k in (1, 2)),
-                field[0].unsqueeze(-1) * torch.ones(n),
-            )
-        return volume * field.mul_(self._peak / max(float(field.abs().max()), 1e-6)).exp_()
-
-
-class RandForegroundNoise(_VolumeTransform):
-    """Gaussian noise where the volume is not exactly 0, relative to its standard deviation."""
-
-    def __init__(self, prob: float = 0.5, std: float = 0.06) -> None:
-        super().__init__(prob)
-        self.std, self._std, self._noise_seed = std, 0.0, 0
-
-    def draw(self) -> None:
-        """Draw the relative standard deviation and the seed of the noise."""
-        self._std = self.R.uniform(0, self.std)
-        self._noise_seed = int(self.R.randint(2**31))
-
-    def apply(self, volume: Tensor) -> Tensor:
-        """Return the volume with noise added."""
-        foreground = volume != 0
-        count = max(1, int(foreground.sum()))
-        variance = float(volume.square().sum()) / count - (float(volume.sum()) / count) ** 2
-        # torch draws five times faster than numpy's RandomState, and its own generator
-        # leaves the global one alone.
-        noise = torch.randn(volume.shape, generator=torch.Generator().manual_seed(self._noise_seed))
-        return volume + noise.mul_(self._std * math.sqrt(max(variance, 0.0))).mul_(foreground)
-
-
-class RandCutout(_VolumeTransform):
-    """Boxes set to 0: 1 to `boxes` of them, each side 10 % to `side` of the volume's."""
-
-    def __init__(self, prob: float = 0.5, boxes: int = 2, side: float = 0.25) -> None:
-        super().__init__(prob)
-        self.boxes, self.side, self._boxes = boxes, side, np.zeros((0, 2, 3))
-
-    def draw(self) -> None:
-        """Draw sides and places as shares of the volume."""
-        count = self.R.randint(1, self.boxes + 1)
-        sides = self.R.uniform(min(0.1, self.side), self.side, (count, 3))
-        self._boxes = np.stack([self.R.uniform(size=(count, 3)) * (1 - sides), sides], axis=1)
-
-    def apply(self, volume: Tensor) -> Tensor:
-        """Return the volume without the boxes."""
-        cut = volume.clone()
-        for start, side in self._boxes:
-            first = np.rint(start * volume.shape[-3:]).astype(int)
-            x, y, z = (
-                slice(a, a + b)
-                for a, b in zip(first, np.rint(side * volume.shape[-3:]).astype(int), strict=True)
-            )
-            cut[..., x, y, z] = 0
-        return cut
-
-
-def _interpolated(volume: Tensor, axis: int, at: Tensor) -> Tensor:
-    """Return linear interpolation along one axis at positions in voxels; 0 outside."""
-    n = volume.shape[axis]
-    shape = [-1 if a == axis % volume.ndim else 1 for a in range(volume.ndim)]
-    low = at.floor()
-    result = torch.zeros_like(volume)
-    for index, weight in ((low, 1 - (at - low)), (low + 1, at - low)):
-        weight = weight * ((index >= 0) & (index < n))
-        picked = volume.index_select(axis, index.clamp(0, n - 1).long())
-        result += picked * weight.view(shape)
-    return result
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> _OneStream:
+        Randomizable.set_random_state(self, seed, state)
+        for part in self.transforms:
+            part.set_random_state(state=self.R)
+        return self

@@ -33,9 +33,31 @@ from nidl_dcl.image_file import (
     require_range,
 )
 
-__all__ = ["Preparation", "common_shape", "prepare_volume"]
+__all__ = ["Origin", "Preparation", "common_shape", "prepare_volume"]
 
 MASKED_FIELD_MM = (160.0, 192.0, 160.0)  # right-left, front-back, up-down: holds an adult brain
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What the images were that a model learnt from, before preparation.
+
+    Attributes
+    ----------
+    contrast : str
+        BIDS suffix: ``"T1w"``, ``"probseg"`` …
+    space : str
+        ``"native"``, or the template whose space they are in.
+    stripped : bool
+        Without skull already when they were read.
+    coarsest : float
+        Longest side of a voxel among all images, in mm.
+    """
+
+    contrast: str
+    space: str
+    stripped: bool = False
+    coarsest: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +77,10 @@ class Preparation:
         (``"probability"``) and maps with negative values (``"signed"``) keep their numbers.
     version : int
         Of the rules themselves; another one is refused rather than read with other rules.
+    orientation : {"RAS"}
+        Of the axes of the prepared array.
+    origin : Origin, optional
+        What the images were; no rule, so preparations that differ in it are equal.
     """
 
     spacing: tuple[float, float, float] = (4.0, 4.0, 4.0)
@@ -62,6 +88,8 @@ class Preparation:
     masked: bool = False
     intensity: str = "robust"
     version: int = 1
+    orientation: str = "RAS"
+    origin: Origin | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         # Equality must mean the same numbers, whether they came from YAML, JSON or the caller.
@@ -81,10 +109,11 @@ class Preparation:
             raise UsageError(
                 f"intensity is one of {', '.join(INTENSITIES)}; got {self.intensity!r}."
             )
-        if self.version != 1:
+        if (self.version, self.orientation) != (1, "RAS"):
             raise UsageError(
-                f"This model prepares images by rules of version {self.version}; "
-                "this nidl_dcl knows version 1. Install the nidl_dcl that wrote the model."
+                f"This model prepares images by rules of version {self.version} with axes "
+                f"{self.orientation}; this nidl_dcl knows version 1 with RAS. Install the nidl_dcl "
+                "that wrote the model."
             )
 
     @property
@@ -100,13 +129,20 @@ class Preparation:
         fields = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
+    def rules(self) -> dict[str, Any]:
+        """Return `to_dict` without `origin`: what decides about the numbers."""
+        fields = self.to_dict()
+        del fields["origin"]
+        return fields
+
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preparation:
         """Return the preparation that `to_dict` described; unknown fields are an error."""
         unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise UsageError(f"Unknown fields of an input contract: {', '.join(sorted(unknown))}.")
-        return cls(**fields)
+        origin = fields.get("origin")
+        return cls(**{**fields, "origin": None if origin is None else Origin(**origin)})
 
 
 def common_shape(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 
 SHAPE = (40, 48, 36)
 AFFINE = np.array([[2.0, 0, 0, -40], [0, 2.0, 0, -50], [0, 0, 2.0, -30], [0, 0, 0, 1]])
@@ -44,3 +45,26 @@ def save(path: Path, data=None, affine=AFFINE, dtype=np.float32, **header) -> Pa
         with opener(path, "wb") as stream:
             stream.write(bytes(content))
     return path
+
+
+def save_mgh(path: Path, data=None, affine=AFFINE, dtype=np.float32, **header) -> Path:
+    """Write a FreeSurfer image, then overwrite header fields as no library would let one."""
+    made = nib.MGHImage((brain()[0] if data is None else data).astype(dtype), affine)
+    content = bytearray(made.to_bytes())
+    fields = np.ndarray((), nib.freesurfer.mghformat.header_dtype, content)
+    for name, value in header.items():
+        fields[name] = value
+    opener = gzip.open if path.name.endswith("z") else open
+    with opener(path, "wb") as stream:
+        stream.write(bytes(content))
+    return path
+
+
+def head(*shape: int) -> torch.Tensor:
+    """Return a masked egg, brighter to the right, the front and the top."""
+    sides = shape[-3:] or (18, 22, 16)
+    x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in sides), indexing="ij")
+    egg = ((x / 0.8) ** 2 + (y / 0.9) ** 2 + (z / 0.8) ** 2 < 1) * (
+        0.6 + 0.1 * x + 0.3 * y + 0.2 * z
+    )
+    return egg.expand(shape or (1, *sides)).contiguous()

@@ -321,7 +321,7 @@ def test_one_image_of_each_session_by_acquisition_and_run(raw, select, run):
 def test_images_kept_are_counted_after_each_step(raw):
     kept = find_images(raw, filters={"session": "b"}, select="last").kept
     assert kept == [
-        ("T1w images by name", 5),
+        ("T1w by name", 5),
         ("session b", 3),
         ("usable by name", 3),
         ("last image of each session", 1),

@@ -78,6 +78,14 @@ def test_two_view_loaders_under_the_default_warmup(rows, labels):
         assert z.dtype == torch.float32
 
 
+def test_a_length_in_steps_alone_gives_the_same_weights(rows):
+    def weights(**length):
+        given = {"lr_scheduler_kwargs": {"warmup_epochs": 1}, "lr_scheduler": "warmup_cosine"}
+        return make(**given, **length).fit(pairs(rows)).encoder.weight
+
+    assert torch.equal(weights(max_epochs=-1, max_steps=30), weights(max_epochs=3))
+
+
 def test_steps_return_loss_projections_and_targets(rows):
     seen = {}
 

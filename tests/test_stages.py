@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+
+from nidl_dcl import BIDSDataModule
 
 TWO_EPOCHS = ("--spacing", "8", "--max-epochs", "2", "--batch-size", "8")
 SIXTY_EPOCHS = ("--target", "age", "--spacing", "8", "--max-epochs", "60", "--batch-size", "4")
@@ -135,7 +138,7 @@ def test_the_same_command_again_changes_nothing(
     assert "voxels" in done.out
     after = files_of(copied)
     assert {n for n in after if after[n] != before.get(n)} <= {
-        *("logs/run.json", "logs/inputs.tsv", "code/config.yaml"),
+        *("logs/run.json", "code/config.yaml"),
     }
     record = record_of(copied)
     assert all(stage["skipped"] for stage in record["stages"])
@@ -227,6 +230,22 @@ def test_a_new_target_and_a_new_participant_are_added_to_what_is_there(
     assert metrics["n_participants"] == 9
 
 
+def test_new_participants_with_larger_images_do_not_change_the_shape(
+    make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    bids, out = make_heads(n=4, masks=False), tmp_path / "out"
+    assert run("pretrain", bids, out, *TWO_EPOCHS).status == 0
+    make_heads(n=8, first=5, masks=False)
+    for i in range(5, 13):
+        for path in bids.glob(f"sub-{i:02d}/ses-*/anat/*.nii.gz"):
+            image = nib.load(path)
+            wide = np.pad(np.asanyarray(image.dataobj), 10)
+            nib.save(nib.Nifti1Image(wide, image.affine), path)
+    done = run("study", bids, out, "--target", "age", *TWO_EPOCHS)
+    assert done.status == 0, done.err
+    assert pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")["participant_id"].nunique() == 12
+
+
 def test_a_broken_image_gets_a_row_with_the_reason_and_the_others_go_on(
     make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -255,6 +274,96 @@ def test_another_dataset_is_embedded_by_an_existing_model(
     weights = "weights.safetensors"
     copy = out / "models" / "desc-dcl" / weights
     assert copy.read_bytes() == (model / weights).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"masks": False}, ["brain-masked", "--mask NAME"]),
+        ({"voxel": 12.0}, ["_T1w.nii.gz has voxels of 12 mm", "8 mm at most", "--spacing"]),
+        ({"suffix": "T2w"}, ["T1w images and these are T2w"]),
+    ],
+)
+def test_images_that_break_the_models_contract_are_refused_with_what_to_do(
+    change: dict[str, Any],
+    words: list[str],
+    studied: Path,
+    make_heads: Callable[..., Path],
+    tmp_path: Path,
+    run: Callable[..., Any],
+) -> None:
+    bids, out = make_heads(n=4, first=21, masks=change.get("masks", True)), tmp_path / "out"
+    options: list[object] = []
+    for path in bids.rglob("*_T1w.nii.gz"):
+        if "voxel" in change:
+            image = nib.load(path)
+            affine = image.affine * (change["voxel"] / 8.0)
+            nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), path)
+        if "suffix" in change:
+            path.rename(path.with_name(path.name.replace("T1w", change["suffix"])))
+    if "suffix" in change:
+        asked = tmp_path / "filter.json"
+        asked.write_text(json.dumps({"suffix": change["suffix"]}))
+        options = ["--bids-filter-file", asked]
+    done = run("embed", bids, out, "--model", studied / "models" / "desc-dcl", *options)
+    assert done.status == 2
+    for word in words:
+        assert word in done.err
+    assert not (out / "desc-dcl_embeddings.tsv").exists()
+
+
+def test_participants_who_share_an_image_are_warned_of_and_stay_in_one_group(
+    make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    bids, out = make_heads(n=8), tmp_path / "out"
+    name = "sub-{0}/ses-01/anat/sub-{0}_ses-01_T1w.nii.gz"
+    shutil.copy(bids / name.format("02"), bids / name.format("07"))
+    module = BIDSDataModule(bids, spacing=8.0)
+    assert [who for who, _ in module.participants("train")] == [
+        f"sub-{i:02d}" for i in (1, 2, 3, 4, 5, 6, 8)
+    ]
+    assert run("study", bids, out, "--target", "sex", *TWO_EPOCHS).status == 0
+    inputs = pd.read_csv(out / "logs" / "inputs.tsv", sep="\t").set_index("participant_id")
+    assert list(inputs.index[inputs["code"] == "duplicate"]) == ["sub-02", "sub-07"]
+    assert set(inputs["status"]) == {"ok", "warn"}
+    table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
+    assert table["participant_id"].nunique() == 8
+    assert set(table["split"]) == {"train"}
+    metrics = json.loads((out / "desc-dclSex_metrics.json").read_text())
+    assert metrics["groups"]["n"] == 7
+
+
+def test_a_dataset_that_is_fetched_in_part_is_used_as_far_as_it_goes(
+    make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    bids, out = make_heads(n=10), tmp_path / "out"
+    for i in (1, 2, 4, 5, 7, 8):
+        image = bids / f"sub-{i:02d}/ses-01/anat/sub-{i:02d}_ses-01_T1w.nii.gz"
+        image.unlink()
+        image.symlink_to("../../../.git/annex/objects/xx/yy/SHA256E-s9--0.nii.gz")
+    fetch = f"cd {bids} && datalad get sub-*/ses-*/anat/*_T1w.nii.gz"
+    words = ["pretrain", bids, out, *TWO_EPOCHS]
+    done = run(*words)
+    assert done.status == 3
+    assert fetch in done.err
+    inputs = pd.read_csv(out / "logs" / "inputs.tsv", sep="\t")
+    assert (inputs["code"] == "not_fetched").sum() == 6
+    done = run(*words, "--max-skipped", "0.5")
+    assert done.status == 0
+    assert done.err.count("datalad get") == 1
+    assert fetch in done.err
+
+
+def test_a_broken_sidecar_is_a_warning(
+    make_heads: Callable[..., Path], run: Callable[..., Any]
+) -> None:
+    bids = make_heads(n=3)
+    (bids / "sub-01/ses-01/anat/sub-01_ses-01_T1w.json").write_text("{")
+    (bids / "sub-02/ses-01/anat/sub-02_ses-01_T1w.json").symlink_to("nowhere")
+    (bids / "sub-03/ses-01/anat/sub-03_ses-01_T1w.json").write_text('{"EchoTime": 0.003}')
+    done = run("index", bids, "--check")
+    codes = [line.split("\t")[4] for line in done.out.splitlines()[1:]]
+    assert codes == ["sidecar", "sidecar", "ok", "ok"]
 
 
 def test_parquet_holds_ids_and_embeddings_in_one_table(
