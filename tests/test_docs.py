@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -275,6 +276,20 @@ def test_a_picture_of_views_is_drawn_the_same_again(make_images: Any, name: str)
     torch.manual_seed(7)
     assert draw(x) == first
     assert limits_of(first)
+
+
+@pytest.mark.slow
+def test_the_pictures_of_views_show_what_is_drawn_now(make_images: Any) -> None:
+    from io import BytesIO
+
+    brain = make_images.brain()
+    for name, draw in make_images.pictures():
+        with Image.open(REPOSITORY / "docs" / "images" / name) as shown:
+            there = np.asarray(shown, dtype=float)
+        with Image.open(BytesIO(draw(brain))) as drawn:
+            now = np.asarray(drawn, dtype=float)
+        assert now.shape == there.shape
+        assert np.abs(now - there).mean() < 1, f"{name}: run python docs/make_images.py"
 
 
 def test_the_example_of_views_of_your_own_runs() -> None:
