@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import nidl_dcl
 from nidl_dcl import errors
+from nidl_dcl.bids_index import find_images
+from nidl_dcl.coding import decode
+from nidl_dcl.ids import match_ids
 from nidl_dcl.presets import PRESETS
+from nidl_dcl.tables import read_table
+from nidl_dcl.views import STRENGTHS, draw_view
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")]
@@ -115,7 +126,9 @@ def test_every_option_of_the_help_is_documented(command: str, help_of: dict[str,
     assert offered - options_in(page("command_line.md")) == set()
 
 
-@pytest.mark.parametrize("text", [README, page("command_line.md"), page("quickstart.md")])
+@pytest.mark.parametrize(
+    "text", [README, *map(page, ("command_line.md", "quickstart.md", "your_dataset.md"))]
+)
 def test_every_documented_option_exists(text: str, help_of: dict[str, str]) -> None:
     offered = options_in(" ".join(help_of.values()))
     assert options_in(text) - offered - {"--version", "--help"} == set()
@@ -127,9 +140,10 @@ def test_every_command_is_documented(command: str, help_of: dict[str, str]) -> N
     assert help_of[command].startswith(f"Usage: nidl-dcl {command} ")
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_documented(preset: str) -> None:
-    assert f"| `{preset}` |" in section(page("command_line.md"), "## Presets")
+    row = f"| `{preset}` | {PRESETS[preset].summary} |"
+    assert row in section(page("command_line.md"), "## Presets")
 
 
 @pytest.mark.parametrize("name", sorted(nidl_dcl.__all__))
@@ -147,9 +161,21 @@ def test_exit_statuses_are_the_same_everywhere() -> None:
     assert raised <= set(written)
 
 
-@pytest.mark.parametrize("code", sorted(CODES))
-def test_every_code_of_inputs_is_documented(code: str) -> None:
-    assert f"`{code}`" in section(page("files.md"), "## `logs/inputs.tsv`")
+def test_every_code_of_inputs_is_documented_with_what_to_do() -> None:
+    inputs = section(page("files.md"), "## `logs/inputs.tsv`")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in section(inputs, "### Codes").splitlines()
+        if line.startswith("| `")
+    ]
+    assert {len(row) for row in rows} == {4}
+    assert all(meaning and todo for _, _, meaning, todo in rows)
+    # Faults that are repaired when read, or no faults of the image.
+    warned = {"extension", "non_finite", "affine", "spacing", "sidecar", "duplicate", "ambiguous"}
+    never_skipped = {"ok", "sidecar", "ambiguous"}
+    expected = {(code, "skip") for code in CODES - never_skipped}
+    expected |= {(code, "warn") for code in warned} | {("ok", "ok")}
+    assert {(row[0].strip("` |"), row[1].strip("`")) for row in rows} == expected
 
 
 def test_the_columns_of_tables_are_documented() -> None:
@@ -207,3 +233,225 @@ def test_the_examples_of_the_estimators_page_run() -> None:
     assert names["other"].fitted
     assert names["epoch"] == 2
     assert "max_epochs" in names["said"]
+
+
+# Views ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def make_images() -> Any:
+    """Return the script that draws the pictures of the views."""
+    spec = importlib.util.spec_from_file_location(
+        "make_images", REPOSITORY / "docs" / "make_images.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def limits_of(picture: bytes | Path) -> Any:
+    """Return the limits that a picture of views was drawn with."""
+    from io import BytesIO
+
+    with Image.open(picture if isinstance(picture, Path) else BytesIO(picture)) as image:
+        return json.loads(image.text["Comment"])
+
+
+def test_the_table_of_views_holds_the_limits_in_use() -> None:
+    rows = re.findall(r"\| `(\w+)\.(\w+)` \| (.*) \| (.*) \| (.*) \|", page("views.md"))
+    found = {
+        (kind, name): [
+            float(v.removesuffix(" %")) / (100 if v.endswith(" %") else 1) for v in values
+        ]
+        for kind, name, *values in rows
+    }
+    used = {
+        (kind, name): [STRENGTHS[s][kind][name] for s in ("light", "default", "strong")]
+        for kind, limits in STRENGTHS["light"].items()
+        for name in limits
+    }
+    assert found == used
+
+
+def test_the_pictures_of_views_were_drawn_with_the_limits_in_use(make_images: Any) -> None:
+    folder = REPOSITORY / "docs" / "images"
+    names = [name for name, _ in make_images.pictures()]
+    assert sorted(names) == sorted(p.name for p in folder.glob("views-*.png"))
+    assert list(make_images.KINDS) == list(STRENGTHS["default"])
+    for name in names:
+        part = name.removeprefix("views-").removesuffix(".png")
+        expected = STRENGTHS.get(part) or {s: STRENGTHS[s][part] for s in ("default", "strong")}
+        assert limits_of(folder / name) == expected, "draw it again: python docs/make_images.py"
+        assert (folder / name).stat().st_size < 300_000
+        assert re.search(rf"!\[[^]]{{30,}}\]\(images/{name}\)", page("views.md"))
+
+
+@pytest.mark.parametrize("name", ["views-light.png", "views-blur.png"])
+def test_a_picture_of_views_is_drawn_the_same_again(make_images: Any, name: str) -> None:
+    draw = dict(make_images.pictures())[name]
+    x = torch.rand(1, 80, 96, 80, generator=torch.Generator().manual_seed(0))
+    first = draw(x)
+    torch.manual_seed(7)
+    assert draw(x) == first
+    assert limits_of(first)
+
+
+@pytest.mark.slow
+def test_the_pictures_of_views_show_what_is_drawn_now(make_images: Any) -> None:
+    from io import BytesIO
+
+    brain = make_images.brain()
+    for name, draw in make_images.pictures():
+        with Image.open(REPOSITORY / "docs" / "images" / name) as shown:
+            there = np.asarray(shown, dtype=float)
+        with Image.open(BytesIO(draw(brain))) as drawn:
+            now = np.asarray(drawn, dtype=float)
+        assert now.shape == there.shape
+        assert np.abs(now - there).mean() < 1, f"{name}: run python docs/make_images.py"
+
+
+def test_the_example_of_views_of_your_own_runs() -> None:
+    names: dict[str, Any] = {}
+    exec(page("views.md").split("```python")[1].split("```")[0], names)
+    again = draw_view(names["views"], names["volume"], 0, 3, "sub-01", 2)
+    assert torch.equal(names["second"], again)
+    assert not torch.equal(names["first"], names["second"])
+
+
+# Use your own BIDS dataset ----------------------------------------------------------------------
+
+
+def table(name: str) -> list[list[str]]:
+    """Return the rows of a marked table of your_dataset.md, without its head."""
+    text = page("your_dataset.md").split(f"<!-- {name} -->\n")[1].split("<!--")[0]
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in text.strip().splitlines()[2:]
+    ]
+
+
+def quoted(cell: str) -> list[str | None]:
+    """Return what a cell names as code, None for the word "missing"."""
+    return [code or None for code, _ in re.findall("`([^`]+)`|(missing)", cell)]
+
+
+def layout_row(preset: str) -> list[str]:
+    """Return what the page has to say of a preset."""
+    form = PRESETS[preset]
+
+    def listed(values: Iterable[str]) -> str:
+        return ", ".join(f"`{value}`" for value in values)
+
+    names = f"{listed(f'{p}sub-…_{form.suffix}' for p in form.prefixes)}; {listed(form.extensions)}"
+    asked = [f"{key}-{value}" for key, value in form.entities.items() if value is not None]
+    absent = [f"{key}-" for key, value in form.entities.items() if value is None]
+    names += f"; with {listed(asked)}" if asked else ""
+    names += f"; without {listed(absent)}" if absent else ""
+    values = {"intensity": "scan", "probability": "tissue map", "signed": "signed map"}[form.kind]
+    masks = {"any": "of any derivative", "own": "its own", "none": "none needed"}[form.masks]
+    if form.masks == "any" and form.derivatives:
+        masks = f"its own, else {masks}"
+    return [
+        f"`{preset}`",
+        listed(form.folders),
+        f"`{form.file_name}`" if form.file_name else names,
+        listed(f"{name}*" for name in form.derivatives) or "raw data",
+        values,
+        masks,
+    ]
+
+
+def test_the_page_says_of_each_preset_what_it_looks_for() -> None:
+    found = {row[0]: row for row in table("layouts")}
+    assert found == {f"`{preset}`": layout_row(preset) for preset in PRESETS}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_example_of_a_preset_is_found(preset: str, tmp_path: Path) -> None:
+    examples = {str(quoted(name)[0]): str(quoted(path)[0]) for name, path in table("examples")}
+    places = [f"derivatives/{name}-1.0" for name in PRESETS[preset].derivatives] or ["."]
+    for number, place in enumerate([*places, "."]):
+        image = tmp_path / str(number) / place / examples[preset]
+        image.parent.mkdir(parents=True)
+        image.touch()
+        (tmp_path / str(number) / "sub-01").mkdir(exist_ok=True)
+        found = find_images(tmp_path / str(number), preset=preset, mask="none")
+        assert [found.root / path for path in found.images["path"]] == [image]
+        assert list(found.inputs["code"]) == ["ok"]
+    assert set(examples) == set(PRESETS)
+
+
+def filters() -> list[dict[str, Any]]:
+    """Return the filters that the page shows."""
+    blocks = re.findall(r"```json\n(.*?)```", page("your_dataset.md"), flags=re.DOTALL)
+    return [json.loads(block) for block in blocks if "Levels" not in block]
+
+
+@pytest.mark.parametrize(
+    ("number", "preset", "wanted", "other"),
+    [
+        (0, "raw-t1w", "sub-1_T2w", "sub-1_T1w"),
+        (1, "raw-t1w", "sub-1_acq-mprage_run-02_T1w", "sub-1_acq-mprage_ce-gd_run-1_T1w"),
+        (1, "raw-t1w", "sub-1_acq-mprage_run-1_T1w", "sub-1_acq-mprage_run-3_T1w"),
+        (
+            *(2, "fmriprep-mni", "sub-1_space-MNI152NLin6Asym_desc-preproc_T1w"),
+            "sub-1_space-MNI152NLin2009cAsym_desc-preproc_T1w",
+        ),
+        (3, "raw-t1w", "sub-1_acq-mprage_T1w", "sub-1_acq-fast_T1w"),
+    ],
+)
+def test_the_filters_of_the_page_do_what_it_says(
+    number: int, preset: str, wanted: str, other: str, tmp_path: Path
+) -> None:
+    for name in (wanted, other):
+        path = tmp_path / f"sub-1/anat/{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = find_images(tmp_path, preset=preset, filters=filters()[number], mask="none").images
+    assert list(found["path"]) == [f"sub-1/anat/{wanted}.nii.gz"]
+    assert len(filters()) == 4
+
+
+def test_ids_are_matched_as_the_page_says() -> None:
+    rows = table("ids")
+    folders = [str(quoted(folder)[0]) for _, folder, _ in rows if folder != "none"]
+    found = match_ids([str(quoted(row[0])[0]) for row in rows], [*folders, "sub-07a", "sub-070"])
+    for text, folder, rule in rows:
+        told = found.get(str(quoted(text)[0]), (None, "none"))
+        assert told == ((quoted(folder) or [None])[0], quoted(rule)[0])
+    assert {quoted(row[2])[0] for row in rows} == {"exact", "prefix", "case", "zeros", "none"}
+
+
+def test_values_are_read_as_the_page_says(tmp_path: Path) -> None:
+    for column, written, expected in table("values"):
+        file = tmp_path / "table.tsv"
+        file.write_text("\n".join(["x", *(str(cell) for cell in quoted(written))]) + "\n")
+        cells = [row[0] for row in read_table(file).rows]
+        found, _ = decode(str(quoted(column)[0]), cells, {})
+        assert found == quoted(expected)
+    block = next(b for b in page("your_dataset.md").split("```json\n") if "Levels" in b)
+    about = json.loads(block.split("```")[0])["sex"]
+    assert decode("sex", ["1", "2"], about)[0] == ["M", "F"]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(
+    run: Callable[..., Any],
+    make_heads: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_heads("MY_DATASET", 10)
+    make_heads("OTHER_DATASET", 12)
+    (tmp_path / "filter.json").write_text(json.dumps(filters()[3]["t1w"] | {"acquisition": None}))
+    assert run(*["pretrain", "MY_DATASET", "MY_OUTPUT", "--max-epochs", "2"]).status == 0
+    text = page("your_dataset.md")
+    blocks = re.findall(r"^nidl-dcl (.*)$", text, flags=re.MULTILINE)
+    inline = [m.replace("\n", " ") for m in re.findall(r"`nidl-dcl ([^`]+)`", text)]
+    commands = [c for c in [*blocks, *inline] if "index MY" not in c or ">" not in c]
+    assert len(commands) == 7
+    for command in commands:
+        assert run(*command.split()).status == 0, command
