@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -458,6 +459,42 @@ def test_a_table_without_ids_is_refused(tmp_path, name):
 def test_a_given_file_must_exist(tmp_path):
     with pytest.raises(UsageError, match=r"nowhere\.tsv"):
         read_phenotypes(tmp_path, TWO, [tmp_path / "nowhere.tsv"])
+
+
+CELL = st.sampled_from(["sub-1", "1", "SUB-01", "ses-a", "A", "b", "n/a", "20", "20.0", "M", "2,5"])
+NAMES = ["participant_id", "session_id", "filename", "age", "sex", "run", "participants_run", ""]
+CONTENT = st.lists(st.lists(CELL, max_size=4), max_size=4).flatmap(
+    lambda rows: st.lists(st.sampled_from(NAMES), min_size=1, max_size=4).map(
+        lambda header: "\n".join("\t".join(row) for row in [header, *rows])
+    )
+)
+ABOUT = st.recursive(
+    st.none() | st.booleans() | st.floats() | CELL,
+    lambda inner: st.dictionaries(
+        st.sampled_from(["age", "sex", "Levels", "Units", "20", "M"]), inner, max_size=3
+    ),
+    max_leaves=8,
+)
+
+
+@given(CONTENT, CONTENT, CONTENT, ABOUT)
+def test_any_tables_are_joined_or_refused(tmp_path_factory, people, sessions, scans, about):
+    root = tmp_path_factory.getbasetemp() / "any"
+    (root / "sub-1").mkdir(parents=True, exist_ok=True)
+    (root / "participants.tsv").write_text(people)
+    (root / "participants.json").write_text(json.dumps(about))
+    (root / "sub-1" / "sub-1_sessions.tsv").write_text(sessions)
+    (root / "sub-1" / "sub-1_scans.tsv").write_text(scans)
+    try:
+        found = read_phenotypes(root, VISITS)
+    except UsageError:
+        return
+    assert len(found.table) == len(VISITS)
+    assert not {"run", "participant_id", "session_id"} & set(found.table.columns)
+    assert set(found.columns) <= set(found.table.columns)
+    seen = found.matches[["id", "source"]].dropna()
+    assert not seen.duplicated().any()
+    assert all("\n" not in note for note in found.notes)
 
 
 def test_a_given_file_of_an_unknown_user_is_missing(tmp_path):
