@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nidl_dcl.errors import UsageError
@@ -89,6 +89,7 @@ ALIKE = st.lists(
 )
 
 
+@settings(deadline=2000)
 @given(ALIKE, ALIKE, st.randoms())
 def test_ids_match_one_to_one_in_whatever_order_they_come(ids, names, random):
     matched = match_ids(ids, names)
@@ -477,6 +478,7 @@ ABOUT = st.recursive(
 )
 
 
+@settings(deadline=2000)
 @given(CONTENT, CONTENT, CONTENT, ABOUT)
 def test_any_tables_are_joined_or_refused(tmp_path_factory, people, sessions, scans, about):
     root = tmp_path_factory.getbasetemp() / "any"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nidl_dcl.errors import UsageError
@@ -158,6 +158,7 @@ PIECES = st.sampled_from(
 )
 
 
+@settings(deadline=2000)
 @given(st.binary() | st.lists(PIECES | st.binary(max_size=3)).map(b"".join), st.sampled_from("tc"))
 def test_any_bytes_are_a_table_or_a_usage_error(tmp_path_factory, data, kind):
     path = tmp_path_factory.getbasetemp() / f"any.{kind}sv"
