@@ -18,8 +18,9 @@ def match_ids(
     """Return, for each id that can be told, the name it stands for and the rule that told it.
 
     The rules, in this order: ``exact``; ``prefix``, with or without `prefix`; ``case``, another
-    case as well; ``zeros``, other zero padding of its numbers as well. Each rule only pairs what is
-    left, and only where one id and one name agree.
+    case as well; ``zeros``, other zero padding of its numbers as well. A rule only pairs an id and
+    a name that are alone, among all ids and all names, in being alike by it: the pairs are one to
+    one and do not depend on the order.
 
     Parameters
     ----------
@@ -35,24 +36,22 @@ def match_ids(
         return text[len(prefix) :] if text.lower().startswith(prefix) else text
 
     rules: tuple[tuple[str, Callable[[str], str]], ...] = (
+        ("exact", str),
         ("prefix", bare),
         ("case", lambda text: bare(text).lower()),
         ("zeros", lambda text: re.sub("(?<![0-9])0+(?=[0-9])", "", bare(text).lower())),
     )
-    exact = set(names)
-    matched = {text: (text, "exact") for text in ids if text in exact}
-    left_ids = [text for text in dict.fromkeys(ids) if text not in matched]
-    left_names = [name for name in dict.fromkeys(names) if name not in matched]
+    ids, names = dict.fromkeys(ids), dict.fromkeys(names)
+    matched: dict[str, tuple[str, str]] = {}
     for rule, key in rules:
-        by_id, by_name = defaultdict(list), defaultdict(list)
-        for text in left_ids:
-            by_id[key(text)].append(text)
-        for text in left_names:
-            by_name[key(text)].append(text)
-        for common, same in by_id.items():
-            if len(same) == 1 and len(by_name.get(common, ())) == 1:
-                matched[same[0]] = by_name[common][0], rule
-        left_ids = [text for text in left_ids if text not in matched]
-        taken = {name for name, _ in matched.values()}
-        left_names = [text for text in left_names if text not in taken]
+        if len(matched) == len(ids):
+            break
+        alike: defaultdict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+        for text in ids:
+            alike[key(text)][0].append(text)
+        for name in names:
+            alike[key(name)][1].append(name)
+        for same_ids, same_names in alike.values():
+            if len(same_ids) == len(same_names) == 1:
+                matched.setdefault(same_ids[0], (same_names[0], rule))
     return matched

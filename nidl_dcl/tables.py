@@ -8,8 +8,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
-from collections.abc import Iterable
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ from nidl_dcl.errors import UsageError
 __all__ = ["Table", "is_missing", "read_sidecar", "read_table"]
 
 _MISSING = {"", "n/a", "na", "nan", "null", "#n/a", "#na", "<na>", "."}
+_LARGEST = 256 * 2**20
+_POINTERS = ("version https://git-lfs", "/annex/objects/", "../.git/annex/")
+_FETCH = "fetch it first (datalad get, git annex get, git lfs pull)"
 _BOMS = (("utf-8-sig", b"\xef\xbb\xbf"), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"))
 
 
@@ -38,6 +44,10 @@ class Table:
         Line of the file each row stands in, from 1.
     notes : list of str
         What was put right while reading.
+    files : list of Path
+        File of each row, where several were put together; else empty.
+    about : dict of str to dict
+        What the sidecars of `files` say of its columns.
     """
 
     path: Path
@@ -45,6 +55,8 @@ class Table:
     rows: list[list[str | None]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def find(self, names: Iterable[str]) -> int | None:
         """Return the position of the first column that is called one of `names`, in any case."""
@@ -60,58 +72,51 @@ def is_missing(text: str | None) -> bool:
 def read_table(path: Path) -> Table:
     """Read a table as text.
 
-    Tabs part the cells if the header holds one, else semicolons or commas, with CSV's quoting.
-    Byte order marks and every kind of line end are understood.
+    Tabs part the cells if the header holds one, else semicolons or commas. Quotes are text between
+    tabs, unless the name ends in ``.csv``, and CSV's quoting else. Byte order marks and every kind
+    of line end are understood; a row that is short is filled up and counted.
 
     Parameters
     ----------
     path : Path
-        A file.
+        A file of at most 256 MB.
 
     Raises
     ------
     UsageError
-        For a file that is missing, empty or not text, and rows longer than the header.
+        For a file that is missing, empty, too large or not text, quotes that are never closed, and
+        rows longer than the header.
     """
-    if path.is_symlink() and not path.exists():
-        raise UsageError(
-            f"{path} is a link to nothing; fetch it first (datalad get, git annex get)."
-        )
-    if not path.is_file():
-        raise UsageError(f"There is no table {path}. Give an existing TSV or CSV file.")
     notes: list[str] = []
     text = _text(path, notes)
-    header = re.split("\r\n|\n|\r", text, maxsplit=1)[0]
-    if "\t" in header or not re.search("[,;]", header):
-        lines = list(enumerate(re.split("\r\n|\n|\r", text), start=1))
-        cells = [(number, line.split("\t")) for number, line in lines if line.strip()]
-    else:
-        mark = ";" if header.count(";") > header.count(",") else ","
-        if path.suffix == ".tsv":
-            notes.append(f"cells are parted by {mark!r}, not by tabs")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
-        try:
-            cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-        except csv.Error as error:
-            raise UsageError(f"{path} is no CSV file: {error}.") from error
-    if not cells:
-        raise UsageError(f"{path} is empty. A table needs a header line.")
-    table = Table(path, _unique([cell.strip() for cell in cells[0][1]], notes), notes=notes)
+    table: Table | None = None
+    cells = _Cells()
     short: list[int] = []
-    for number, row in cells[1:]:
-        values = [None if is_missing(cell) else cell.strip() for cell in row]
-        if any(value is not None for value in values[len(table.columns) :]):
-            raise UsageError(
-                f"{path}, line {number}: {len(row)} cells under {len(table.columns)} column names. "
-                "Repair the line; nothing is guessed."
-            )
-        if len(values) < len(table.columns):
+    for number, row in _rows(path, text, notes):
+        if table is None:
+            table = Table(path, _unique([cell.strip() for cell in row], notes), notes=notes)
+            width = len(table.columns)
+            continue
+        values = list(map(cells.__getitem__, row))
+        if len(values) > width:
+            if any(value is not None for value in values[width:]):
+                raise UsageError(
+                    f"{path}, line {number}: {len(row)} cells under {width} column names. "
+                    "Repair the line; nothing is guessed."
+                )
+            del values[width:]
+        elif len(values) < width:
             short.append(number)
-            values += [None] * (len(table.columns) - len(values))
-        table.rows.append(values[: len(table.columns)])
+            values += [None] * (width - len(values))
+        table.rows.append(values)
         table.lines.append(number)
+    if table is None:
+        raise UsageError(f"{path} is empty. A table needs a header line.")
     if short:
-        notes.append(f"{len(short)} rows are short (first: line {short[0]}); the rest is missing")
+        notes.append(
+            f"rows shorter than the header, the rest of them missing: {len(short)} "
+            f"(first: line {short[0]})"
+        )
     return table
 
 
@@ -128,23 +133,75 @@ def read_sidecar(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     (dict, list of str)
         Column to its description (empty without a sidecar); a broken sidecar is a note.
     """
-    sidecar = path.with_suffix(".json")
-    if not sidecar.is_file():
+    sidecar = path.with_name(f"{path.stem}.json")
+    if not os.path.lexists(sidecar):
         return {}, []
     try:
-        content = json.loads(sidecar.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        return {}, [f"{sidecar.name} cannot be read ({error}); columns are used without it"]
+        content = json.loads(_bytes(sidecar).decode("utf-8-sig"))
+    except UsageError as error:
+        return {}, [f"{error} Columns are used without it."]
+    except (ValueError, RecursionError) as error:
+        return {}, [f"{sidecar.name} is no JSON ({error}); columns are used without it"]
     if not isinstance(content, dict):
         return {}, [f"{sidecar.name} is no JSON object; columns are used without it"]
-    return {str(k): v for k, v in content.items() if isinstance(v, dict)}, []
+    return {str(k).strip(): v for k, v in content.items() if isinstance(v, dict)}, []
+
+
+class _Cells(dict[str, "str | None"]):
+    """Cell to what is read of it, each text once: tables repeat themselves."""
+
+    def __missing__(self, cell: str) -> str | None:
+        self[cell] = None if is_missing(cell) else cell.strip()
+        return self[cell]
+
+
+def _rows(path: Path, text: str, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Return line number and cells of each line that is not blank, the header first."""
+    lines = re.split("\r\n|\n|\r", text)
+    header = next((line for line in lines if line.strip()), "")
+    mark = next((m for m in "\t;," if m in header), "\t")
+    if mark != "\t" and header.count(",") > header.count(";"):
+        mark = ","
+    if mark == "\t" and path.suffix.lower() != ".csv":
+        yield from ((n, line.split("\t")) for n, line in enumerate(lines, 1) if line.strip())
+        return
+    if mark != "\t" and path.suffix.lower() == ".tsv":
+        notes.append(f"cells are parted by {mark!r}, not by tabs")
+    del lines
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+    try:
+        yield from ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
+    except csv.Error as error:
+        raise UsageError(
+            f"{path}, line {reader.line_num}: {error}. Repair the quotes of this CSV file."
+        ) from error
+
+
+def _bytes(path: Path) -> bytes:
+    """Return the content of a regular file of bearable size; nothing else is opened."""
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise UsageError(f"{path} is not a file. Give an existing file.")
+        if about.st_size > _LARGEST:
+            raise UsageError(
+                f"{path} has {about.st_size} bytes, more than {_LARGEST}. "
+                "Give a table with only the columns that are needed."
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link to nothing; {_FETCH}.") from error
+        raise UsageError(f"There is no table {path}. Give an existing TSV or CSV file.") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be read: {why}. Give a readable file.") from error
 
 
 def _text(path: Path, notes: list[str]) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    data = _bytes(path)
     encoding = next((name for name, bom in _BOMS if data.startswith(bom)), "utf-8")
     try:
         text = data.decode(encoding)
@@ -152,7 +209,9 @@ def _text(path: Path, notes: list[str]) -> str:
         notes.append("not UTF-8; read as Latin-1")
         text = data.decode("latin-1")
     if "\0" in text:
-        raise UsageError(f"{path} is no text file. Give a TSV or CSV file.")
+        raise UsageError(f"{path} is no text file. Give a TSV or CSV file in UTF-8.")
+    if text.startswith(_POINTERS):
+        raise UsageError(f"{path} only points to its content; {_FETCH}.")
     return text
 
 
@@ -160,12 +219,18 @@ def _unique(names: list[str], notes: list[str]) -> list[str]:
     """Return column names, none empty and none twice."""
     while names and not names[-1]:
         names.pop()
-    unique: list[str] = []
+    unique: dict[str, None] = {}
+    times: Counter[str] = Counter()
+    renamed: list[str] = []
     for position, name in enumerate(names, start=1):
         new = name or f"column_{position}"
         while new in unique:
-            new += "_again"
+            times[name] += 1
+            new = f"{name or 'column'}_{times[name] + 1}"
         if new != name:
-            notes.append(f"column {position}, {name!r}, is called {new!r} here")
-        unique.append(new)
-    return unique
+            renamed.append(f"column {position} {name[:40]!r} = {new[:40]!r}")
+        unique[new] = None
+    if renamed:
+        more = f" and {len(renamed) - 5} more" if len(renamed) > 5 else ""
+        notes.append(f"names that are empty or there twice: {', '.join(renamed[:5])}{more}")
+    return list(unique)

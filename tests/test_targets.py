@@ -132,3 +132,8 @@ def test_columns_that_collide_are_an_error_and_repeated_ones_are_not():
     for one, other in (("fluid_iq", "fluid-iq"), ("age", "AGE")):
         with pytest.raises(UsageError, match="would both be written"):
             target_labels([one, other])
+
+
+def test_an_integer_too_large_for_a_float_is_no_number():
+    read = read_target([10**400, *range(59)], ROWS, task="regression")
+    assert read.reasons[0] == "target not a number"
