@@ -91,7 +91,7 @@ def row(
     name: str,
     ours: Sequence[float],
     peer: Sequence[float],
-    target: float,
+    target: float | None,
     *,
     at_most: bool = True,
     note: str = "",
@@ -104,8 +104,8 @@ def row(
         What is compared.
     ours, peer : sequence of float
         Measured in the same rounds.
-    target : float
-        Of ours / peer if `at_most`, else the least of peer / ours.
+    target : float or None
+        Of ours / peer if `at_most`, else the least of peer / ours; None: for information.
     at_most : bool, default=True
         Which of the two.
     note : str
@@ -122,10 +122,16 @@ def row(
         "ours": span(ours),
         "peer": span(peer),
         "ratio": ratio,
-        "target": f"{'<=' if at_most else '>='} {target:g}",
-        "met": ratio <= target if at_most else ratio >= target,
+        "target": "" if target is None else f"{'<=' if at_most else '>='} {target:g}",
+        "met": "" if target is None else ratio <= target if at_most else ratio >= target,
         "note": note,
     }
+
+
+def skipped(name: str, peer: str) -> dict[str, Any]:
+    """Return a row that says that a peer is not installed."""
+    empty = dict.fromkeys(("ours", "peer", "ratio", "target", "met"), "")
+    return {"name": name, **empty, "note": f"{peer} is not installed"}
 
 
 def machine(*packages: str) -> str:

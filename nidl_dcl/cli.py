@@ -224,7 +224,17 @@ def study(
 
     console = Console()
     if run.dry_run:
-        _say_lines(stages.dry_run(bids_dir, output_dir, data, training, run, console))
+        lines = stages.dry_run(
+            bids_dir,
+            output_dir,
+            data,
+            training,
+            run,
+            console,
+            targets=target,
+            prediction=prediction,
+        )
+        _say_lines(lines)
         return
     output = _output(bids_dir, output_dir, run, data, training, prediction)
     options = StudyOptions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import pandas as pd
 from joblib import cpu_count
 from torch.utils.data import DataLoader
 
-from nidl_dcl.bids_index import PRESETS, find_images, layout
+from nidl_dcl.bids_index import PRESETS, Inventory, find_images, layout
 from nidl_dcl.distributed import world
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.file_memory import FileMemory
 from nidl_dcl.image_checks import check_images, copies, how_to_fetch, tell
-from nidl_dcl.image_file import INTENSITIES
+from nidl_dcl.image_file import INTENSITIES, Check, UnreadableVolumeError
 from nidl_dcl.input_contract import origin_of, require_contract
 from nidl_dcl.phenotypes import read_phenotypes
 from nidl_dcl.prepared import PreparedVolumes
@@ -235,6 +236,11 @@ class BIDSDataModule(L.LightningDataModule):
         found = check_images(
             self.root, images, self._intensity, self.memory, self._threads, self.progress
         )
+        self._settle(inventory, images, found)
+
+    def _settle(self, inventory: Inventory, images: pd.DataFrame, found: list[Check]) -> None:
+        """Make the tables from what opening the images told."""
+        self._checked = inventory, images, found
         shared, found = copies(images, found)
         inputs = self._inputs = tell(inventory.inputs, images, found)
         usable = [check.status != "skip" for check in found]
@@ -254,7 +260,8 @@ class BIDSDataModule(L.LightningDataModule):
             raise InputsUnusableError(
                 f"{self.bids_dir}: {skipped} of {len(candidates)} candidate images cannot be used "
                 f"({_reasons(candidates)}), more than the share of {self.max_skipped:g} that is "
-                "allowed. See logs/inputs.tsv; repair them, or raise --max-skipped. "
+                "allowed. logs/inputs.tsv and `nidl-dcl index --check` name them; repair them, or "
+                "raise --max-skipped. "
                 f"{fetch}"
             )
         phenotypes = read_phenotypes(self.root, kept, self.phenotype_files)
@@ -342,10 +349,25 @@ class BIDSDataModule(L.LightningDataModule):
         if self.volumes is not None:
             return
         volumes = self.plan()
-        with closing(volumes.fill(self._threads)) as filling:
+        faults: dict[int, UnreadableVolumeError] = {}
+        with closing(volumes.fill(self._threads, faults)) as filling:
             for done, total in filling:
                 self.progress("preparing volumes", done, total)
+        if faults:
+            self._leave_out({volumes.images[i]: fault for i, fault in faults.items()})
+            volumes = self.plan()
         self.volumes = volumes
+
+    def _leave_out(self, faults: Mapping[Path, UnreadableVolumeError]) -> None:
+        """Leave out images that turned out unusable only with their masks, as `check` would have."""
+        inventory, images, found = self._checked
+        told = [
+            replace(check, status="skip", code=fault.code, message=str(fault))
+            if (fault := faults.get(self.root / str(path))) is not None
+            else check
+            for path, check in zip(images["path"], found, strict=True)
+        ]
+        self._settle(inventory, images, told)
 
     def plan(self) -> PreparedVolumes:
         """Return the volumes as they will be prepared; none is, until it is asked for."""

@@ -30,7 +30,7 @@ from torch.utils.data import Dataset
 
 from nidl_dcl.errors import NoRoomError
 from nidl_dcl.file_memory import FileMemory
-from nidl_dcl.image_file import Check, check_volume
+from nidl_dcl.image_file import Check, UnreadableVolumeError, check_volume
 from nidl_dcl.volumes import Preparation, prepare_volume
 from nidl_dcl.writing import write_bytes
 
@@ -106,11 +106,21 @@ class PreparedVolumes(Dataset[Tensor]):
             return []
         return [i for i in range(len(self)) if not self._is_there(self._entry(i))]
 
-    def fill(self, workers: int = 1) -> Generator[tuple[int, int], None, None]:
+    def fill(
+        self, workers: int = 1, faults: dict[int, UnreadableVolumeError] | None = None
+    ) -> Generator[tuple[int, int], None, None]:
         """Write the entries that are missing; yield (written, to be written) after each.
+
+        Parameters
+        ----------
+        workers : int
+            Threads.
+        faults : dict, optional
+            Gets the errors of volumes that cannot be prepared, which are raised otherwise.
 
         Raises
         ------
+        UnreadableVolumeError
         NoRoomError
             Before the first one when the disk has no room for all, or when it runs full.
         """
@@ -123,7 +133,12 @@ class PreparedVolumes(Dataset[Tensor]):
             raise NoRoomError(self._no_room(len(missing), free))
 
         def write(number: int) -> None:
-            self._write(self._entry(number), number)
+            try:
+                self._write(self._entry(number), number)
+            except UnreadableVolumeError as error:
+                if faults is None:
+                    raise
+                faults[number] = error
 
         for done, _ in enumerate(in_threads(write, missing, workers), 1):
             yield done, len(missing)

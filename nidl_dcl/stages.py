@@ -109,8 +109,14 @@ def index(
     console = console or Quiet()
     module = data_module(bids_dir, data, run, work=run.work_dir, max_skipped=1.0, console=console)
     if check:
-        with suppress(InputsUnusableError):  # which the table says better
-            module.check()
+        try:
+            with suppress(InputsUnusableError):  # which the table says better
+                module.check()
+        except UsageError as error:
+            if data.mask != "auto" or "mask" not in str(error):
+                raise
+            console.say(f"{error} Masks are not checked.")
+            return index(bids_dir, replace(data, mask="none"), run, check=True, console=console)
         inputs, kept = module.inputs, module.kept
     else:
         cache = None if run.work_dir is None else run.work_dir / "index"
@@ -171,10 +177,12 @@ def pretrain(
                 f"{output.bids_dir}: contrastive training needs at least 2 participants, "
                 f"{len(module.participants('train'))} is left for it."
             )
-        _set_up(module, console)
+        _set_up(output, module, console)
         write_mosaic(output.path / "figures", module)
         write_views(output.path / "figures", module)
-        checkpoints = output.work / f"checkpoints-{run.model_name}"
+        # Several outputs may share a work folder.
+        place = hashlib.blake2b(bytes(output.path), digest_size=6).hexdigest()
+        checkpoints = output.work / f"checkpoints-{run.model_name}-{place}"
         resume = sound_checkpoint(checkpoints, console.say)
         if resume is not None:
             entry["resumed_from_step"] = int(resume.stem.partition("-")[2])
@@ -274,7 +282,7 @@ def embed(
             console=console,
         )
         _check_inputs(output, module)
-        _set_up(module, console)
+        _set_up(output, module, console)
         write_mosaic(output.path / "figures", module)
         if own != source and not (own / "model.json").is_file():
             own.mkdir(parents=True, exist_ok=True)
@@ -359,12 +367,12 @@ def predict(
             output.bids_dir, data, run, preparation=contract, work=output.work, console=console
         )
         labels = _check_targets(module, targets, prediction)
+        _set_up(output, module, console)
         images = module.images
         place = {source: row for row, source in enumerate(embeddings.table["source"])}
         kept = [i for i, source in enumerate(images["source"]) if source in place]
         images = images.iloc[kept].reset_index(drop=True)
         matrix = embeddings.matrix[[place[source] for source in images["source"]]]
-        module.setup()
         baselines: dict[str, Any] | None = None
         rows = []
         skipped = True
@@ -568,6 +576,9 @@ def dry_run(
     training: TrainingOptions,
     run: RunOptions,
     console: Quiet | None = None,
+    *,
+    targets: Sequence[str] | None = None,
+    prediction: PredictionOptions | None = None,
 ) -> list[str]:
     """Return lines that say what a run would do; nothing is written.
 
@@ -579,10 +590,14 @@ def dry_run(
         Options.
     console : Quiet, optional
         Told of progress.
+    targets, prediction : optional
+        What is to be predicted; refused as `predict` would.
     """
     check_places(bids_dir, output_dir)
     module = data_module(bids_dir, data, run, training=training, console=console or Quiet())
     module.check()
+    if targets is not None:
+        _check_targets(module, targets, prediction or PredictionOptions())
     preparation = module.preparation
     shape = preparation.shape or (0, 0, 0)
     people = module.participants("train")
@@ -675,7 +690,7 @@ def _keep_tsv(path: Path, table: pd.DataFrame) -> None:
         write_text(path, text)
 
 
-def _set_up(module: BIDSDataModule, console: Quiet) -> None:
+def _set_up(output: Output, module: BIDSDataModule, console: Quiet) -> None:
     """Prepare the volumes, after saying how much will be written where."""
     volumes = module.plan()
     if missing := len(volumes.missing()):

@@ -233,3 +233,11 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
         str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns)
         for p in folder.rglob("*")
     }
+
+
+def test_a_dry_run_refuses_a_target_that_no_table_has(
+    run: Any, heads_made: Path, tmp_path: Path
+) -> None:
+    done = run("study", heads_made, tmp_path / "out", "--target", "agee", "--dry-run")
+    assert done.status == 2
+    assert "'agee'" in done.err

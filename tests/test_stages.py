@@ -354,6 +354,51 @@ def test_a_dataset_that_is_fetched_in_part_is_used_as_far_as_it_goes(
     assert fetch in done.err
 
 
+def test_a_mask_that_misses_its_image_gets_a_row_and_the_others_go_on(
+    make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    bids, out = make_heads(n=9), tmp_path / "out"
+    mask = bids / "derivatives/masks/sub-02/ses-01/anat/sub-02_ses-01_desc-brain_mask.nii.gz"
+    image = nib.load(mask)
+    away = image.affine.copy()
+    away[:3, 3] += 500
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), away), mask)
+    words = ["study", bids, out, "--target", "sex", *TWO_EPOCHS]
+    assert run(*words).status == 3
+    done = run(*words, "--max-skipped", "0.2")
+    assert done.status == 0
+    inputs = pd.read_csv(out / "logs" / "inputs.tsv", sep="\t").set_index("participant_id")
+    assert inputs.loc["sub-02", "code"] == "affine"
+    assert "does not overlap" in inputs.loc["sub-02", "message"]
+    table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
+    assert "sub-02" not in set(table["participant_id"])
+    again = run(*words, "--max-skipped", "0.2")
+    assert again.status == 0
+
+
+def test_outputs_that_share_a_work_folder_keep_their_own_checkpoints(
+    heads_made: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    work = tmp_path / "work"
+    for name in ("a", "b"):
+        words = ["pretrain", heads_made, tmp_path / name, "--work-dir", work, *TWO_EPOCHS]
+        assert run(*words).status == 0
+    volumes = list((work / "volumes").rglob("*.f2"))
+    assert len(volumes) == 13
+    assert not list(work.glob("checkpoints-*"))
+
+
+def test_index_checks_images_where_masks_are_incomplete(
+    make_heads: Callable[..., Path], run: Callable[..., Any]
+) -> None:
+    bids = make_heads(n=3)
+    next((bids / "derivatives").rglob("*_mask.nii.gz")).unlink()
+    done = run("index", bids, "--check")
+    assert done.status == 0
+    assert len(done.out.splitlines()) == 5
+    assert "have a brain mask" in done.err
+
+
 def test_a_broken_sidecar_is_a_warning(
     make_heads: Callable[..., Path], run: Callable[..., Any]
 ) -> None:
