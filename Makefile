@@ -4,13 +4,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check docs bench clean FORCE
+.PHONY: help demo test check docs bench bench-peers clean FORCE
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY)  ## Make a synthetic BIDS dataset, run a study on it in demo/, show the table
 	$(BIN)/nidl-dcl demo demo
@@ -28,19 +29,23 @@ check: $(READY)  ## Lint, formatting, types, layers and documentation
 docs: $(READY)  ## Build the documentation in docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
 
-bench: $(READY)  ## Run every benchmark, one after another
-	@set -e; for script in $(filter-out %/measure.py,$(wildcard benchmarks/*.py)); do \
-	  echo "==> $$script"; $(BIN)/python "$$script"; \
-	done
+bench: $(READY)  ## Run every benchmark, write benchmarks/RESULTS.md; with peers, if they are there
+	$(if $(wildcard $(PEERS)/bin/python),$(PEERS)/bin/python,$(BIN)/python) benchmarks/run.py $(NAMES)
+
+bench-peers:  ## Make an environment with the peers of the benchmarks (several GB)
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check \
+	  torch==2.14.1 torchvision==0.29.1 nidl lightly monai==1.6.1
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check -e . nidl
 
 clean:  ## Remove .venv, demo/ and everything else that was made here
-	rm -rf .venv demo docs/_build docs/generated build dist
+	rm -rf .venv $(PEERS) demo docs/_build docs/generated build dist
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt $(BIN)/python
 	@echo "==> Installing nidl_dcl and its tools into .venv (minutes the first time)"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs,bench]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@echo "$(CURDIR)" > $(READY)
 
 # An environment knows its folder by heart: one that was moved, or never finished, is made anew.

@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import measure
 import nibabel as nib
 import numpy as np
 
@@ -103,8 +105,8 @@ def run(bids: Path, steps: int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(participants: int = 10_000, rounds: int = ROUNDS) -> list[dict[str, object]]:
-    """Measure and print; return one row per claim."""
+def main(participants: int = 10_000, rounds: int = ROUNDS) -> list[dict[str, Any]]:
+    """Measure; return one row per claim."""
     with tempfile.TemporaryDirectory() as folder:
         few = write_dataset(Path(folder) / "few", FEW)
         many = write_dataset(Path(folder) / "many", participants)
@@ -113,45 +115,31 @@ def main(participants: int = 10_000, rounds: int = ROUNDS) -> list[dict[str, obj
         for _ in range(rounds):
             for bids in (few, many):
                 found[bids.name].append(run(bids, participants // BATCH))
-    middle = {
-        name: {key: float(np.median([f[key] for f in runs])) for key in runs[0]}
-        for name, runs in found.items()
-    }
-    print(f"{FEW} against {participants} participants, medians of {rounds} rounds, one thread")
-    for name, told in middle.items():
-        print(name, {key: round(value, 2) for key, value in told.items()})
-    print(
-        "first set-up (index, check, fill), s:",
-        {n: round(f["setup_seconds"], 1) for n, f in first.items()},
-    )
-    added = {name: told["peak_mb"] - told["before_mb"] for name, told in middle.items()}
-    tables = middle["many"]["before_mb"] - middle["few"]["before_mb"]
-    rows: list[dict[str, object]] = [
-        {
-            "name": f"memory that training adds (MB), {participants} participants against {FEW}",
-            "ours": round(added["many"], 1),
-            "peer": round(added["few"], 1),
-            "ratio": round(added["many"] / added["few"], 2),
-            "target": "1",
-        },
-        {
-            "name": f"tables of {participants} participants held in memory (MB; kB for each)",
-            "ours": round(tables, 1),
-            "peer": round(1000 * tables / (participants - FEW), 1),
-            "ratio": None,
-            "target": None,
-        },
-        {
-            "name": f"time of a step (s), {participants} participants against {FEW}",
-            "ours": round(middle["many"]["step_seconds"], 4),
-            "peer": round(middle["few"]["step_seconds"], 4),
-            "ratio": round(middle["many"]["step_seconds"] / middle["few"]["step_seconds"], 2),
-            "target": "1",
-        },
+    added = {n: [f["peak_mb"] - f["before_mb"] for f in told] for n, told in found.items()}
+    tables = [
+        many["before_mb"] - few["before_mb"]
+        for many, few in zip(found["many"], found["few"], strict=True)
     ]
-    for row in rows:
-        print(row)
-    return rows
+    step = {n: [f["step_seconds"] for f in told] for n, told in found.items()}
+    setup = first["many"]["setup_seconds"]
+    return [
+        measure.row(
+            f"memory that training adds, {participants} participants / {FEW}",
+            added["many"], added["few"], 1.1, note="MB",
+        ),
+        measure.row(
+            f"time of a step, {participants} participants / {FEW}",
+            step["many"], step["few"], 1.1, note="s",
+        ),
+        measure.row(
+            "memory held before training by those more participants, each",
+            [1000 * t / (participants - FEW) for t in tables], [1.0] * rounds, None, note="kB",
+        ),
+        measure.row(
+            f"first set-up of {participants} participants: index, check, fill the cache",
+            [setup], [1.0], None, note="s, once",
+        ),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
@@ -162,4 +150,4 @@ if __name__ == "__main__":
         parser.add_argument("--participants", type=int, default=10_000)
         parser.add_argument("--rounds", type=int, default=ROUNDS)
         given = parser.parse_args()
-        main(given.participants, given.rounds)
+        measure.print_table(main(given.participants, given.rounds))
