@@ -674,37 +674,6 @@ def test_every_real_subject_is_found_with_mask_age_and_sex():
     assert set(table["sex"]) == {"M", "F"}
 
 
-@pytest.mark.slow
-def test_a_large_dataset_is_indexed_within_a_few_times_a_bare_walk(tmp_path):
-    from time import perf_counter
-
-    names = ["T1w.nii.gz", *(f"acq-{i}_T2w.{e}" for i in range(5) for e in ("nii.gz", "json"))]
-    for i in range(2000):
-        folder = tmp_path / f"sub-{i:04d}" / "ses-1" / "anat"
-        folder.mkdir(parents=True)
-        for name in names:
-            (folder / f"sub-{i:04d}_ses-1_{name}").touch()
-
-    def bare() -> int:
-        rule = re.compile(r"sub-[a-z0-9]+_ses-[a-z0-9]+(?:_[a-z]+-[a-z0-9]+)*_T1w\.nii(\.gz)?")
-        found = 0
-        for person in os.scandir(tmp_path):
-            for session in os.scandir(person.path):
-                found += sum(
-                    bool(rule.fullmatch(f.name)) for f in os.scandir(f"{session.path}/anat")
-                )
-        return found
-
-    def seconds(function) -> float:
-        start = perf_counter()
-        assert function() == 2000
-        return perf_counter() - start
-
-    walk = min(seconds(bare) for _ in range(3))
-    index = min(seconds(lambda: len(find_images(tmp_path, mask="none").images)) for _ in range(3))
-    assert index < 8 * walk + 0.1
-
-
 def test_a_description_of_the_dataset_is_not_needed(tmp_path):
     root = tree(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz")
     (root / "dataset_description.json").write_text(json.dumps({"DatasetType": "derivative"}))
