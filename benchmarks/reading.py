@@ -20,7 +20,7 @@ import torch
 from isal import igzip
 from scipy import ndimage
 
-from nidl_dcl.image_file import read_volume
+from nidl_dcl.image_file import as_image, read_volume
 from nidl_dcl.prepared import PreparedVolumes
 from nidl_dcl.volumes import Preparation
 
@@ -57,7 +57,7 @@ def main(rounds: int = 9) -> list[dict[str, Any]]:
 
         counts = {"ours": 3, "nibabel": 2, "inflate": 4, "cached": 60, "mapped": 60}
         arms = {
-            "ours": lambda: read_volume(image),
+            "ours": lambda: as_image(image),
             "nibabel": lambda: nib.load(image).get_fdata(dtype=np.float32),
             "inflate": lambda: igzip.decompress(compressed),
             "cached": lambda: cached[0],

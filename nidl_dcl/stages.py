@@ -698,7 +698,11 @@ def _set_up(output: Output, module: BIDSDataModule, console: Quiet) -> None:
             f"Preparing {missing} volumes: {missing * volumes.entry_bytes / 1e6:.1f} MB, a file "
             f"each, in {volumes.folder}."
         )
+    before = len(module.images)
     module.setup()
+    if len(module.images) < before:
+        _keep_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
+        console.say(f"{before - len(module.images)} images cannot be prepared (logs/inputs.tsv).")
 
 
 def _kept(kept: Sequence[tuple[str, int]]) -> list[str]:

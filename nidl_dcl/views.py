@@ -194,12 +194,22 @@ def _one_thread() -> Iterator[None]:
 
 
 def _seed(views: Any, key: tuple[object, ...]) -> None:
+    """Give MONAI's transforms one generator, from which they draw in turn; one each takes longer."""
     if isinstance(views, Randomizable):
-        views.set_random_state(seed=key_seed(*key, "monai"))
+        _share(views, np.random.RandomState(key_seed(*key, "monai")))
         return
     parts = getattr(views, "transforms", ())
     for i, part in enumerate(parts if isinstance(parts, list | tuple) else ()):
         _seed(part, (*key, i))
+
+
+def _share(views: Any, generator: np.random.RandomState) -> None:
+    if isinstance(views, Compose):
+        Randomizable.set_random_state(views, state=generator)
+        for part in views.transforms:
+            _share(part, generator)
+    elif isinstance(views, Randomizable):
+        views.set_random_state(state=generator)
 
 
 def volume_views(strength: str = "default", kind: str = "intensity") -> Compose:
@@ -262,16 +272,4 @@ def volume_views(strength: str = "default", kind: str = "intensity") -> Compose:
         RandForegroundNoise(**limits["noise"]),
         RandCutout(**limits["cutout"]),
     ]
-    return _OneStream(steps)
-
-
-class _OneStream(Compose):
-    """A Compose whose transforms draw from one generator in turn; to seed one each takes longer."""
-
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> _OneStream:
-        Randomizable.set_random_state(self, seed, state)
-        for part in self.transforms:
-            part.set_random_state(state=self.R)
-        return self
+    return Compose(steps)
