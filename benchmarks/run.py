@@ -18,7 +18,17 @@ from pathlib import Path
 
 import measure
 
-NAMES = ("views", "loss", "reading", "training", "embedding", "index", "scale", "starting")
+NAMES = (
+    "views",
+    "loss",
+    "reading",
+    "training",
+    "embedding",
+    "index",
+    "scale",
+    "growth",
+    "starting",
+)
 PACKAGES = ("torch", "monai", "lightning", "nibabel", "pybids", "isal", "numpy", "nidl", "lightly")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = """\

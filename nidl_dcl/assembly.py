@@ -21,6 +21,7 @@ __all__ = [
     "data_module",
     "new_model",
     "refuse_changes",
+    "run_options",
     "take_weights",
     "training_config",
 ]
@@ -121,10 +122,22 @@ def new_model(training: TrainingOptions, seed: int) -> DCL:
         proj_input_dim=n_features,
         proj_hidden_dim=n_features,
         temperature=training.temperature,
+        chunk_size=training.chunk_size,
         learning_rate=training.learning_rate,
         lr_scheduler_kwargs={"warmup_epochs": training.max_epochs / 10},
         random_state=seed,
     )
+
+
+def run_options(training: TrainingOptions) -> dict[str, Any]:
+    """Return what Lightning's Trainer is told about where and how a training runs."""
+    return {
+        "accelerator": training.accelerator,
+        "devices": int(training.devices) if training.devices.isdigit() else training.devices,
+        "num_nodes": training.num_nodes,
+        "strategy": training.strategy,
+        "precision": training.precision,
+    }
 
 
 def _encoder_class(name: str) -> Any:
@@ -159,6 +172,7 @@ def training_config(
     """Return what decides about the weights; new participants are not part of it."""
     config = {name: getattr(training, name) for name in _MODEL_RESULT}
     config["holdout"] = training.holdout
+    config["chunk_size"] = training.chunk_size
     config["precision"] = training.precision
     config["init"] = None
     if training.init is not None:

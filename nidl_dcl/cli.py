@@ -87,6 +87,7 @@ def pretrain(
 
     console = Console()
     if run.dry_run:
+        _set_threads(run)
         _say_lines(stages.dry_run(bids_dir, output_dir, data, training, run, console))
         return
     output = _output(bids_dir, output_dir, run, data, training)
@@ -123,7 +124,8 @@ def embed(
 
     console = Console()
     if run.dry_run:
-        _say_lines(stages.dry_run(bids_dir, output_dir, data, TrainingOptions(), run, console)[:-2])
+        _set_threads(run)
+        _say_lines(stages.dry_run(bids_dir, output_dir, data, None, run, console))
         return
     output = _output(bids_dir, output_dir, run, data)
     with output.writing():
@@ -224,6 +226,7 @@ def study(
 
     console = Console()
     if run.dry_run:
+        _set_threads(run)
         lines = stages.dry_run(
             bids_dir,
             output_dir,

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nidl_dcl.batches import describe, two_views
 from nidl_dcl.distributed import (
@@ -76,8 +77,11 @@ class DCL(TransformerMixin, BaseEstimator):
         "interval": "step"}`` and what is given here; else arguments of the class.
     **kwargs : dict
         Options of `BaseEstimator`: every option of ``lightning.Trainer``, ``random_state``,
-        ``views``, ``batch_size``, ``num_workers``, ``warm_start``, …; and ``weighting_sigma``
-        (None; a number selects the weighted loss `DCLWLoss` with that sigma).
+        ``views``, ``batch_size``, ``num_workers``, ``warm_start``, …; ``weighting_sigma``
+        (None; a number selects the weighted loss `DCLWLoss` with that sigma); and ``chunk_size``
+        (None; a number: so many samples of a view are encoded at a time and again for their
+        gradients, so that memory is that of a chunk and the contrast that of the whole batch. The
+        gradient is the same, unless the encoder normalises over its batch).
 
     Attributes
     ----------
@@ -112,7 +116,7 @@ class DCL(TransformerMixin, BaseEstimator):
     torch.Size([16, 4])
     """
 
-    _more_options: ClassVar[Mapping[str, Any]] = {"weighting_sigma": None}
+    _more_options: ClassVar[Mapping[str, Any]] = {"weighting_sigma": None, "chunk_size": None}
 
     encoder: nn.Module
     projection_head: nn.Module
@@ -248,6 +252,17 @@ class DCL(TransformerMixin, BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a number of 0 or more, got {value!r}.")
+        size = self._option("chunk_size")
+        if size is not None:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"chunk_size must be None or a positive integer, got {size!r}.")
+            if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.encoder.modules()):
+                warnings.warn(
+                    f"chunk_size={size}: the encoder has batch normalisation, which takes the "
+                    "statistics of each chunk and not of the whole batch, so the gradient is not "
+                    "the one without chunks. Larger chunks are closer to it.",
+                    stacklevel=2,
+                )
         self._check_fit(getattr(self.encoder, "n_features", None))
         self.__dict__["_used"] = {}
 
@@ -317,7 +332,13 @@ class DCL(TransformerMixin, BaseEstimator):
         return h1, h2, self.projection_head(h1), self.projection_head(h2), y
 
     def _embed(self, x: Tensor) -> Tensor:
-        h = self.encoder(x)
+        size = self._option("chunk_size")
+        if size is None or len(x) <= size:
+            h = self.encoder(x)
+        else:
+            # Activations are dropped after each chunk and made again when its gradients are due.
+            parts = [checkpoint(self.encoder, part, use_reentrant=False) for part in x.split(size)]
+            h = torch.cat(parts)
         if not isinstance(h, Tensor) or h.ndim != 2:
             raise ValueError(
                 f"The encoder must return a matrix (n, features), got {describe(h)} for an input "
@@ -523,7 +544,8 @@ class DCL(TransformerMixin, BaseEstimator):
             "proj_output_dim",
         )
         identity: dict[str, Any] = {name: getattr(self, name) for name in names}
-        identity["weighting_sigma"] = self._option("weighting_sigma")
+        for name in self._more_options:
+            identity[name] = self._option(name)
         identity["processes"] = world()[1]
         identity["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
         loaders: Any = getattr(self.trainer, "datamodule", None)

@@ -262,8 +262,8 @@ def _read_values(stream: Any, lead: bytes, grid: Grid) -> Float32:
     """
     count, size = math.prod(grid.shape), grid.dtype.itemsize
     values = np.empty(count, np.float32)
-    piece = bytearray(min(count, _PIECE) * size)
-    view, held = memoryview(piece), len(lead)
+    piece = np.empty(min(count, _PIECE) * size, np.uint8)
+    view, held = piece.data, len(lead)
     view[:held] = lead
     for start in range(0, count, _PIECE):
         stop = min(start + _PIECE, count)
@@ -288,6 +288,8 @@ def _skip(stream: Any, count: int) -> None:
 
 
 def _drain(stream: Any) -> None:
+    if not stream.read(1):  # as a rule: nothing is there, and no buffer is made for it
+        return
     for _ in range(1024):
         if not stream.read(_CHUNK):
             return

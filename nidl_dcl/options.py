@@ -117,6 +117,9 @@ class TrainingOptions:
     batch_size: int = 32
     """Participants of a batch, all processes together."""
 
+    chunk_size: int | None = None
+    """Encode so many volumes at a time, and again for their gradients: the memory of a chunk, the contrast of the batch."""
+
     temperature: float = 0.1
     """Temperature of the loss."""
 
@@ -145,6 +148,8 @@ class TrainingOptions:
         """Refuse values that cannot be meant."""
         for name, least in (("max_epochs", 1), ("batch_size", 2), ("num_nodes", 1)):
             _require(name, getattr(self, name), least)
+        if self.chunk_size is not None:
+            _require("chunk_size", self.chunk_size, 1)
         for name in ("temperature", "learning_rate"):
             _require(name, getattr(self, name), 0, open_start=True)
         _require("holdout", self.holdout, 0, 1, open_end=True)

@@ -23,11 +23,13 @@ from nidl_dcl.assembly import (
     data_module,
     new_model,
     refuse_changes,
+    run_options,
     take_weights,
     training_config,
 )
 from nidl_dcl.baselines import baseline_features
 from nidl_dcl.console import Quiet
+from nidl_dcl.cost import measure_cost
 from nidl_dcl.datamodule import BIDSDataModule
 from nidl_dcl.embedding import (
     COLUMNS,
@@ -120,7 +122,9 @@ def index(
         inputs, kept = module.inputs, module.kept
     else:
         cache = None if run.work_dir is None else run.work_dir / "index"
-        found = find_images(bids_dir, **module.selection, mask="none", cache=cache)
+        found = find_images(
+            bids_dir, **module.selection, mask="none", cache=cache, progress=console.progress
+        )
         inputs, kept = found.inputs, found.kept
     for line in _kept(kept):
         console.say(line)
@@ -191,12 +195,8 @@ def pretrain(
         if training.init is not None:
             take_weights(model, training.init)
         model.set_params(
+            **run_options(training),
             max_epochs=training.max_epochs,
-            accelerator=training.accelerator,
-            devices=int(training.devices) if training.devices.isdigit() else training.devices,
-            num_nodes=training.num_nodes,
-            strategy=training.strategy,
-            precision=training.precision,
             enable_progress_bar=False,
             enable_model_summary=False,
             plugins=[AtomicCheckpoints()],
@@ -573,7 +573,7 @@ def dry_run(
     bids_dir: Path,
     output_dir: Path,
     data: DataOptions,
-    training: TrainingOptions,
+    training: TrainingOptions | None,
     run: RunOptions,
     console: Quiet | None = None,
     *,
@@ -587,7 +587,7 @@ def dry_run(
     bids_dir, output_dir : Path
         The dataset and the output folder.
     data, training, run
-        Options.
+        Options; without `training`, nothing is to be trained.
     console : Quiet, optional
         Told of progress.
     targets, prediction : optional
@@ -599,24 +599,50 @@ def dry_run(
     if targets is not None:
         _check_targets(module, targets, prediction or PredictionOptions())
     preparation = module.preparation
-    shape = preparation.shape or (0, 0, 0)
-    people = module.participants("train")
-    steps = len(module.train_dataloader()) if len(people) > 1 else 0
     megabytes = module.plan().entry_bytes * len(module.images) / 1e6
-    return [
+    lines = [
         *_kept(module.kept),
         (
-            f"volumes of {' x '.join(map(str, shape))} voxels of "
+            f"volumes of {' x '.join(map(str, preparation.shape or ()))} voxels of "
             f"{' x '.join(f'{s:g}' for s in preparation.spacing)} mm, "
             f"{'brain-masked' if preparation.masked else 'whole head'}"
         ),
-        f"{megabytes:.1f} MB of prepared volumes in the work folder",
+        f"{megabytes:.1f} MB of prepared volumes in the work folder, a file each",
+    ]
+    if training is not None:
+        lines += _cost_lines(module, training, run)
+    return [*lines, "nothing was written (--dry-run)"]
+
+
+def _cost_lines(module: BIDSDataModule, training: TrainingOptions, run: RunOptions) -> list[str]:
+    """Say how long the training takes, and how much memory, from a few real steps."""
+    people = len(module.participants("train"))
+    if people < 2:
+        return [f"{people} participant to train on: at least 2 are needed"]
+    steps = max(1, min(-(-people // training.batch_size), people // 2))
+    cost = measure_cost(module, training, run)
+    epoch = steps * cost.step_seconds
+    return [
         (
-            f"{len(people)} participants to train on, {steps} steps per epoch, "
+            f"{people} participants to train on, {steps} step{'s' * (steps > 1)} per epoch, "
             f"{training.max_epochs} epochs"
         ),
-        "nothing was written (--dry-run)",
+        (
+            f"about {_duration(epoch)} per epoch, {_duration(epoch * training.max_epochs)} in all "
+            f"({cost.step_seconds:.2f} s a step on {cost.device}, measured)"
+        ),
+        (
+            f"about {_duration(cost.prepare_seconds * len(module.images))} before that to read and "
+            "prepare the images, divided by the cores at work"
+        ),
+        f"about {cost.memory_mb / 1000:.1f} GB of memory",
     ]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,8 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert done.status == 0
     assert "10 participants to train on" in done.out
     assert "brain-masked" in done.out
+    assert re.search(r"about .* per epoch, .* in all \(.* s a step on cpu, measured\)", done.out)
+    assert re.search(r"about [\d.]+ GB of memory", done.out)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -86,6 +86,44 @@ def test_a_length_in_steps_alone_gives_the_same_weights(rows):
     assert torch.equal(weights(max_epochs=-1, max_steps=30), weights(max_epochs=3))
 
 
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_chunks_change_memory_and_not_the_gradient(size):
+    volumes = torch.randn(8, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    encoder = nn.Sequential(
+        nn.Conv3d(1, 4, 3, stride=2),
+        nn.GroupNorm(2, 4),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(108, 10),
+    )
+
+    def trained(**more):
+        model = make(encoder=encoder, encoder_kwargs=None, max_epochs=3, views=Jitter(),
+                     batch_size=8, optimizer="sgd", learning_rate=0.1, **more)  # fmt: skip
+        calls = []
+        model.encoder[0].register_forward_hook(lambda module, x, y: calls.append(len(x[0])))
+        return torch.cat([p.detach().ravel() for p in model.fit(volumes).parameters()]), calls
+
+    whole, _ = trained()
+    parts, calls = trained(chunk_size=size)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+    assert max(calls) == size
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 2.0])
+def test_a_chunk_is_a_positive_number_of_samples(size, rows):
+    with pytest.raises(ValueError, match="chunk_size"):
+        make(chunk_size=size).fit(rows)
+
+
+def test_chunks_of_a_batch_normalising_encoder_are_warned_of():
+    volumes = torch.randn(4, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = make(encoder=StridedCNN, encoder_kwargs=None, proj_input_dim=512, max_epochs=1,
+                 chunk_size=2)  # fmt: skip
+    with pytest.warns(UserWarning, match="batch normalisation"):
+        model.fit(volumes)
+
+
 def test_steps_return_loss_projections_and_targets(rows):
     seen = {}
 

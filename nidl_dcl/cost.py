@@ -1,0 +1,124 @@
+"""What a training will cost, from a few real steps on a few of the dataset's images.
+
+Nothing is written and nothing is kept; the real training is the work of `stages`.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from nidl_dcl.assembly import new_model, run_options
+from nidl_dcl.datamodule import BIDSDataModule
+from nidl_dcl.options import RunOptions, TrainingOptions
+from nidl_dcl.samples import TwoViewSamples, two_view_loader
+from nidl_dcl.views import volume_views
+
+__all__ = ["Cost", "measure_cost"]
+
+_IMAGES = 8
+_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was measured.
+
+    Attributes
+    ----------
+    prepare_seconds : float
+        To read and prepare one image, in one thread.
+    step_seconds : float
+        Of one optimizer step, loading included.
+    memory_mb : float
+        Largest resident size of this process; on a GPU, the largest size allocated there.
+    device : str
+        Where the steps ran.
+    """
+
+    prepare_seconds: float
+    step_seconds: float
+    memory_mb: float
+    device: str
+
+
+class _Few(Dataset[Tensor]):
+    """A few volumes in memory, over and over."""
+
+    def __init__(self, volumes: list[Tensor], count: int) -> None:
+        self.volumes, self.count = volumes, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.volumes[index % len(self.volumes)]
+
+
+class _Stamps(L.Callback):
+    """The time at the end of each step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
+def measure_cost(module: BIDSDataModule, training: TrainingOptions, run: RunOptions) -> Cost:
+    """Prepare a few images, take a few steps on them, and return what it took.
+
+    Parameters
+    ----------
+    module : BIDSDataModule
+        Checked; gives images, preparation and the size of a batch.
+    training, run : TrainingOptions, RunOptions
+        As of the real training.
+    """
+    plan = module.plan()
+    chosen = np.linspace(0, len(plan) - 1, min(_IMAGES, len(plan))).round().astype(int)
+    volumes, seconds = [], []
+    for i in chosen:
+        start = time.perf_counter()
+        volumes.append(plan[int(i)])
+        seconds.append(time.perf_counter() - start)
+    people = len(module.participants("train"))
+    size = -(-people // max(1, -(-people // training.batch_size)))  # batches are of nearly one size
+    samples = TwoViewSamples(
+        _Few(volumes, size * (_STEPS + 1)),
+        volume_views(training.views, module.kind),
+        seed=run.random_seed,
+    )
+    stamps = _Stamps()
+    model = new_model(training, run.random_seed)
+    model.set_params(
+        **run_options(training),
+        max_epochs=1,
+        lr_scheduler=None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[stamps],
+    )
+    model.fit(two_view_loader(samples, size, num_workers=run.nprocs))
+    device = str(next(model.parameters()).device)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    megabytes = used / 2**20 if sys.platform == "darwin" else used / 2**10
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        megabytes, device = torch.cuda.max_memory_allocated() / 2**20, "cuda"
+    return Cost(
+        prepare_seconds=float(np.median(seconds)),
+        step_seconds=float(np.median(np.diff(stamps.times))),
+        memory_mb=megabytes,
+        device=device,
+    )

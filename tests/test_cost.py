@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from nidl_dcl import BIDSDataModule
+from nidl_dcl.cost import measure_cost
+from nidl_dcl.options import RunOptions, TrainingOptions
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_few_real_steps_tell_what_a_training_costs(workers, heads_made, tmp_path):
+    training = TrainingOptions(spacing=[8.0], batch_size=4, max_epochs=2)
+    module = BIDSDataModule(heads_made, spacing=8.0, batch_size=4, num_workers=workers)
+    cost = measure_cost(module, training, RunOptions(nprocs=workers))
+    assert 0 < cost.prepare_seconds < 5
+    assert 0 < cost.step_seconds < 5
+    assert 100 < cost.memory_mb < 50_000
+    assert cost.device == "cpu"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_real_training_is_as_before(heads_made, make_heads):
+    """Measuring leaves no trace in what is trained afterwards."""
+    from nidl_dcl import DCL
+    from nidl_dcl.encoder import StridedCNN
+
+    def weights(*, measured):
+        module = BIDSDataModule(heads_made, spacing=8.0, batch_size=8)
+        if measured:
+            measure_cost(module, TrainingOptions(spacing=[8.0], batch_size=8), RunOptions())
+        model = DCL(StridedCNN, proj_input_dim=512, max_epochs=1, random_state=0, lr_scheduler=None,
+                    enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+        return next(model.fit(module).parameters())
+
+    assert weights(measured=True).equal(weights(measured=False))
