@@ -44,7 +44,7 @@ def baseline_features(
             fresh,
             volumes,
             digest=f"{seed:016x}",
-            num_workers=run.nprocs,
+            num_workers=run.nprocs or 0,
             progress=partial(_retitled, console, f"untrained encoder {number + 1}"),
         )
         untrained.append(matrix[list(rows)])

@@ -5,6 +5,7 @@ Nothing is written and nothing is kept; the real training is the work of `stages
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -23,7 +24,7 @@ from nidl_dcl.options import RunOptions, TrainingOptions
 from nidl_dcl.samples import TwoViewSamples, two_view_loader
 from nidl_dcl.views import volume_views
 
-__all__ = ["Cost", "measure_cost"]
+__all__ = ["Cost", "choose_workers", "measure_cost"]
 
 _IMAGES = 8
 _STEPS = 4
@@ -39,6 +40,8 @@ class Cost:
         To read and prepare one image, in one thread.
     step_seconds : float
         Of one optimizer step, loading included.
+    draw_seconds : float
+        To draw the views of one step, in one process.
     memory_mb : float
         Largest resident size of this process; on a GPU, the largest size allocated there.
     device : str
@@ -47,6 +50,7 @@ class Cost:
 
     prepare_seconds: float
     step_seconds: float
+    draw_seconds: float
     memory_mb: float
     device: str
 
@@ -99,7 +103,12 @@ def measure_cost(module: BIDSDataModule, training: TrainingOptions, run: RunOpti
         _Few(volumes, size * (_STEPS + 1)),
         volume_views(training.views, module.kind),
         seed=run.random_seed,
+        undrawn=training.views_on_device,
     )
+    start = time.perf_counter()
+    for i in range(size):
+        samples[0, i]
+    drawing = 0.0 if samples.undrawn else time.perf_counter() - start
     stamps = _Stamps()
     model = new_model(training, run.random_seed)
     model.set_params(
@@ -110,7 +119,7 @@ def measure_cost(module: BIDSDataModule, training: TrainingOptions, run: RunOpti
         enable_model_summary=False,
         callbacks=[stamps],
     )
-    model.fit(two_view_loader(samples, size, num_workers=run.nprocs))
+    model.fit(two_view_loader(samples, size, num_workers=run.nprocs or 0))
     device = str(next(model.parameters()).device)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     megabytes = used / 2**20 if sys.platform == "darwin" else used / 2**10
@@ -119,6 +128,29 @@ def measure_cost(module: BIDSDataModule, training: TrainingOptions, run: RunOpti
     return Cost(
         prepare_seconds=float(np.median(seconds)),
         step_seconds=float(np.median(np.diff(stamps.times))),
+        draw_seconds=drawing,
         memory_mb=megabytes,
         device=device,
     )
+
+
+def choose_workers(cost: Cost, cores: int) -> int:
+    """Return the number of loading workers that keep the encoder busy; they change no result.
+
+    Parameters
+    ----------
+    cost : Cost
+        Measured without workers.
+    cores : int
+        Of this machine, for this process.
+
+    Returns
+    -------
+    int
+        0 where the encoder runs on the same cores; else as many as draw the views of a step while the
+        device computes one, leaving a core for the rest.
+    """
+    if cost.device == "cpu" or cost.draw_seconds == 0:
+        return 0
+    computing = max(cost.step_seconds - cost.draw_seconds, 0.01 * cost.step_seconds)
+    return min(math.ceil(cost.draw_seconds / computing - 1e-9), max(0, cores - 1))

@@ -24,7 +24,7 @@ from nidl_dcl.input_contract import origin_of, require_contract
 from nidl_dcl.phenotypes import read_phenotypes
 from nidl_dcl.prepared import PreparedVolumes
 from nidl_dcl.randomness import key_seed
-from nidl_dcl.samples import TwoViewSamples, follow, two_view_loader
+from nidl_dcl.samples import TwoViewSamples, UndrawnViews, follow, two_view_loader
 from nidl_dcl.together import joined
 from nidl_dcl.views import volume_views
 from nidl_dcl.volumes import Preparation, common_shape
@@ -68,6 +68,8 @@ class BIDSDataModule(L.LightningDataModule):
         Voxels; default: field of view / spacing.
     views : callable or {"light", "default", "strong"}, default="default"
         From a volume to a view of it.
+    views_on_device : bool, default=False
+        Draw the views where the encoder is, on a GPU, rather than in the loading workers.
     batch_size : int, default=32
         Participants of a batch, all processes together.
     num_workers : int, default=0
@@ -116,6 +118,7 @@ class BIDSDataModule(L.LightningDataModule):
         spacing: float | Sequence[float] = 4.0,
         shape: Sequence[int] | None = None,
         views: Callable[..., Any] | str = "default",
+        views_on_device: bool = False,
         batch_size: int = 32,
         num_workers: int = 0,
         validation: float = 0.0,
@@ -150,6 +153,7 @@ class BIDSDataModule(L.LightningDataModule):
         self.spacing = _three(spacing)
         self.shape = None if shape is None else tuple(int(n) for n in shape)
         self.views = views
+        self.views_on_device = views_on_device
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.validation = validation
@@ -402,7 +406,11 @@ class BIDSDataModule(L.LightningDataModule):
         if isinstance(views, str):
             views = volume_views(views, self.kind)
         return TwoViewSamples(
-            self.volumes, views, seed=self.random_state, groups=self.participants(split)
+            self.volumes,
+            views,
+            seed=self.random_state,
+            groups=self.participants(split),
+            undrawn=self.views_on_device,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -429,6 +437,10 @@ class BIDSDataModule(L.LightningDataModule):
             rank=rank,
             processes=processes,
         )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Draw the views of a batch that was loaded without, on the device where it is now."""
+        return batch.draw() if isinstance(batch, UndrawnViews) else batch
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return a loader of all images, one at a time, in the order of `images`."""

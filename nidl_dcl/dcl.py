@@ -29,6 +29,7 @@ from nidl_dcl.estimator import BaseEstimator, TransformerMixin
 from nidl_dcl.loss import DCLLoss, DCLWLoss
 from nidl_dcl.optimization import build_optimizer, build_scheduler
 from nidl_dcl.randomness import fresh_seed, key_seed, keyed
+from nidl_dcl.samples import UndrawnViews
 from nidl_dcl.watching import SpreadWatch
 
 __all__ = ["DCL"]
@@ -348,6 +349,8 @@ class DCL(TransformerMixin, BaseEstimator):
         return h
 
     def _shared_step(self, batch: Any, batch_idx: int, stage: str) -> dict[str, Any]:
+        if isinstance(batch, UndrawnViews):  # from a caller's loop; else drawn after the transfer
+            batch = batch.draw()
         (x1, x2), _ = two_views(batch)
         self._check_finite((x1, x2), batch_idx, stage)
         h1, h2, z1, z2, y = self.training_outputs(batch)

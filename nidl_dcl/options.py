@@ -111,6 +111,9 @@ class TrainingOptions:
     views: Literal["light", "default", "strong"] = "default"
     """Strength of the augmentations that make the two views."""
 
+    views_on_device: bool = False
+    """Draw the views where the encoder is, such as on a GPU, and not in the loading workers."""
+
     max_epochs: int = 60
     """Passes over the participants."""
 
@@ -179,8 +182,8 @@ class RunOptions:
     work_dir: Path | None = None
     """Where volumes, checkpoints and listings are kept; default OUTPUT_DIR/.work (index: none)."""
 
-    nprocs: int = 0
-    """Number of loading workers; changes no result."""
+    nprocs: int | None = None
+    """Number of loading workers; changes no result. Default: 0, or measured where there is a GPU."""
 
     threads: int | None = None
     """Threads of torch; recorded, since it may change the last digits."""
@@ -202,7 +205,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        _require("nprocs", self.nprocs, 0)
+        if self.nprocs is not None:
+            _require("nprocs", self.nprocs, 0)
         _require("random_seed", self.random_seed, 0, 2**32 - 1)
         if self.threads is not None:
             _require("threads", self.threads, 1)

@@ -21,6 +21,7 @@ from torch.utils.data import (
     Dataset,
     DistributedSampler,
     IterableDataset,
+    default_collate,
 )
 
 from nidl_dcl.distributed import first_value, gather_objects, world
@@ -36,6 +37,7 @@ __all__ = [
     "JitteredValues",
     "JoinedBatches",
     "TwoViewSamples",
+    "UndrawnViews",
     "dealt",
     "follow",
     "two_view_loader",
@@ -135,6 +137,8 @@ class TwoViewSamples(Dataset[Any]):
         First part of every key.
     groups : sequence of (str, sequence of int), optional
         Participants with the indices of their images; every sample is its own by default.
+    undrawn : bool, default=False
+        Leave the drawing to `UndrawnViews.draw`, on the device where the batch will be.
     """
 
     def __init__(
@@ -144,8 +148,10 @@ class TwoViewSamples(Dataset[Any]):
         *,
         seed: int,
         groups: Sequence[tuple[str, Sequence[int]]] | None = None,
+        undrawn: bool = False,
     ) -> None:
         warn_of_untested(views)
+        self.undrawn = undrawn
         self.samples = samples
         self.views = views
         self.seed = seed
@@ -171,6 +177,8 @@ class TwoViewSamples(Dataset[Any]):
         if isinstance(x, tuple | list) and _is_pair_of_views(x):
             return list(x), y
         x = torch.as_tensor(x).to(torch.float32)
+        if self.undrawn:
+            return x, (self.seed, epoch, key), y
         pair = [draw_view(self.views, x, self.seed, epoch, key, view) for view in (1, 2)]
         return pair if y is None else (pair, y)
 
@@ -183,6 +191,61 @@ def _is_pair_of_views(item: Any) -> bool:
         and item[0].ndim > 0
         and item[0].shape == item[1].shape
     )
+
+
+class UndrawnViews:
+    """A batch of samples whose views are drawn where it is sent to; the same views as in a loader.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, ...)
+        The samples.
+    keys : list of tuple
+        Seed, epoch and participant of each.
+    y : object
+        Their targets, None where there are none.
+    views : callable
+        As in `TwoViewSamples`; it must take what is on the device.
+    """
+
+    def __init__(
+        self, x: Tensor, keys: list[tuple[Any, ...]], y: Any, views: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.x, self.keys, self.y, self.views = x, keys, y, views
+
+    def to(self, device: Any, **options: Any) -> UndrawnViews:
+        """Send the samples to a device, as Lightning does with every batch."""
+        y = self.y.to(device) if isinstance(self.y, Tensor) else self.y
+        return UndrawnViews(self.x.to(device, **options), self.keys, y, self.views)
+
+    def pin_memory(self) -> UndrawnViews:
+        """Pin the samples, as a loader does for a GPU."""
+        return UndrawnViews(self.x.pin_memory(), self.keys, self.y, self.views)
+
+    def draw(self) -> Any:
+        """Return ``[X1, X2]`` or ``([X1, X2], y)``."""
+        pair = [
+            torch.stack(
+                [
+                    draw_view(self.views, x, *key, view)
+                    for x, key in zip(self.x, self.keys, strict=True)
+                ]
+            )
+            for view in (1, 2)
+        ]
+        return pair if self.y is None else (pair, self.y)
+
+
+class _Undrawn:
+    """Collates samples into `UndrawnViews`."""
+
+    def __init__(self, views: Callable[[Tensor], Tensor]) -> None:
+        self.views = views
+
+    def __call__(self, items: list[Any]) -> UndrawnViews:
+        x, keys, y = zip(*items, strict=True)
+        targets = None if y[0] is None else default_collate(list(y))
+        return UndrawnViews(torch.stack(x), list(keys), targets, self.views)
 
 
 class EpochBatches(BatchSampler):
@@ -261,7 +324,7 @@ def two_view_loader(
     num_workers: int = 0,
     rank: int = 0,
     processes: int = 1,
-    pin_memory: bool = False,
+    pin_memory: bool | None = None,
 ) -> DataLoader[Any]:
     """Return a loader of batches ``[X1, X2]`` or ``([X1, X2], y)`` over `samples`.
 
@@ -274,7 +337,7 @@ def two_view_loader(
     shuffle : bool, default=True
         Another keyed order in each epoch; otherwise the given one.
     num_workers, rank, processes, pin_memory
-        As usual; they change no result.
+        As usual; they change no result. Memory is pinned where there is a GPU, unless told.
     """
     batches = EpochBatches(
         len(samples),
@@ -286,9 +349,10 @@ def two_view_loader(
     return _LateLoader(
         samples,
         batch_sampler=batches,
+        collate_fn=_Undrawn(samples.views) if samples.undrawn else None,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        pin_memory=pin_memory,
+        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         generator=torch.Generator().manual_seed(0),
     )
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from joblib import cpu_count
 
 from nidl_dcl.assembly import (
     check_training,
@@ -29,7 +31,7 @@ from nidl_dcl.assembly import (
 )
 from nidl_dcl.baselines import baseline_features
 from nidl_dcl.console import Quiet
-from nidl_dcl.cost import measure_cost
+from nidl_dcl.cost import choose_workers, measure_cost
 from nidl_dcl.datamodule import BIDSDataModule
 from nidl_dcl.embedding import (
     COLUMNS,
@@ -211,6 +213,9 @@ def pretrain(
             f"{training.max_epochs} epochs, volumes of "
             f"{' x '.join(map(str, module.preparation.shape or ()))} voxels."
         )
+        if run.nprocs is None and torch.cuda.is_available():
+            module.num_workers = choose_workers(measure_cost(module, training, run), cpu_count())
+            console.say(f"{module.num_workers} loading workers keep the GPU busy.")
         model.fit(module, ckpt_path=resume)
         trained = module.images["split"] == "train"
         seen = sorted(module.images.loc[trained, "participant_id"].astype(str).unique())
@@ -294,7 +299,7 @@ def embed(
             module.volumes,
             digest=digest,
             memory=output.work / "features",
-            num_workers=run.nprocs,
+            num_workers=run.nprocs or 0,
             progress=console.progress,
         )
         config = {"model_sha256": digest, "preparation": model.preparation.to_dict()}

@@ -177,7 +177,10 @@ def draw_view(views: Callable[[Any], Any], x: Any, *key: object) -> Any:
     """
     with _one_thread(), keyed(*key):
         _seed(views, key)
-        view = views(x.clone() if isinstance(x, Tensor) else copy.copy(x))
+        own = copy.copy(x)
+        if isinstance(x, Tensor):
+            own = x.clone(memory_format=torch.contiguous_format)
+        view = views(own)
     return view.as_tensor() if isinstance(view, MetaTensor) else view
 
 

@@ -283,13 +283,13 @@ class RandBias(_VolumeTransform):
 
     def apply(self, volume: Tensor) -> Tensor:
         """Return the volume times the field."""
-        field = torch.as_tensor(self._weights, dtype=torch.float32)
+        field = torch.as_tensor(self._weights, dtype=torch.float32, device=volume.device)
         for n in volume.shape[-3:]:
-            at = (torch.arange(n, dtype=torch.float32) + 0.5) * (math.pi / n)
+            at = (torch.arange(n, dtype=torch.float32, device=volume.device) + 0.5) * (math.pi / n)
             # One axis of weights becomes one axis of voxels, added in a fixed order.
             field = sum(
                 (field[k].unsqueeze(-1) * torch.cos(k * at) for k in (1, 2)),
-                field[0].unsqueeze(-1) * torch.ones(n),
+                field[0].unsqueeze(-1) * torch.ones(n, device=volume.device),
             )
         return volume * field.mul_(self._peak / max(float(field.abs().max()), 1e-6)).exp_()
 
@@ -316,7 +316,9 @@ class RandNoise(_VolumeTransform):
 
     def apply(self, volume: Tensor) -> Tensor:
         """Return the volume with noise added."""
-        return normals(volume.shape, self._noise_seed).mul_(self._std).add_(volume)
+        return (
+            normals(volume.shape, self._noise_seed).to(volume.device).mul_(self._std).add_(volume)
+        )
 
 
 class RandForegroundNoise(_VolumeTransform):
@@ -337,7 +339,7 @@ class RandForegroundNoise(_VolumeTransform):
         count = max(1, int(foreground.sum()))
         mean, squares = float(volume.sum()) / count, float(volume.square().sum()) / count
         spread = math.sqrt(max(squares - mean**2, 0.0))
-        noise = normals(volume.shape, self._noise_seed).mul_(self._std * spread)
+        noise = normals(volume.shape, self._noise_seed).to(volume.device).mul_(self._std * spread)
         return noise.mul_(foreground).add_(volume)
 
 
@@ -475,12 +477,15 @@ def _moved(volume: Tensor, matrix: NDArray[np.float64], offset: NDArray[np.float
     """
     stack = volume.reshape(-1, *volume.shape[-3:]).movedim(0, 1)
     depth, _, height, width = stack.shape
-    x, y, z = (torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in (depth, height, width))
+    x, y, z = (
+        torch.arange(n, dtype=torch.float32, device=volume.device) - (n - 1) / 2
+        for n in (depth, height, width)
+    )
     # Within the planes: what x of the result lies at an x of the input depends on y and z.
     lean = matrix[1:, 0] / matrix[0, 0]
     inner = matrix[1:, 1:] - np.outer(lean, matrix[0, 1:])
     start = offset[1:] - lean * offset[0]
-    grid = torch.empty(depth, height, width, 2)
+    grid = torch.empty(depth, height, width, 2, device=volume.device)
     for place, n, a, (b, c), o in zip((1, 0), (height, width), lean, inner, start, strict=True):
         # grid_sample counts from -1 to 1 between the outer edges of the voxels, last axis first.
         first, second, third = ((k * 2 / n).item() for k in (a, b, c))
@@ -489,7 +494,7 @@ def _moved(volume: Tensor, matrix: NDArray[np.float64], offset: NDArray[np.float
     stack = F.grid_sample(stack, grid, align_corners=False)
     # Along the first axis, as planes across the second.
     first, second, third = (matrix[0] * 2 / depth).tolist()
-    grid = torch.empty(height, depth, width, 2)
+    grid = torch.empty(height, depth, width, 2, device=volume.device)
     grid[..., 0] = z * (2 / width)
     planes = (x * first)[:, None] + z * third
     torch.add((y * second + offset[0] * 2 / depth)[:, None, None], planes, out=grid[..., 1])
@@ -519,8 +524,11 @@ def _in_planes(
     """
     height, width = volume.shape[-2:]
     rows, columns = (height, width) if sides is None else sides
-    at = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in (rows, columns)]
-    grid = torch.empty(1, rows, columns, 2)
+    at = [
+        torch.arange(n, dtype=torch.float32, device=volume.device) - (n - 1) / 2
+        for n in (rows, columns)
+    ]
+    grid = torch.empty(1, rows, columns, 2, device=volume.device)
     for n, (a, b), start, place in zip((height, width), matrix, offset, (1, 0), strict=True):
         torch.add(
             (at[0] * (2 * a / n) + 2 * start / n)[:, None],
@@ -544,8 +552,9 @@ def _along_first(
     low = at.floor()
     parts = []
     for index, weight in ((low, 1 - (at - low)), (low + 1, at - low)):
-        weight = (weight * ((index >= 0) & (index < n))).to(torch.float32)
-        parts.append((volume.index_select(-3, index.clamp(0, n - 1).long()), weight[:, None, None]))
+        weight = (weight * ((index >= 0) & (index < n))).to(volume.device, torch.float32)
+        near = index.clamp(0, n - 1).long().to(volume.device)
+        parts.append((volume.index_select(-3, near), weight[:, None, None]))
     (first, u), (second, v) = parts
     return first.mul_(u).addcmul_(second, v)
 

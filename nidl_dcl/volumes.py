@@ -259,7 +259,8 @@ def prepare_volume(image: Any, preparation: Preparation, mask_path: Any = None) 
         with named(image):
             prepared = _to_unit(prepared, share >= 0.5, masked=preparation.masked)
     prepared *= np.where(share < 0.1, 0, share)
-    return prepared.astype(np.float16).astype(np.float32)[None]
+    # In one order in memory, as from a cache: sums depend on it in the last digit.
+    return np.ascontiguousarray(prepared.astype(np.float16), dtype=np.float32)[None]
 
 
 def _canonical(image: Volume) -> tuple[Float32, NDArray[np.float64]]:

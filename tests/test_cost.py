@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nidl_dcl import BIDSDataModule
-from nidl_dcl.cost import measure_cost
+from nidl_dcl.cost import Cost, choose_workers, measure_cost
 from nidl_dcl.options import RunOptions, TrainingOptions
 
 
@@ -33,3 +33,20 @@ def test_the_real_training_is_as_before(heads_made, make_heads):
         return next(model.fit(module).parameters())
 
     assert weights(measured=True).equal(weights(measured=False))
+
+
+@pytest.mark.parametrize(
+    ("device", "step", "draw", "cores", "expected"),
+    [
+        ("cpu", 1.0, 0.5, 16, 0),  # they would take the encoder's cores
+        ("cuda", 1.0, 0.0, 16, 0),  # drawn on the device
+        ("cuda", 1.0, 0.2, 16, 1),
+        ("cuda", 1.0, 0.8, 16, 4),
+        ("cuda", 1.0, 0.99, 16, 15),
+        ("cuda", 1.0, 1.2, 16, 15),  # a measured step can be shorter than its drawing alone
+        ("cuda", 1.0, 0.8, 2, 1),
+        ("cuda", 1.0, 0.8, 1, 0),
+    ],
+)
+def test_as_many_workers_as_keep_a_gpu_busy(device, step, draw, cores, expected):
+    assert choose_workers(Cost(0.1, step, draw, 1000.0, device), cores) == expected

@@ -20,10 +20,11 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from nidl_dcl import DCL, DCLLoss, DCLWLoss
+from nidl_dcl import DCL, BIDSDataModule, DCLLoss, DCLWLoss
 from nidl_dcl.batches import single_view, two_views
 from nidl_dcl.encoder import StridedCNN
 from nidl_dcl.errors import NonFiniteError
+from nidl_dcl.samples import TwoViewSamples, two_view_loader
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
@@ -84,6 +85,28 @@ def test_a_length_in_steps_alone_gives_the_same_weights(rows):
         return make(**given, **length).fit(pairs(rows)).encoder.weight
 
     assert torch.equal(weights(max_epochs=-1, max_steps=30), weights(max_epochs=3))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_views_drawn_after_the_transfer_are_those_of_the_loader(heads_made, workers):
+    def weights(**more):
+        module = BIDSDataModule(heads_made, spacing=8.0, batch_size=4, validation=0.3, **more)
+        model = make(encoder=StridedCNN, encoder_kwargs=None, proj_input_dim=512, random_state=0)
+        return torch.cat([p.detach().ravel() for p in model.fit(module).parameters()])
+
+    assert torch.equal(weights(views_on_device=True, num_workers=workers), weights())
+
+
+def test_undrawn_views_keep_targets_and_go_where_they_are_sent():
+    samples = TwoViewSamples(
+        [(torch.ones(2), i) for i in range(3)], lambda x: x + torch.rand(2), seed=0, undrawn=True
+    )
+    batch = next(iter(two_view_loader(samples, 3, shuffle=False))).to("cpu", non_blocking=True)
+    (first, second), y = batch.draw()
+    assert y.tolist() == [0, 1, 2]
+    assert first.shape == second.shape == (3, 2)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, batch.draw()[0][0])
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])

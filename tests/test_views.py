@@ -134,6 +134,19 @@ def test_a_view_depends_on_its_key_alone(name):
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_view_does_not_depend_on_how_the_volume_lies_in_memory(name):
+    x = head() + torch.rand(1, 18, 22, 16, generator=torch.Generator().manual_seed(0))
+    turned = x.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
+    assert not turned.is_contiguous()
+    for key in range(5):
+        first, second = (
+            draw_view(TRANSFORMS[name], x, key),
+            draw_view(TRANSFORMS[name], turned, key),
+        )
+        assert same(first, second)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_drawing_a_view_leaves_the_global_generators_alone(name):
     disturb(5)
     expected = torch.rand(3), np.random.random(3), random.random()  # noqa: NPY002

@@ -53,6 +53,7 @@ def test_the_prepared_array_is_float32_with_the_asked_shape_in_half_precision(ma
     made = prepared(Preparation((4, 4, 4), (16, 20, 12), masked=masked))
     assert made.shape == (1, 16, 20, 12)
     assert made.dtype == np.float32
+    assert made.flags.c_contiguous
     np.testing.assert_array_equal(made, made.astype(np.float16))
 
 
