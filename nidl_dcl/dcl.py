@@ -448,8 +448,7 @@ class DCL(TransformerMixin, BaseEstimator):
         return features
 
     def _check_finite(self, views: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> None:
-        finite = [torch.isfinite(x).flatten(1).all(1) if len(x) else x.new_ones(0) for x in views]
-        good = finite[0].bool() & finite[1].bool()
+        good = _finite_rows(views[0]) & _finite_rows(views[1])
         if not any_process(not bool(good.all()), views[0].device):
             return
         own = None if bool(good.all()) else int((~good).int().argmax())
@@ -621,3 +620,10 @@ def _unless_invalid(build: Callable[[], Any]) -> Any:
         return build()
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
+
+
+def _finite_rows(x: Tensor) -> Tensor:
+    """Return which samples hold finite numbers alone."""
+    if len(x) == 0 or bool(torch.isfinite(x.sum())):  # a tenth of the time, and nearly always enough
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
+    return torch.isfinite(x).flatten(1).all(1)

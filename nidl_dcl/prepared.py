@@ -42,7 +42,9 @@ with suppress(ImportError):  # ten times as fast, the same numbers
 
 __all__ = ["PreparedVolumes", "check_files", "in_threads"]
 
-_FORMAT = 1
+_FORMAT = 2
+"""Of the entries and of what preparing does; raised when either changes."""
+
 _DIGEST = 4
 
 

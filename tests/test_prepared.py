@@ -216,7 +216,7 @@ def test_a_memory_of_another_shape_is_not_believed(images):
     memory = FileMemory()
     list(check_files(images, memory, intensity="robust"))
     for entry in memory._known.values():
-        entry[1]["check 1 robust"] = {"status": "ok", "nonsense": 1}
+        entry[1][f"check {prepared._FORMAT} robust"] = {"status": "ok", "nonsense": 1}
     assert [c.code for _, c in check_files(images, memory, intensity="robust")] == ["ok"] * 3
 
 
@@ -228,8 +228,8 @@ def test_an_interrupted_check_keeps_what_it_found(images, tmp_path, monkeypatch)
     ) as checks:
         next(checks)
     known = FileMemory(tmp_path / "files.json")
-    assert known.recall(images[0], "check 1 robust")["status"] == "ok"
-    assert known.recall(images[2], "check 1 robust") is None
+    assert known.recall(images[0], f"check {prepared._FORMAT} robust")["status"] == "ok"
+    assert known.recall(images[2], f"check {prepared._FORMAT} robust") is None
 
 
 def test_threads_begin_nothing_after_the_caller_stopped():
