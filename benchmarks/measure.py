@@ -147,7 +147,7 @@ def machine(*packages: str) -> str:
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     processor = next(names, platform.processor() or platform.machine())
     told = [f"{processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"]
-    told += [f"{platform.system()} {platform.release()}", f"Python {platform.python_version()}"]
+    told += [platform.system(), f"Python {platform.python_version()}"]
     for package in packages:
         try:
             told.append(f"{package} {version(package)}")
