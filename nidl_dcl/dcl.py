@@ -20,6 +20,7 @@ from nidl_dcl.distributed import (
     gather_objects,
     gather_rows,
     gather_targets,
+    leave_at_exit,
     total,
     world,
 )
@@ -477,6 +478,8 @@ class DCL(TransformerMixin, BaseEstimator):
         """Start to watch how the embeddings spread."""
         self.__dict__["_watch"] = SpreadWatch()
         self.__dict__["_collapse_told"] = False
+        if world()[1] > 1:
+            leave_at_exit()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Key what is random in the networks by the step, so that a resumed run is the same."""

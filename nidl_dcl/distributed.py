@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,12 +20,24 @@ __all__ = [
     "gather_objects",
     "gather_rows",
     "gather_targets",
+    "leave_at_exit",
     "share_buffers",
     "total",
     "world",
 ]
 
 _BY_ITSELF: ContextVar[bool] = ContextVar("by_itself", default=False)
+
+
+def leave_at_exit() -> None:
+    """Have this process leave its group before it ends; threads of the group may abort it otherwise."""
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def world() -> tuple[int, int]:
