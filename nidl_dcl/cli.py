@@ -231,7 +231,7 @@ def study(
             bids_dir,
             output_dir,
             data,
-            training,
+            training if model is None else None,
             run,
             console,
             targets=target,

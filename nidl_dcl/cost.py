@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from nidl_dcl.assembly import new_model, run_options
 from nidl_dcl.datamodule import BIDSDataModule
 from nidl_dcl.options import RunOptions, TrainingOptions
-from nidl_dcl.samples import TwoViewSamples, two_view_loader
+from nidl_dcl.samples import EpochBatches, TwoViewSamples, two_view_loader
 from nidl_dcl.views import volume_views
 
 __all__ = ["Cost", "choose_workers", "measure_cost"]
@@ -38,6 +38,8 @@ class Cost:
     ----------
     prepare_seconds : float
         To read and prepare one image, in one thread.
+    steps : int
+        Optimizer steps of an epoch.
     step_seconds : float
         Of one optimizer step, loading included.
     draw_seconds : float
@@ -49,6 +51,7 @@ class Cost:
     """
 
     prepare_seconds: float
+    steps: int
     step_seconds: float
     draw_seconds: float
     memory_mb: float
@@ -98,7 +101,9 @@ def measure_cost(module: BIDSDataModule, training: TrainingOptions, run: RunOpti
         volumes.append(plan[int(i)])
         seconds.append(time.perf_counter() - start)
     people = len(module.participants("train"))
-    size = -(-people // max(1, -(-people // training.batch_size)))  # batches are of nearly one size
+    steps = len(EpochBatches(people, training.batch_size, seed=None))
+    devices = int(training.devices) if training.devices.isdigit() else 1
+    size = max(2, -(-people // (steps * devices * training.num_nodes)))
     samples = TwoViewSamples(
         _Few(volumes, size * (_STEPS + 1)),
         volume_views(training.views, module.kind),
@@ -111,8 +116,10 @@ def measure_cost(module: BIDSDataModule, training: TrainingOptions, run: RunOpti
     drawing = 0.0 if samples.undrawn else time.perf_counter() - start
     stamps = _Stamps()
     model = new_model(training, run.random_seed)
+    # One process, which starts no others, on one process's part of a batch.
+    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     model.set_params(
-        **run_options(training),
+        **(run_options(training) | alone),
         max_epochs=1,
         lr_scheduler=None,
         enable_progress_bar=False,
@@ -127,6 +134,7 @@ def measure_cost(module: BIDSDataModule, training: TrainingOptions, run: RunOpti
         megabytes, device = torch.cuda.max_memory_allocated() / 2**20, "cuda"
     return Cost(
         prepare_seconds=float(np.median(seconds)),
+        steps=steps,
         step_seconds=float(np.median(np.diff(stamps.times))),
         draw_seconds=drawing,
         memory_mb=megabytes,

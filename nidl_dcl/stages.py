@@ -68,7 +68,7 @@ from nidl_dcl.training import (
     sound_checkpoint,
 )
 from nidl_dcl.volumes import Preparation
-from nidl_dcl.writing import to_tsv, write_json, write_text, write_tsv
+from nidl_dcl.writing import keep_tsv, to_tsv, write_json, write_text, write_tsv
 
 __all__ = [
     "configure",
@@ -624,12 +624,11 @@ def _cost_lines(module: BIDSDataModule, training: TrainingOptions, run: RunOptio
     people = len(module.participants("train"))
     if people < 2:
         return [f"{people} participant to train on: at least 2 are needed"]
-    steps = max(1, min(-(-people // training.batch_size), people // 2))
     cost = measure_cost(module, training, run)
-    epoch = steps * cost.step_seconds
+    epoch = cost.steps * cost.step_seconds
     return [
         (
-            f"{people} participants to train on, {steps} step{'s' * (steps > 1)} per epoch, "
+            f"{people} participants to train on, {cost.steps} step{'s' * (cost.steps > 1)} per epoch, "
             f"{training.max_epochs} epochs"
         ),
         (
@@ -710,15 +709,8 @@ def _check_inputs(output: Output, module: BIDSDataModule) -> None:
         module.check()
     finally:
         if module.is_indexed:
-            _keep_tsv(logs / "inputs.tsv", module.inputs)
-    _keep_tsv(logs / "phenotypes.tsv", module.matches)
-
-
-def _keep_tsv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table unless it is there already."""
-    text = to_tsv(table)
-    if not path.is_file() or path.read_bytes() != text.encode("utf-8", "backslashreplace"):
-        write_text(path, text)
+            keep_tsv(logs / "inputs.tsv", module.inputs)
+    keep_tsv(logs / "phenotypes.tsv", module.matches)
 
 
 def _set_up(output: Output, module: BIDSDataModule, console: Quiet) -> None:
@@ -730,9 +722,11 @@ def _set_up(output: Output, module: BIDSDataModule, console: Quiet) -> None:
             f"each, in {volumes.folder}."
         )
     before = len(module.images)
-    module.setup()
+    try:
+        module.setup()
+    finally:  # images that only preparing finds unusable have their rows, too
+        keep_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
     if len(module.images) < before:
-        _keep_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
         console.say(f"{before - len(module.images)} images cannot be prepared (logs/inputs.tsv).")
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 __all__ = [
     "escape_control",
+    "keep_tsv",
     "replacing",
     "to_tsv",
     "write_bytes",
@@ -67,7 +68,11 @@ def write_text(path: Path, text: str) -> None:
 
     Bytes of file names that are no text, which Python holds as surrogates, become ``\udcNN``.
     """
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, _encoded(text))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -95,6 +100,13 @@ def escape_control(text: str) -> str:
 def write_tsv(path: Path, table: pd.DataFrame) -> None:
     """Write `table` to `path` as BIDS TSV: missing values `n/a`, control characters escaped."""
     write_text(path, to_tsv(table))
+
+
+def keep_tsv(path: Path, table: pd.DataFrame) -> None:
+    """Write `table` as `write_tsv` does, unless `path` holds just that already."""
+    text = to_tsv(table)
+    if not (path.is_file() and path.read_bytes() == _encoded(text)):
+        write_text(path, text)
 
 
 def to_tsv(table: pd.DataFrame) -> str:

@@ -13,10 +13,21 @@ def test_a_few_real_steps_tell_what_a_training_costs(workers, heads_made, tmp_pa
     module = BIDSDataModule(heads_made, spacing=8.0, batch_size=4, num_workers=workers)
     cost = measure_cost(module, training, RunOptions(nprocs=workers))
     assert 0 < cost.prepare_seconds < 5
+    assert cost.steps == 3
     assert 0 < cost.step_seconds < 5
     assert 100 < cost.memory_mb < 50_000
     assert cost.device == "cpu"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_measuring_starts_no_other_process(heads_made, monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    training = TrainingOptions(spacing=[8.0], batch_size=8, devices="2", strategy="ddp")
+    module = BIDSDataModule(heads_made, spacing=8.0, batch_size=8)
+    assert measure_cost(module, training, RunOptions()).steps == 2
 
 
 def test_the_real_training_is_as_before(heads_made, make_heads):
@@ -49,4 +60,4 @@ def test_the_real_training_is_as_before(heads_made, make_heads):
     ],
 )
 def test_as_many_workers_as_keep_a_gpu_busy(device, step, draw, cores, expected):
-    assert choose_workers(Cost(0.1, step, draw, 1000.0, device), cores) == expected
+    assert choose_workers(Cost(0.1, 3, step, draw, 1000.0, device), cores) == expected

@@ -365,6 +365,8 @@ def test_a_mask_that_misses_its_image_gets_a_row_and_the_others_go_on(
     nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), away), mask)
     words = ["study", bids, out, "--target", "sex", *TWO_EPOCHS]
     assert run(*words, "--max-skipped", "0.05").status == 3
+    inputs = pd.read_csv(out / "logs" / "inputs.tsv", sep="\t").set_index("participant_id")
+    assert inputs.loc["sub-02", "code"] == "affine"
     done = run(*words)
     assert done.status == 0
     inputs = pd.read_csv(out / "logs" / "inputs.tsv", sep="\t").set_index("participant_id")
