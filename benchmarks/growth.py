@@ -14,9 +14,9 @@ import time
 import warnings
 from typing import Any
 
-import lightning as L
 import measure
 import torch
+from training import Stamps
 
 from nidl_dcl import DCL
 from nidl_dcl.encoder import ENCODERS
@@ -24,14 +24,6 @@ from nidl_dcl.samples import ArraySamples, TwoViewSamples, two_view_loader
 from nidl_dcl.views import volume_views
 
 SIDES, BATCHES, STEPS, MANY = (32, 48, 64, 96), (8, 16, 32), 4, 10_000
-
-
-class Stamps(L.Callback):
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        self.times.append(time.process_time())
 
 
 def steps(encoder: str, side: int, batch: int) -> tuple[list[float], list[float]]:
@@ -52,7 +44,7 @@ def steps(encoder: str, side: int, batch: int) -> tuple[list[float], list[float]
         lr_scheduler=None, enable_progress_bar=False, enable_model_summary=False, callbacks=[stamps],
     )  # fmt: skip
     model.fit(two_view_loader(samples, batch))
-    return [b - a for a, b in zip(stamps.times, stamps.times[1:], strict=False)], drawn
+    return [b - a for a, b in zip(stamps.cpu, stamps.cpu[1:], strict=False)], drawn
 
 
 def main() -> list[dict[str, Any]]:

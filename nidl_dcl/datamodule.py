@@ -290,13 +290,11 @@ class BIDSDataModule(L.LightningDataModule):
         """What the values of the images are: "intensity", "probability" or "signed"."""
         if self.preset not in PRESETS:
             raise UsageError(f"Unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
-        if self.intensity != "auto":
-            return "intensity" if self.intensity == "robust" else self.intensity
-        return PRESETS[self.preset].kind
+        return "intensity" if self._intensity == "robust" else self._intensity
 
     @property
     def _intensity(self) -> str:
-        return "robust" if self.kind == "intensity" else self.kind
+        return PRESETS[self.preset].rule if self.intensity == "auto" else self.intensity
 
     @property
     def _threads(self) -> int:
@@ -410,7 +408,6 @@ class BIDSDataModule(L.LightningDataModule):
             views,
             seed=self.random_state,
             groups=self.participants(split),
-            undrawn=self.views_on_device,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -426,6 +423,7 @@ class BIDSDataModule(L.LightningDataModule):
 
     def _loader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
         samples = self.two_views(split)
+        samples.undrawn = self.views_on_device
         if len(samples) == 0:
             raise InputsUnusableError(f"No participant is left in the split {split!r}.")
         rank, processes = world()

@@ -23,7 +23,6 @@ _TILES = 24
 def write_views(figures: Path, module: BIDSDataModule) -> None:
     """Write a few prepared volumes with their two views of the first epoch, for the report."""
     samples = module.two_views("train")
-    samples.undrawn = False
     count = min(_SHOWN, len(samples))
     chosen = np.linspace(0, len(samples) - 1, count).round().astype(int)
     rows, arrays = [], []

@@ -18,7 +18,7 @@ from typing import Any
 
 from nidl_dcl.writing import write_json
 
-__all__ = ["FileMemory"]
+__all__ = ["FileMemory", "file_status"]
 
 _FRESH_NS = 2 * 10**9
 """A file that changed so shortly before it was read could change again within one tick of its times;
@@ -61,7 +61,7 @@ class FileMemory:
     def recall(self, file: Path, fact: str) -> Any:
         """Return what is known of an unchanged file, None if nothing is."""
         entry = self._known.get(os.fspath(file))
-        if entry is None or fact not in entry[1] or entry[0] != _status(file):
+        if entry is None or fact not in entry[1] or entry[0] != file_status(file):
             return None
         return entry[1][fact]
 
@@ -73,7 +73,7 @@ class FileMemory:
         known = self.recall(file, "sha256")
         if isinstance(known, str):
             return known
-        status = _status(file)
+        status = file_status(file)
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         before = self._known.get(os.fspath(file), [None, {}])[1].get("sha256", digest)
@@ -83,7 +83,7 @@ class FileMemory:
         return digest
 
     def note(self, file: Path, status: list[int], fact: str, value: Any) -> None:
-        """Keep what was read from `file`, whose status before reading was `status`."""
+        """Keep what was read from `file`, whose `file_status` before reading was `status`."""
         name = os.fspath(file)
         with self._lock:
             if time.time_ns() - max(status[3:]) < _FRESH_NS:
@@ -96,10 +96,6 @@ class FileMemory:
         if time.monotonic() - self._saved > _SAVE_EVERY:
             self.save()
 
-    def status(self, file: Path) -> list[int]:
-        """Return what changes when a file does, for `note`."""
-        return _status(file)
-
     def save(self) -> None:
         """Write what is new to the file."""
         with self._lock:
@@ -110,7 +106,8 @@ class FileMemory:
             self._changed, self._saved = False, time.monotonic()
 
 
-def _status(file: Path) -> list[int]:
+def file_status(file: Path) -> list[int]:
+    """Return what changes when a file does: device, inode, size and times."""
     status = file.stat()
     return [
         status.st_dev,

@@ -117,8 +117,7 @@ def _presets_like(contract: Preparation, *, intensity: bool = False) -> str:
     """Return which presets give images like those of the model."""
     fitting = []
     for name, form in PRESETS.items():
-        rule = "robust" if form.kind == "intensity" else form.kind
-        if rule != contract.intensity:
+        if form.rule != contract.intensity:
             continue
         space = form.entities.get("space") or form.space
         learnt = contract.origin

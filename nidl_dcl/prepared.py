@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nidl_dcl.errors import NoRoomError
-from nidl_dcl.file_memory import FileMemory
+from nidl_dcl.file_memory import FileMemory, file_status
 from nidl_dcl.image_file import Check, UnreadableVolumeError, check_volume
 from nidl_dcl.volumes import Preparation, prepare_volume
 from nidl_dcl.writing import write_bytes
@@ -235,7 +235,7 @@ def check_files(
             known = memory.recall(path, fact)
             if known is not None:
                 return number, Check(**known)
-            status = memory.status(path)
+            status = file_status(path)
         except (OSError, TypeError):
             return number, check_volume(path, intensity=intensity)
         found = check_volume(path, intensity=intensity)

@@ -75,6 +75,11 @@ class Preset:
     stripped: bool = False
     masks: str = "any"
 
+    @property
+    def rule(self) -> str:
+        """The intensity rule of `volumes.Preparation` that suits the kind."""
+        return "robust" if self.kind == "intensity" else self.kind
+
 
 _FMRIPREP = ("fmriprep", "smriprep")
 _MNI = "MNI152NLin2009cAsym"

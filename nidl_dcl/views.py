@@ -177,10 +177,10 @@ def draw_view(views: Callable[[Any], Any], x: Any, *key: object) -> Any:
     """
     with _one_thread(), keyed(*key):
         _seed(views, key)
-        own = copy.copy(x)
         if isinstance(x, Tensor):
-            own = x.clone(memory_format=torch.contiguous_format)
-        view = views(own)
+            view = views(x.clone(memory_format=torch.contiguous_format))
+        else:
+            view = views(copy.copy(x))
     return view.as_tensor() if isinstance(view, MetaTensor) else view
 
 

@@ -146,7 +146,24 @@ class RandPlacement(_VolumeTransform):
         return _moved(volume, self._size * np.linalg.multi_dot(turns) @ flip, offset)
 
 
-class RandResizedCrop(_VolumeTransform):
+class _RandBox(_VolumeTransform):
+    """What acts on a random box of a share of the volume (`scale`) and a form (`ratio`)."""
+
+    def __init__(self, prob: float, scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+        super().__init__(prob)
+        self.scale, self.ratio, self._box = scale, ratio, [(0, 0)] * 3
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether to act and, if so, the box in voxels of `data`."""
+        super().randomize(data)
+        if self._do_transform:
+            self._box = _random_box(self.R, data.shape[-3:], self.scale, self.ratio)
+
+    def draw(self) -> None:
+        """Nothing more to draw than the box."""
+
+
+class RandResizedCrop(_RandBox):
     """A random box of the volume, resized to the volume's shape by trilinear interpolation.
 
     Parameters
@@ -170,17 +187,7 @@ class RandResizedCrop(_VolumeTransform):
         scale: tuple[float, float] = (0.5, 1.0),
         ratio: tuple[float, float] = (0.75, 4 / 3),
     ) -> None:
-        super().__init__(prob)
-        self.scale, self.ratio, self._box = scale, ratio, [(0, 0)] * 3
-
-    def randomize(self, data: Any = None) -> None:
-        """Draw whether to act and, if so, the box in voxels of `data`."""
-        super().randomize(data)
-        if self._do_transform:
-            self._box = _random_box(self.R, data.shape[-3:], self.scale, self.ratio)
-
-    def draw(self) -> None:
-        """Nothing more to draw than the box."""
+        super().__init__(prob, scale, ratio)
 
     def apply(self, volume: Tensor) -> Tensor:
         """Return the box drawn, resized."""
@@ -316,22 +323,25 @@ class RandNoise(_VolumeTransform):
 
     def apply(self, volume: Tensor) -> Tensor:
         """Return the volume with noise added."""
-        return (
-            normals(volume.shape, self._noise_seed).to(volume.device).mul_(self._std).add_(volume)
-        )
+        return self._noise(volume, self._std).add_(volume)
+
+    def _noise(self, volume: Tensor, deviation: float) -> Tensor:
+        return normals(volume.shape, self._noise_seed).to(volume.device).mul_(deviation)
 
 
-class RandForegroundNoise(_VolumeTransform):
-    """Gaussian noise where the volume is not exactly 0, relative to its standard deviation there."""
+class RandForegroundNoise(RandNoise):
+    """Gaussian noise where the volume is not exactly 0, relative to its standard deviation there.
+
+    Parameters
+    ----------
+    prob : float
+        Probability.
+    std : float
+        Limit of the noise's share of the foreground's standard deviation.
+    """
 
     def __init__(self, prob: float = 0.5, std: float = 0.06) -> None:
-        super().__init__(prob)
-        self.std, self._std, self._noise_seed = std, 0.0, 0
-
-    def draw(self) -> None:
-        """Draw the relative standard deviation and the seed of the noise."""
-        self._std = self.R.uniform(0, self.std)
-        self._noise_seed = int(self.R.randint(2**31))
+        super().__init__(prob, (0.0, std))
 
     def apply(self, volume: Tensor) -> Tensor:
         """Return the volume with noise added."""
@@ -339,8 +349,7 @@ class RandForegroundNoise(_VolumeTransform):
         count = max(1, int(foreground.sum()))
         mean, squares = float(volume.sum()) / count, float(volume.square().sum()) / count
         spread = math.sqrt(max(squares - mean**2, 0.0))
-        noise = normals(volume.shape, self._noise_seed).to(volume.device).mul_(self._std * spread)
-        return noise.mul_(foreground).add_(volume)
+        return self._noise(volume, self._std * spread).mul_(foreground).add_(volume)
 
 
 class RandCutout(_VolumeTransform):
@@ -369,7 +378,7 @@ class RandCutout(_VolumeTransform):
         return cut
 
 
-class RandErasing(_VolumeTransform):
+class RandErasing(_RandBox):
     """One random box set to 0.
 
     Parameters
@@ -388,17 +397,7 @@ class RandErasing(_VolumeTransform):
         scale: tuple[float, float] = (0.02, 0.33),
         ratio: tuple[float, float] = (1.0, 3.0),
     ) -> None:
-        super().__init__(prob)
-        self.scale, self.ratio, self._box = scale, ratio, [(0, 0)] * 3
-
-    def randomize(self, data: Any = None) -> None:
-        """Draw whether to act and, if so, the box in voxels of `data`."""
-        super().randomize(data)
-        if self._do_transform:
-            self._box = _random_box(self.R, data.shape[-3:], self.scale, self.ratio)
-
-    def draw(self) -> None:
-        """Nothing more to draw than the box."""
+        super().__init__(prob, scale, ratio)
 
     def apply(self, volume: Tensor) -> Tensor:
         """Return the volume without the box."""

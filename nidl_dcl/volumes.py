@@ -295,7 +295,7 @@ def _mask_on(
 
 
 def _thinned(values: Float32) -> Float32:
-    """Return at most 2**18 of many values, evenly spaced in memory: enough for any quantile."""
+    """Return at most 2**18 of many values, evenly spaced: enough for any quantile."""
     flat = values.ravel()
     return flat[:: max(1, -(-flat.size // _COUNTED))]
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from nidl_dcl.file_memory import FileMemory
+from nidl_dcl.file_memory import FileMemory, file_status
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_file_is_read_once_while_it_does_not_change(file, tmp_path, settled, m
 def test_a_changed_file_is_read_again_with_one_warning(file, tmp_path, settled):
     memory = FileMemory(tmp_path / "files.json")
     memory.sha256(file)
-    memory.note(file, memory.status(file), "check", "fine")
+    memory.note(file, file_status(file), "check", "fine")
     before = file.stat()
     file.write_bytes(b"two")
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as rsync does
