@@ -14,6 +14,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
@@ -36,7 +37,7 @@ from nidl_dcl.image_file import (
 
 __all__ = ["Origin", "Preparation", "common_shape", "prepare_volume"]
 
-_COUNTED = 2**18  # values from which quantiles are taken
+_COUNTED = 2**16  # values from which quantiles are taken
 
 MASKED_FIELD_MM = (160.0, 192.0, 160.0)  # right-left, front-back, up-down: holds an adult brain
 
@@ -233,7 +234,7 @@ def prepare_volume(image: Any, preparation: Preparation, mask_path: Any = None) 
     5. *Intensity* ``"robust"``, masked: the median of the brain goes to 0.65 and its
        interquartile range to 0.3, within 0.02 and 1.5, so that non-zero is brain (in a T1w, white
        matter is near 0.85, fluid near 0.1). Unmasked: the 1st percentile of the whole field goes
-       to 0, the 99th of the foreground to 1, within 0 and 1.5. Quantiles of more than 2**18 values
+       to 0, the 99th of the foreground to 1, within 0 and 1.5. Quantiles of more than 2**16 values
        are those of every second, third … one. ``"probability"`` and ``"signed"`` keep their values.
     """
     if preparation.masked and mask_path is None:
@@ -256,13 +257,14 @@ def prepare_volume(image: Any, preparation: Preparation, mask_path: Any = None) 
     else:
         centre = 2 * _centre(_foreground(np.abs(data[::2, ::2, ::2])), field / 2, 0.01)
     axes = zip(data.shape, sizes, shape, preparation.spacing, centre, strict=True)
-    prepared, share = _resampled(data, inside, [_weights(*axis) for axis in axes])
-    if preparation.intensity == "robust":
-        with named(image):
-            prepared = _to_unit(prepared, share >= 0.5, masked=preparation.masked)
-    prepared *= np.where(share < 0.1, 0, share)
-    # In one order in memory, as from a cache: sums depend on it in the last digit.
-    return np.ascontiguousarray(prepared.astype(np.float16), dtype=np.float32)[None]
+    weights = [_weights(*axis) for axis in axes]
+    with named(image):
+        if inside is None:
+            prepared = _seen(data, weights, preparation.intensity)
+        else:
+            prepared = _brain(data, inside, weights, preparation.intensity)
+    # Torch rounds ten times faster than numpy, to the same numbers.
+    return np.asarray(torch.from_numpy(prepared).half().float())[None]
 
 
 def _canonical(image: Volume) -> tuple[Float32, NDArray[np.float64]]:
@@ -295,7 +297,9 @@ def _mask_on(
 
 
 def _thinned(values: Float32) -> Float32:
-    """Return at most 2**18 of many values, evenly spaced: enough for any quantile."""
+    """Return at most 2**16 of many values, evenly spaced: enough for any quantile."""
+    if not values.size:
+        raise UnreadableVolumeError("Nothing of it lies in the field of view.", "affine")
     flat = values.ravel()
     return flat[:: max(1, -(-flat.size // _COUNTED))]
 
@@ -333,8 +337,8 @@ def _centre(
 
 def _weights(
     n_in: int, size: float, n_out: int, spacing: float, centre: float
-) -> tuple[slice, sparse.csr_matrix]:
-    """Return the voxels used along one axis, and how much each adds to each prepared voxel."""
+) -> sparse.csr_matrix:
+    """Return how much each voxel along one axis adds to each prepared voxel, (n_out, n_in)."""
     step = spacing / size
     at = centre + (np.arange(n_out) - (n_out - 1) / 2) * step
     if abs(step - 1) < 1e-3:
@@ -344,63 +348,86 @@ def _weights(
     weight = np.maximum(0, 1 - np.abs(taps - at[:, None]) / width)
     weight /= weight.sum(axis=1, keepdims=True)
     weight[(taps < 0) | (taps >= n_in)] = 0
-    used = taps[weight > 0].astype(int)
-    start, stop = (int(used.min()), int(used.max()) + 1) if used.size else (0, 1)
     rows, columns = np.nonzero(weight)
-    matrix = sparse.csr_matrix(
-        (weight[rows, columns].astype(np.float32), (rows, taps[rows, columns].astype(int) - start)),
-        shape=(n_out, stop - start),
+    return sparse.csr_matrix(
+        (weight[rows, columns].astype(np.float32), (rows, taps[rows, columns].astype(int))),
+        shape=(n_out, n_in),
     )
-    return slice(start, stop), matrix
 
 
-def _resampled(
-    data: Float32, inside: NDArray[np.bool_] | None, grids: list[tuple[slice, Any]]
-) -> tuple[Float32, Float32]:
-    """Return the average of what is inside of each prepared voxel, and the share that is."""
-    part = tuple(used for used, _ in grids)
-
-    def average(values: Float32) -> Float32:
+def _average(values: Float32, weights: list[Any]) -> Float32:
+    """Return the weighted sums of `values` along all three axes, in C order."""
+    if all(_only_moves(matrix) for matrix in weights):
+        moved = np.zeros([matrix.shape[0] for matrix in weights], np.float32)
+        there = tuple(_span(matrix) for matrix in weights)
+        moved[there] = values[tuple(_span(matrix.T.tocsr()) for matrix in weights)]
+        return moved
+    # In one order of axes and taps, so that the orientation in the file changes no bit: the third
+    # axis first, which is the slowest in most files, so that nothing large is copied. Axes that
+    # run backwards in memory are turned round by their weights.
+    forward = tuple(slice(None, None, -1 if step < 0 else 1) for step in values.strides)
+    lying = values[forward].transpose(2, 1, 0)
+    for axis in (2, 1, 0):
+        matrix = weights[axis]
+        if values.strides[axis] < 0:
+            mirrored = matrix.shape[1] - 1 - matrix.indices
+            matrix = sparse.csr_matrix((matrix.data, mirrored, matrix.indptr), matrix.shape)
+        rest = lying.shape[1:]
         # Sparse products add in one fixed order: the same bits on any number of threads.
-        for _, matrix in grids:
-            rest = values.shape[1:]
-            if matrix.nnz == len(values) and np.all(matrix.data == 1):  # moved, and nothing else
-                first = int(matrix.nonzero()[0][0])
-                moved = np.zeros((matrix.shape[0], *rest), np.float32)
-                moved[first : first + len(values)] = values
-            else:
-                flat = np.ascontiguousarray(values).reshape(len(values), -1)
-                moved = (matrix @ flat).reshape(-1, *rest)
-            values = moved.transpose(1, 2, 0)
-        return values
-
-    if inside is None:
-        shares = [np.asarray(matrix.sum(axis=1)).ravel() for _, matrix in grids]
-        x, y, z = (np.where(share >= 0.5, share, 0) for share in shares)
-        share = np.asarray(x[:, None, None] * y[:, None] * z, np.float32)
-        total = average(data[part])
-    else:
-        weight = inside[part].astype(np.float32)
-        share = average(weight)
-        total = average(data[part] * weight)
-    mean = np.divide(total, share, out=np.zeros_like(total), where=share > 0)
-    return mean, share if inside is not None else np.asarray(share > 0, np.float32)
+        lying = (matrix @ np.ascontiguousarray(lying).reshape(len(lying), -1)).reshape(-1, *rest)
+        lying = lying.transpose(1, 2, 0)
+    return np.ascontiguousarray(lying.transpose(2, 1, 0))
 
 
-def _to_unit(data: Float32, used: NDArray[np.bool_], *, masked: bool) -> Float32:
-    """Apply the intensity rule "robust" (see `prepare_volume`) by the statistics of `used`."""
-    values = _thinned(data[used])
-    if values.size == 0:
-        raise UnreadableVolumeError("Nothing of it lies in the field of view.", "affine")
-    if masked:
-        low, middle, high = np.percentile(values, [25, 50, 75])
-        offset, slope, lowest = 0.65, 0.3, 0.02
-    else:
-        low = middle = np.percentile(values, 1)
+def _only_moves(matrix: Any) -> bool:
+    return bool(np.all(matrix.data == 1) and np.all(np.diff(matrix.indptr) <= 1))
+
+
+def _span(matrix: Any) -> slice:
+    """Return the rows that hold anything; they are neighbours."""
+    used = np.flatnonzero(np.diff(matrix.indptr))
+    return slice(int(used[0]), int(used[-1]) + 1) if used.size else slice(0, 0)
+
+
+def _seen(data: Float32, weights: list[Any], intensity: str) -> Float32:
+    """Return the prepared field of view: 0 where less than half of a voxel was seen."""
+    shares = [np.asarray(matrix.sum(axis=1)).ravel() for matrix in weights]
+    scales = [np.where(share >= 0.5, 1 / np.maximum(share, 0.5), 0) for share in shares]
+    kept = [sparse.diags_array(x) @ m for x, m in zip(scales, weights, strict=True)]
+    for matrix in kept:
+        matrix.eliminate_zeros()
+    prepared = _average(data, [matrix.astype(np.float32) for matrix in kept])
+    if intensity == "robust":
+        seen = prepared[tuple(_span(matrix) for matrix in kept)]
+        values = _thinned(seen)
+        low = np.percentile(values, 1)
         bright = values[_foreground(np.maximum(values, 0))]
         high = np.percentile(bright, 99) if bright.size else low
-        offset, slope, lowest = 0.0, 1.0, 0.0
-    if not high > low:
+        _to_unit(seen, low, high - low, offset=0.0, slope=1.0, lowest=0.0)
+    return prepared
+
+
+def _brain(data: Float32, inside: NDArray[np.bool_], weights: list[Any], intensity: str) -> Float32:
+    """Return the average of brain voxels alone, times the share of brain."""
+    share = _average(inside.astype(np.float32), weights)
+    total = _average(data * inside, weights)
+    mean = np.divide(total, share, out=np.zeros_like(total), where=share > 0)
+    if intensity == "robust":
+        values = _thinned(mean[share >= 0.5])
+        low, middle, high = np.percentile(values, [25, 50, 75])
+        _to_unit(mean, middle, high - low, offset=0.65, slope=0.3, lowest=0.02)
+    share[share < 0.1] = 0
+    mean *= share
+    return mean
+
+
+def _to_unit(
+    data: Float32, middle: Any, width: Any, *, offset: float, slope: float, lowest: float
+) -> None:
+    """Scale in place: `middle` goes to `offset`, and a difference of `width` to `slope`."""
+    if not width > 0:
         raise UnreadableVolumeError("The voxels used have one value.", "constant")
-    scale = np.float32(slope / (high - low))
-    return np.asarray(np.clip((data - np.float32(middle)) * scale + offset, lowest, 1.5))
+    data -= np.float32(middle)
+    data *= np.float32(slope / width)
+    data += np.float32(offset)
+    np.clip(data, np.float32(lowest), np.float32(1.5), out=data)
