@@ -5,7 +5,10 @@
 Resized crop (30 to 100 % of the volume, sides 0.75 to 1.33), flip (1/2), blur (1/2, sigma up to 2
 voxels, each axis), noise (standard deviation 0 to 1), one box erased (2 to 33 %): the same
 probabilities and distributions in each arm, one thread. MONAI's arm cuts the same boxes by the same
-draws, its other operations are stock, metadata are not tracked. nidl is timed where it is installed.
+draws, its other operations are stock, metadata are not tracked. Then what torchio's users do, with
+its operations and MONAI's: rotation (up to 10 degrees about each axis) and scaling (up to 10 %) in one
+interpolation, flip (1/2), blur (1/2, sigma up to 2 voxels), noise (standard deviation 0 to 1). nidl and
+torchio are timed where they are installed.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import torch
 from monai.data import set_track_meta
 from monai.transforms import (
     Compose,
+    RandAffine,
     RandCoarseDropout,
     RandFlip,
     RandGaussianNoise,
@@ -135,6 +139,44 @@ def _agree(found: dict[str, list[torch.Tensor]]) -> None:
             raise AssertionError(f"The arms differ: means {means}, spreads {spreads}")
 
 
+def rotated() -> Compose:
+    return Compose(
+        [
+            RandPlacement(1.0, degrees=10.0, scale=0.1, crop=0.0, shift=0.0, flip=0.5),
+            RandBlur(0.5, 2.0, keep_zero=False, each_axis=True),
+            RandNoise(1.0, (0.0, 1.0)),
+        ]
+    )
+
+
+def stock_rotated() -> Compose:
+    sigma, radians = (0.0, 2.0), (np.deg2rad(10.0),) * 3
+    return Compose(
+        [
+            RandAffine(1.0, radians, scale_range=(0.1,) * 3, mode="bilinear", padding_mode="zeros"),
+            RandFlip(0.5, spatial_axis=0),
+            RandGaussianSmooth(sigma, sigma, sigma, prob=0.5),
+            RandGaussianNoise(1.0, std=1.0, sample_std=True),
+        ]
+    )
+
+
+def torchio() -> Callable[[Any], Any]:
+    import SimpleITK as sitk
+    import torchio as tio
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    steps = tio.Compose(
+        [
+            tio.RandomAffine(scales=0.1, degrees=10, isotropic=True, default_pad_value=0),
+            tio.RandomFlip(axes=0, flip_probability=0.5),
+            tio.RandomBlur(std=(0, 2), p=0.5),
+            tio.RandomNoise(std=(0, 1)),
+        ]
+    )
+    return lambda x: steps(tio.ScalarImage(tensor=x)).data
+
+
 def main(rounds: int = 9) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     set_track_meta(False)
@@ -143,7 +185,8 @@ def main(rounds: int = 9) -> list[dict[str, Any]]:
         axes = [torch.linspace(-1, 1, n) for n in shape]
         head = sum(a**2 for a in torch.meshgrid(*axes, indexing="ij")) < 0.8
         volume = (head * (0.6 + 0.2 * torch.rand(shape)))[None]
-        array, pairs, keys = volume.numpy(), PAIRS[shape[0]], itertools.count()
+        array = volume.numpy()
+        size = "x".join(map(str, shape))
         makers: dict[str, Callable[[int], Any]] = {
             "ours": lambda key, v=ours(): draw_view(v, volume, key),
             "ours, torch.randn": lambda key, v=ours(_FreshNoise): draw_view(v, volume, key),
@@ -151,38 +194,59 @@ def main(rounds: int = 9) -> list[dict[str, Any]]:
         }
         if importlib.util.find_spec("nidl"):
             makers["nidl"] = lambda key, v=nidl(shape): v(array)
-        _agree(
-            {name: [torch.as_tensor(make(k)) for k in range(60)] for name, make in makers.items()}
-        )
-        arms: dict[str, Callable[[], Any]] = {
-            name: lambda make=make: [make(next(keys)) for _ in range(2 * pairs)]
-            for name, make in makers.items()
-        }
         box = volume[None, :, : shape[0] - 9, : shape[1] - 9, : shape[2] - 9]
-        arms["F.interpolate"] = lambda: [
-            F.interpolate(box, shape, mode="trilinear") for _ in range(2 * pairs)
-        ]
-        times = measure.interleave(arms, rounds)
-        cpu = {name: [t / pairs for t in told.cpu] for name, told in times.items()}
-        size = "x".join(map(str, shape))
+        limit = {"F.interpolate": lambda key: F.interpolate(box, shape, mode="trilinear")}
         best, fresh = TARGETS[shape[0]]
-        for arm, peer, target in (
+        pairs = (
             ("ours", "nidl", best),
             ("ours, torch.randn", "nidl", fresh),
             ("ours", "MONAI", 3.0),
             ("ours", "F.interpolate", None),
-        ):
-            if peer in cpu:
-                name = f"two views, {size}: {peer} / {arm}"
-                rows.append(
-                    measure.row(
-                        name, cpu[arm], cpu[peer], target, at_most=False, note="CPU s a pair"
-                    )
-                )
-            else:
-                rows.append(measure.skipped(f"two views, {size}: {peer} / {arm}", peer))
+        )
+        rows += _compared(f"two views, {size}", makers, limit, pairs, PAIRS[shape[0]], rounds)
+        makers = {
+            "ours": lambda key, v=rotated(): draw_view(v, volume, key),
+            "MONAI": lambda key, v=stock_rotated(): draw_view(v, volume, key),
+        }
+        if importlib.util.find_spec("torchio"):
+            makers["torchio"] = lambda key, v=torchio(): v(volume)
+        pairs = (("ours", "torchio", None), ("ours", "MONAI", None))
+        name = f"two rotated views, {size}"
+        rows += _compared(name, makers, {}, pairs, max(1, PAIRS[shape[0]] // 2), rounds)
     set_track_meta(True)
     return rows
+
+
+def _compared(
+    name: str,
+    makers: dict[str, Callable[[int], Any]],
+    limits: dict[str, Callable[[int], Any]],
+    ratios: Any,
+    pairs: int,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """Time the makers of views in turn, after a look at whether they make the same."""
+    _agree({arm: [torch.as_tensor(make(k)) for k in range(60)] for arm, make in makers.items()})
+    keys = itertools.count()
+    arms: dict[str, Callable[[], Any]] = {
+        arm: lambda make=make: [make(next(keys)) for _ in range(2 * pairs)]
+        for arm, make in {**makers, **limits}.items()
+    }
+    times = measure.interleave(arms, rounds)
+    cpu = {arm: [t / pairs for t in told.cpu] for arm, told in times.items()}
+    return [
+        measure.row(
+            f"{name}: {peer} / {arm}",
+            cpu[arm],
+            cpu[peer],
+            target,
+            at_most=False,
+            note="CPU s a pair",
+        )
+        if peer in cpu
+        else measure.skipped(f"{name}: {peer} / {arm}", peer)
+        for arm, peer, target in ratios
+    ]
 
 
 if __name__ == "__main__":
