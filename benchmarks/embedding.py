@@ -3,10 +3,10 @@
     python benchmarks/embedding.py
 
 16 images of 121 x 145 x 121 voxels of 1.5 mm through the default encoder, as they are and at the 4 mm
-that are the default, two cores. Our arm does what `nidl-dcl embed` does: read and prepare in threads
-into an empty cache, then encode. nidl's arm reads with
-nibabel, scales and transforms with two workers, its best setting of 0, 1 and 2 found beforehand; it
-does not check or repair. The bound is the inflating, by isal, plus the encoder on ready volumes,
+that are the default, two cores. Our arm does what `nidl-dcl embed` does once the images are checked:
+read and prepare in threads into an empty cache, then encode. (The check, on the first run alone,
+reads each file once more.) nidl's arm reads with nibabel, scales and transforms with its best number
+of workers of 0, 1 and 2, found beforehand; it does not check or repair. The bound is the inflating, by isal, plus the encoder on ready volumes,
 shared by two cores without any loss. All prepare to the same shape.
 """
 

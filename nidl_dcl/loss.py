@@ -25,6 +25,9 @@ __all__ = ["DCLLoss", "DCLWLoss", "unit_rows"]
 _BLOCK_VALUES = 2**21
 """Similarities held at a time: 8 MB in single precision."""
 
+_ONE_SCALE = 40.0
+"""Exponents that lie so close together are taken at one scale: what underflows is below 1e-20."""
+
 _DOUBLE_ROWS = 256
 """Batches up to this many samples are computed in double precision inside."""
 
@@ -215,12 +218,25 @@ class _NegativesLogSumExp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         u, anchors, out = ctx.saved_tensors
+        tempered = grad / ctx.temperature
+        # With every sample an anchor, what i does to j and j to i is one product, if the exponentials
+        # of all similarities fit one scale.
+        if len(anchors) == len(u) and 2 / ctx.temperature + math.log(len(u)) <= _ONE_SCALE:
+            top = out.amax()
+            factor = tempered * (top - out).exp_()
+            grad_u, start = torch.empty_like(u), 0
+            for block, s in _similarities(u, anchors, ctx.temperature):
+                stop = start + len(block)
+                s.sub_(top).exp_().mul_(factor[start:stop, None] + factor)
+                torch.mm(s, u, out=grad_u[start:stop])
+                start = stop
+            return grad_u, None, None
         grad_u = torch.zeros_like(u)
         start = 0
         for block, s in _similarities(u, anchors, ctx.temperature):
             stop = start + len(block)
             s.sub_(out[start:stop, None]).exp_()
-            s.mul_(grad[start:stop, None] / ctx.temperature)
+            s.mul_(tempered[start:stop, None])
             grad_u.addmm_(s.T, u[block])
             grad_u.index_add_(0, block, s @ u)
             start = stop
