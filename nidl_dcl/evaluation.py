@@ -69,9 +69,21 @@ def check_counts(n_splits: int, n_repeats: int, n_permutations: int) -> None:
 
 
 def cross_validate(
-    design: Design, source: Source, tick: Callable[[], None]
+    design: Design,
+    source: Source,
+    tick: Callable[[], None],
+    known: NDArray[np.bool_] | None = None,
 ) -> tuple[Array, list[dict[str, float]], list[float]]:
     """Predict every used row once per repeat and score every fold.
+
+    Parameters
+    ----------
+    design : Design
+    source : Source
+    tick : callable
+        Called once per repeat.
+    known : ndarray of bool, shape (n_repeats, n_used), optional
+        Rows that may be trained and tuned on; default: all.
 
     Returns
     -------
@@ -84,7 +96,8 @@ def cross_validate(
     predictions, scores, strengths = [], [], []
     targets = design.value[design.unit][:, None]
     for repeat in range(len(design.fold)):
-        predicted, chosen = nested(source, targets, design.row_folds(repeat), _model(design))
+        fold, may = design.row_folds(repeat), None if known is None else known[repeat]
+        predicted, chosen = nested(source, targets, fold, _model(design), may)
         predictions.append(predicted[:, 0])
         scores += _score_folds(design, repeat, predicted[:, 0])
         strengths += [float(s) for s in chosen[:, 0]]
@@ -92,8 +105,15 @@ def cross_validate(
     return np.stack(predictions), scores, strengths
 
 
-def dummy(design: Design) -> list[dict[str, float]]:
-    """Return the scores of always saying the training mean, or the training shares of classes."""
+def dummy(design: Design, known: NDArray[np.bool_] | None = None) -> list[dict[str, float]]:
+    """Return the scores of always saying the training mean, or the training shares of classes.
+
+    Parameters
+    ----------
+    design : Design
+    known : ndarray of bool, shape (n_repeats, n_used), optional
+        Rows that may be learnt from; default: all.
+    """
     regression = design.task == "regression"
     targets = design.value[design.unit]
     shape = (len(targets),) if regression else (len(targets), len(design.labels))
@@ -102,12 +122,13 @@ def dummy(design: Design) -> list[dict[str, float]]:
         fold = design.row_folds(repeat)
         predicted = np.zeros(shape)
         for k in range(design.n_folds):
-            known, test = targets[fold != k], fold == k
-            x, x_test = np.zeros((len(known), 1)), np.zeros((int(test.sum()), 1))
+            test, train = fold == k, fold != k
+            learnt = targets[train if known is None else train & known[repeat]]
+            x, x_test = np.zeros((len(learnt), 1)), np.zeros((int(test.sum()), 1))
             if regression:
-                predicted[test] = DummyRegressor().fit(x, known).predict(x_test)
+                predicted[test] = DummyRegressor().fit(x, learnt).predict(x_test)
             else:
-                prior = DummyClassifier(strategy="prior").fit(x, known.astype(np.intp))
+                prior = DummyClassifier(strategy="prior").fit(x, learnt.astype(np.intp))
                 predicted[np.ix_(test, prior.classes_)] = prior.predict_proba(x_test)
         scores += _score_folds(design, repeat, predicted)
     return scores

@@ -16,7 +16,7 @@ from nidl_dcl.errors import InputsUnusableError
 from nidl_dcl.randomness import permutation
 from nidl_dcl.targets import Target
 
-__all__ = ["MIN_FOLDS", "Design", "deal_folds", "make_design"]
+__all__ = ["MIN_FOLDS", "Design", "deal_folds", "main_class", "make_design"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -127,13 +127,13 @@ def make_design(
             f"Target {target.name!r} is known for {n_groups} participants with features; "
             f"cross-validation needs {2 * MIN_FOLDS} ({MIN_FOLDS} folds of two)."
         )
-    by_group = pd.Series(value).groupby(group)
     n_folds = min(n_splits, n_groups // 2)
     if target.task == "classification":
-        strata = by_group.agg(lambda v: v.mode().iloc[0]).to_numpy(dtype=np.intp)
+        strata = main_class(value, group)
         n_folds = max(MIN_FOLDS, min(n_folds, int(np.bincount(strata)[np.unique(strata)].min())))
     else:
-        rank = np.argsort(np.argsort(by_group.mean().to_numpy(), kind="stable"), kind="stable")
+        mean = pd.Series(value).groupby(group).mean().to_numpy()
+        rank = np.argsort(np.argsort(mean, kind="stable"), kind="stable")
         strata = (rank // n_folds).astype(np.intp)
     fold = np.stack([deal_folds(strata, n_folds, seed, "folds", r) for r in range(n_repeats)])
     of_participant = pd.Series(group).groupby(units["participant"].to_numpy()).first()
@@ -153,6 +153,20 @@ def make_design(
         ratio,
         n_participants,
     )
+
+
+def main_class(value: Array, group: Rows) -> Rows:
+    """Return the most frequent class of each group, of equals the first.
+
+    Parameters
+    ----------
+    value : ndarray, shape (n_units,)
+        Positions of classes.
+    group : ndarray of int, shape (n_units,)
+    """
+    count = np.zeros((int(group.max()) + 1, int(value.max()) + 1), dtype=np.intp)
+    np.add.at(count, (group, value.astype(np.intp)), 1)
+    return np.asarray(count.argmax(axis=1))
 
 
 def deal_folds(strata: Rows, n_folds: int, *key: object) -> Rows:

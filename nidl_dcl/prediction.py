@@ -6,7 +6,7 @@ Takes tables, never a model or a file: embeddings come from `embedding`, phenoty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ from nidl_dcl.features import (
     read_sources,
 )
 from nidl_dcl.folds import Design, make_design
+from nidl_dcl.learning_curve import check_shares, learning_shares
+from nidl_dcl.learning_curve import learning_curve as score_by_size
 from nidl_dcl.prediction_table import describe_predictions, passed_on, prediction_table
 from nidl_dcl.randomness import fresh_seed
 from nidl_dcl.scores import MAIN_METRIC, chance_level, compare, summarise
@@ -76,13 +78,16 @@ class PhenotypeResult:
         -------
         dict
             ``target``, ``metric``, ``score``, ``low`` and ``high`` (its interval), ``chance``,
-            ``p``, one entry per baseline (``dummy``, ``untrained``, ...; ``untrained`` is None when
-            it was not given), ``n`` (participants).
+            ``p``, ``half`` (the score with half of the labelled participants, None if unknown), one
+            entry per baseline (``dummy``, ``untrained``, ...; ``untrained`` is None when it was not
+            given), ``n`` (participants).
         """
         metrics = self.metrics
         metric = metrics["headline"]["metric"]
         score = metrics["scores"][metric]
         low, high = score["ci95"] or (None, None)
+        curve = metrics["learning_curve"] or {"shares": [], "scores": {"embeddings": []}}
+        sizes = dict(zip(curve["shares"], curve["scores"]["embeddings"], strict=True))
         baselines = {name: scores[metric]["mean"] for name, scores in metrics["baselines"].items()}
         return {
             "target": metrics["target"],
@@ -92,6 +97,7 @@ class PhenotypeResult:
             "high": high,
             "chance": metrics["permutation"]["chance"],
             "p": metrics["permutation"]["p"],
+            "half": sizes[0.5]["mean"] if 0.5 in sizes else None,
             "dummy": baselines.pop("dummy"),
             "untrained": baselines.pop("untrained", None),
             **baselines,
@@ -113,6 +119,7 @@ def predict_phenotype(
     n_splits: int = 5,
     n_repeats: int = 5,
     n_permutations: int = 200,
+    learning_curve: bool | Sequence[float] = True,
     random_state: int | np.random.RandomState | None = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> PhenotypeResult:
@@ -153,6 +160,9 @@ def predict_phenotype(
     n_permutations : int
         Permutations of the target between groups for chance level and p value, on the folds of the
         first repeat, for ``mae`` or ``balanced_accuracy``; 0 for none.
+    learning_curve : bool or sequence of float
+        Scores with fewer labelled participants, on the same folds: with a half, a quarter and so on
+        while at least ten remain, or with the shares given; False for none.
     random_state : int, RandomState or None
         Same number, same result; the global generators are not touched.
     progress : callable, optional
@@ -171,6 +181,7 @@ def predict_phenotype(
         features that are not finite.
     """
     check_counts(n_splits, n_repeats, n_permutations)
+    check_shares(learning_curve)
     seed = fresh_seed(random_state)
     matrix = finite_matrix(features, "features", ids, groups)
     n = len(matrix)
@@ -188,7 +199,8 @@ def predict_phenotype(
     }
     was_seen = _seen(seen, n, participant)
     per_site = None if site is None or isinstance(site, dict) else read_column(site, n, "site")
-    evaluated = 1 + sum(len(sources) for sources in others.values()) + (per_site is not None)
+    shares = learning_shares(design, learning_curve)
+    evaluated = (1 + sum(map(len, others.values()))) * max(1, len(shares)) + (per_site is not None)
     permuting = permutation_steps(n_permutations) * (1 + (per_site is not None))
     tick = Ticker(progress, evaluated * n_repeats + permuting)
 
@@ -204,6 +216,19 @@ def predict_phenotype(
         ]
         compared[name] = summarise(mean, design.ratio)
     metric = MAIN_METRIC[design.task]
+    headline = compare(target, metric, scores, compared, design.ratio)
+    curve = None
+    if shares:
+        curve = score_by_size(
+            design,
+            {"embeddings": [source], **others},
+            {"embeddings": scores, **compared},
+            headline,
+            target=target,
+            shares=shares,
+            seed=seed,
+            tick=tick,
+        )
     observed, permuted = permuted_scores(design, source, n_permutations, seed, tick)
     audit = site if isinstance(site, dict) else None
     if per_site is not None:
@@ -243,7 +268,8 @@ def predict_phenotype(
         "scores": scores,
         "permutation": chance_level(metric, observed, permuted),
         "baselines": compared,
-        "headline": compare(target, metric, scores, compared, design.ratio),
+        "headline": headline,
+        "learning_curve": curve,
         "exposure": _exposure(was_seen, participant, design),
         "site": audit,
     }

@@ -181,7 +181,11 @@ class Logistic:
 
 
 def nested(
-    source: Source, targets: Array, fold: NDArray[np.intp], model: Ridge | Logistic
+    source: Source,
+    targets: Array,
+    fold: NDArray[np.intp],
+    model: Ridge | Logistic,
+    known: NDArray[np.bool_] | None = None,
 ) -> tuple[Array, Array]:
     """Predict each fold by a model trained and tuned on the other folds.
 
@@ -196,6 +200,8 @@ def nested(
     fold : ndarray of int, shape (n_images,)
         Fold of each row, 0 to n_folds - 1; at least three folds.
     model : Ridge or Logistic
+    known : ndarray of bool, shape (n_images,), optional
+        Rows that may be trained and tuned on; every row is predicted. Default: all.
 
     Returns
     -------
@@ -206,10 +212,14 @@ def nested(
     n_folds, n_targets = int(fold.max()) + 1, targets.shape[1]
     loss = np.zeros((n_folds, len(model.strengths), n_targets))
     repeated = np.repeat(model.strengths, n_targets)
+    if known is None:
+        known = np.ones(len(fold), dtype=bool)
     for a in range(n_folds):
         for b in range(a):
-            train = np.flatnonzero((fold != a) & (fold != b))
-            test = np.flatnonzero((fold == a) | (fold == b))
+            train = np.flatnonzero(known & (fold != a) & (fold != b))
+            test = np.flatnonzero(known & ((fold == a) | (fold == b)))
+            if not len(test):
+                continue
             z, z_test = source.coordinates(train, test)
             tiled = np.tile(targets[train], (1, len(model.strengths)))
             predicted = model.predict(z, tiled, z_test, repeated)
@@ -221,7 +231,7 @@ def nested(
     strengths = model.strengths[loss.argmin(axis=1)]
     predictions: list[tuple[Rows, Array]] = []
     for k in range(n_folds):
-        train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        train, test = np.flatnonzero(known & (fold != k)), np.flatnonzero(fold == k)
         z, z_test = source.coordinates(train, test)
         predictions.append((test, model.predict(z, targets[train], z_test, strengths[k])))
     result = np.empty((len(fold), *predictions[0][1].shape[1:]))

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 __all__ = [
     "MAIN_METRIC",
+    "METRIC_WORDS",
     "balanced_accuracies",
     "chance_level",
     "classification_scores",
@@ -30,6 +31,9 @@ Array = NDArray[np.float64]
 
 MAIN_METRIC = {"regression": "mae", "classification": "balanced_accuracy"}
 """The score of each task that permutations and the headline use."""
+
+METRIC_WORDS = {"mae": "mean absolute error", "balanced_accuracy": "balanced accuracy"}
+"""The main scores as sentences call them."""
 
 
 def regression_scores(truth: Array, predicted: Array, weight: Array) -> dict[str, float]:
@@ -225,9 +229,8 @@ def compare(
         verdict = f"The embeddings predict {target} worse than the best baseline, {best}"
     else:
         verdict = f"The embeddings do not beat the best baseline, {best}, at predicting {target}"
-    words = {"mae": "mean absolute error", "balanced_accuracy": "balanced accuracy"}
     sentence = (
-        f"{verdict}: {words.get(metric, metric)} {scores[metric]['mean']:.3g} against "
+        f"{verdict}: {METRIC_WORDS.get(metric, metric)} {scores[metric]['mean']:.3g} against "
         f"{baselines[best][metric]['mean']:.3g}, gain {gain['mean']:.2g} "
         f"(95 % interval {low:.2g} to {high:.2g})."
     )

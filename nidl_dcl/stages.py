@@ -663,6 +663,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 "dummy": _two(row.get("dummy")),
                 "untrained encoder": _two(row.get("untrained")),
                 "voxels": _two(row.get("voxels")),
+                "half the labels": _two(row.get("half")),
                 "n": row["n"],
             }
         )
