@@ -14,7 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from nidl_dcl.sheet import MUTED, OKABE_ITO, PAPER, STYLE, clean, drawing
@@ -25,6 +25,7 @@ __all__ = [
     "draw_embedding",
     "draw_identity",
     "draw_intervals",
+    "draw_learning_curve",
     "draw_mosaic",
     "draw_slices",
     "is_numeric",
@@ -441,4 +442,47 @@ def draw_intervals(
         axes.set_xlabel(clean(xlabel, 60))
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    return sheet.svg(alt)
+
+
+def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: str) -> bytes:
+    """Draw the score of each kind of features, with intervals, over the participants learnt from.
+
+    Parameters
+    ----------
+    name : str
+        Prefix of ids.
+    points : DataFrame
+        Columns `features`, `n_participants`, `mean`, `low`, `high`, one row per point; the features
+        that come first are highlighted. An interval that is not finite is left out.
+    ylabel : str
+        The score, and which direction is better.
+    alt : str
+        The picture in words.
+    """
+    with drawing(name, 4.4, 3.2) as sheet:
+        figure, axes = sheet.figure, sheet.axes
+        groups = list(points.groupby("features", sort=False))
+        for order, (label, rows) in enumerate(groups):
+            sizes, mean, low, high = (
+                rows[["n_participants", "mean", "low", "high"]].to_numpy(float).T
+            )
+            # Beside one another, so that no interval hides another one.
+            at = sizes * 1.03 ** (order - (len(groups) - 1) / 2)
+            colour = OKABE_ITO[order % len(OKABE_ITO)]
+            axes.plot(
+                *(at, mean),
+                color=colour,
+                label=clean(label),
+                marker=_MARKERS[order % len(_MARKERS)],
+                markersize=5 if order == 0 else 4,
+                linestyle="-" if order == 0 else (0, (4, 1.5)),
+            )
+            axes.vlines(at, low, high, color=colour, linewidth=1.6 if order == 0 else 0.9)
+        axes.set_xscale("log")
+        ticks = sorted(points["n_participants"].unique())
+        axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel="labelled participants to learn from", ylabel=clean(ylabel, 60))
+        figure.legend(loc="outside upper left", ncols=3)
     return sheet.svg(alt)

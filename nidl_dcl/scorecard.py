@@ -10,9 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from nidl_dcl.figures import draw_confusion, draw_identity, draw_intervals
+from nidl_dcl.figures import (
+    draw_confusion,
+    draw_identity,
+    draw_intervals,
+    draw_learning_curve,
+)
 from nidl_dcl.page import Gallery, Picture, format_number, format_score, row_names
-from nidl_dcl.results import Score, TargetResult, as_dict, as_number, as_score
+from nidl_dcl.results import Score, TargetResult, as_dict, as_list, as_number, as_score
 from nidl_dcl.sheet import clean
 
 __all__ = ["describe_features", "score_target"]
@@ -83,9 +88,14 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
         "verdict": _verdict(headline),
         "exposure": as_dict(metrics.get("exposure")),
         "site": _site(as_dict(metrics.get("site"))),
+        "curve": as_dict(metrics.get("learning_curve")),
     }
     entry["sentence"] = str(headline.get("sentence") or _sentence(entry))
-    drawn = _draw_predictions(found, entry, gallery), _draw_baselines(entry, gallery)
+    drawn = (
+        _draw_predictions(found, entry, gallery),
+        _draw_baselines(entry, gallery),
+        _draw_curve(entry, gallery),
+    )
     entry["pictures"] = [picture for picture in drawn if picture is not None]
     return entry
 
@@ -205,3 +215,34 @@ def _draw_baselines(entry: Mapping[str, Any], gallery: Gallery) -> Picture | Non
     )
     caption = f"{words[:1].upper()}{words[1:]} on the same folds; lines are 95 % intervals."
     return gallery.svg(name, drawn, alt, caption, table=rows)
+
+
+def _draw_curve(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:
+    sizes = [as_number(n) for n in as_list(entry["curve"].get("n_participants"))]
+    rows = [
+        (name, size, score.mean, score.low, score.high)
+        for name, points in as_dict(entry["curve"].get("scores")).items()
+        for size, score in zip(sizes, map(as_score, as_list(points)), strict=False)
+        if size is not None and size > 0 and score.mean is not None
+    ]
+    table = pd.DataFrame(rows, columns=["features", "n_participants", "mean", "low", "high"])
+    table = table.astype(dict.fromkeys(table.columns[1:], "float64"))
+    if table["n_participants"].nunique() < 2:
+        return None
+    metric = str(entry["curve"].get("metric"))
+    words, lower = _metric(metric)["words"], metric == "mae"
+    name = f"desc-{gallery.model}{entry['label']}_learningcurve"
+    ends = ", ".join(
+        f"{features} from {format_score(means.iloc[0])} to {format_score(means.iloc[-1])}"
+        for features, means in table.groupby("features", sort=False)["mean"]
+    )
+    least, most = (format_number(round(n)) for n in table["n_participants"].agg(["min", "max"]))
+    alt = f"{words} of {clean(entry['name'])} with {least} to {most} participants: {ends}"
+    unit = f"{entry['units']}, " if lower and entry["units"] else ""
+    ylabel = f"{words} ({unit}{'lower' if lower else 'higher'} is better)"
+    drawn = draw_learning_curve(name, table, ylabel=ylabel, alt=alt)
+    caption = (
+        f"{words[:1].upper()}{words[1:]} with fewer labelled participants to learn from, on the same "
+        f"folds; upright lines are 95 % intervals. {entry['curve'].get('sentence') or ''}"
+    )
+    return gallery.svg(name, drawn, alt, caption.strip(), table=table)

@@ -282,7 +282,7 @@ def test_every_picture_says_in_words_what_it_shows(page: Page) -> None:
         for tag, found in page.elements
         if tag in ("img", "svg")
     ]
-    assert len(pictures) == 6 + 4 + 3 + 4
+    assert len(pictures) == 6 + 4 + 3 + 6
     assert all(pictures)
 
 
@@ -312,6 +312,38 @@ def test_a_figures_table_holds_the_numbers_of_the_metrics_file(study: Path, page
     for name, scores in {"embeddings": metrics["scores"], **metrics["baselines"]}.items():
         expected = [scores["mae"]["mean"], *scores["mae"]["ci95"]]
         np.testing.assert_allclose(drawn.loc[name], expected, rtol=1e-9)
+
+
+def test_the_learning_curve_is_drawn_from_the_metrics_file(study: Path, page: Page) -> None:
+    curve = json.loads((study / "desc-dclAge_metrics.json").read_text())["learning_curve"]
+    drawn = pd.read_csv(study / "figures/desc-dclAge_learningcurve.tsv", sep="\t")
+    assert list(drawn["features"].unique()) == ["embeddings", "dummy", "untrained", "voxels"]
+    for name, points in curve["scores"].items():
+        rows = drawn[drawn["features"] == name]
+        np.testing.assert_allclose(rows["n_participants"], curve["n_participants"])
+        np.testing.assert_allclose(rows["mean"], [point["mean"] for point in points])
+        np.testing.assert_allclose(rows[["low", "high"]], [point["ci95"] for point in points])
+    assert curve["sentence"] in page.text
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        None,
+        [],
+        {"scores": {"embeddings": [{"mean": 3.0}]}},
+        {"n_participants": [40.0], "scores": {"embeddings": [{"mean": 3.0, "ci95": None}]}},
+        {"n_participants": [20, None], "scores": {"embeddings": [{"mean": None}, 5, 6]}},
+    ],
+)
+def test_a_target_without_a_whole_learning_curve_has_its_other_pictures(
+    tmp_path: Path, curve: object
+) -> None:
+    scores = {"mae": {"mean": 3.0, "ci95": [2.0, 4.0]}}
+    found = {"target": "age", "task": "regression", "scores": scores, "learning_curve": curve}
+    write_json(tmp_path / "desc-dclAge_metrics.json", found)
+    write_report(tmp_path)
+    assert [p.name for p in (tmp_path / "figures").glob("*.svg")] == ["desc-dclAge_baselines.svg"]
 
 
 def test_the_confusion_table_counts_the_predictions(study: Path, page: Page) -> None:
@@ -346,6 +378,7 @@ def test_each_picture_is_also_a_file_with_its_numbers_beside_it(study: Path, pag
             *("_loss", "_alignment", "_uniformity", "_effectiverank"),
             *("Age_embedding", "Sex_embedding", "Group_embedding"),
             *("Age_truth", "Age_baselines", "Sex_confusion", "Sex_baselines"),
+            *("Age_learningcurve", "Sex_learningcurve"),
         )
     )
     assert len(list((study / "figures").glob("*.png"))) == 6
