@@ -19,6 +19,7 @@ _HOME = {
     "MultiViewsTransform": "views",
     "TwoViews": "views",
     "index_bids": "bids_index",
+    "load_embeddings": "embedding_table",
     "load_model": "model_folder",
     "predict_phenotype": "prediction",
 }
@@ -33,6 +34,7 @@ __all__ = [
     "TwoViews",
     "__version__",
     "index_bids",
+    "load_embeddings",
     "load_model",
     "predict_phenotype",
 ]
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from nidl_dcl.bids_index import index_bids
     from nidl_dcl.datamodule import BIDSDataModule
     from nidl_dcl.dcl import DCL
+    from nidl_dcl.embedding_table import load_embeddings
     from nidl_dcl.estimator import BaseEstimator
     from nidl_dcl.loss import DCLLoss, DCLWLoss
     from nidl_dcl.model_folder import load_model

@@ -180,23 +180,31 @@ def read_embeddings(folder: Path, label: str) -> Embeddings | None:
     Raises
     ------
     UsageError
-        When the files do not belong together.
+        When the files are damaged, or do not belong together.
     """
     tsv, npy, note = (_file(folder, label, kind) for kind in ("tsv", "npy", "json"))
     if not (tsv.is_file() and npy.is_file()):
         return None
-    table = pd.read_csv(
-        tsv, sep="\t", dtype=str, keep_default_na=False, na_values=["n/a"], quoting=3
-    )
-    matrix = np.load(npy, allow_pickle=False)
-    if len(table) != len(matrix) or list(table.columns) != list(COLUMNS):
-        raise UsageError(
-            f"{tsv} and {npy.name} do not belong together ({len(table)} and {len(matrix)} rows). "
-            "Delete both and run `nidl-dcl embed` again."
+    file = tsv
+    try:
+        table = pd.read_csv(
+            tsv, sep="\t", dtype=str, keep_default_na=False, na_values=["n/a"], quoting=3
         )
-    config = {}
-    if note.is_file():
-        config = json.loads(note.read_text("utf-8")).get("Config", {})
+        file = npy
+        matrix = np.load(npy, allow_pickle=False)
+        file = note
+        config = json.loads(note.read_text("utf-8")).get("Config", {}) if note.is_file() else {}
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise UsageError(
+            f"{file} is damaged ({str(error).splitlines()[0]}). Delete the .tsv, .npy and .json of "
+            "that name and run `nidl-dcl embed` again."
+        ) from error
+    shape = np.shape(matrix)
+    if len(shape) != 2 or len(table) != shape[0] or list(table.columns) != list(COLUMNS):
+        raise UsageError(
+            f"{tsv} and {npy.name} do not belong together ({len(table)} rows, and an array of shape "
+            f"{shape}). Delete both and run `nidl-dcl embed` again."
+        )
     return Embeddings(table, matrix, config)
 
 

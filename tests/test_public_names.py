@@ -28,6 +28,7 @@ PROMISED = {
     "TwoViews",
     "__version__",
     "index_bids",
+    "load_embeddings",
     "load_model",
     "predict_phenotype",
 }
