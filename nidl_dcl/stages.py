@@ -45,6 +45,7 @@ from nidl_dcl.embedding import (
 )
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.figure_data import write_mosaic, write_plane, write_views
+from nidl_dcl.folds import make_design
 from nidl_dcl.model_folder import load_model, read_description, save_model
 from nidl_dcl.options import (
     DataOptions,
@@ -58,7 +59,7 @@ from nidl_dcl.output import Output, check_places
 from nidl_dcl.prediction import predict_phenotype
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.report import write_report
-from nidl_dcl.targets import target_labels
+from nidl_dcl.targets import read_target, target_labels
 from nidl_dcl.together import joined
 from nidl_dcl.training import (
     AtomicCheckpoints,
@@ -377,6 +378,8 @@ def predict(
         place = {source: row for row, source in enumerate(embeddings.table["source"])}
         kept = [i for i, source in enumerate(images["source"]) if source in place]
         images = images.iloc[kept].reset_index(drop=True)
+        shared = [module.shared[i] for i in kept]
+        _refuse_unusable(images, shared, targets, prediction.group)
         matrix = embeddings.matrix[[place[source] for source in images["source"]]]
         baselines: dict[str, Any] | None = None
         rows = []
@@ -403,7 +406,7 @@ def predict(
             result = predict_phenotype(
                 matrix,
                 images[target],
-                _groups(images, [module.shared[i] for i in kept], prediction.group),
+                _groups(images, shared, prediction.group),
                 target=target,
                 baselines=baselines,
                 site=None if site is None else images[site],
@@ -749,7 +752,7 @@ def _tell_inputs(module: BIDSDataModule, console: Quiet) -> None:
 def _check_targets(
     module: BIDSDataModule, targets: Sequence[str], prediction: PredictionOptions
 ) -> dict[str, str]:
-    """Return the label of each target in file names; refuse unknown columns."""
+    """Return the label of each target in file names; refuse what cannot be predicted."""
     if not targets:
         raise UsageError("--target needs at least one column.")
     known = module.phenotype_columns
@@ -759,7 +762,27 @@ def _check_targets(
                 f"No phenotype table of {module.bids_dir} has a column {name!r}; there are: "
                 f"{', '.join(known) or 'none'}."
             )
-    return target_labels(targets)
+    labels = target_labels(targets)
+    _refuse_unusable(module.images, module.shared, targets, prediction.group)
+    return labels
+
+
+def _refuse_unusable(
+    images: pd.DataFrame, shared: Sequence[str | None], targets: Sequence[str], column: str | None
+) -> None:
+    """Refuse targets that have no cross-validation, all in one message, before anything is done."""
+    groups, problems = _groups(images, shared, column), []
+    people = images["participant_id"].astype(str).to_numpy(dtype=object)
+    for target in dict.fromkeys(targets):
+        try:
+            read = read_target(images[target], groups, name=target)
+            make_design(read, people, groups.to_numpy(), n_splits=5, n_repeats=1, seed=0)
+        except InputsUnusableError as error:
+            problems.append(str(error))
+    if problems:
+        if len(problems) < len(set(targets)):
+            problems.append("Nothing was done for the other targets: run again without these.")
+        raise InputsUnusableError(" ".join(problems))
 
 
 def _splits(table: pd.DataFrame, description: Mapping[str, Any]) -> list[str]:

@@ -138,12 +138,9 @@ def read_target(
             f"Target {name!r} is constant: every image that has a value has {shown!r}. "
             "There is nothing to predict; choose another target."
         )
-    if task == "classification" and len(labels) < 2:
-        raise InputsUnusableError(
-            f"Target {name!r} has fewer than two classes with at least {MIN_CLASS} participants each "
-            f"(classification: {rule}). Merge classes, or use task='regression' if it is a quantity."
-        )
     texts = np.array([None if v is None else _text(v) for v in raw], dtype=object)
+    if task == "classification" and len(labels) < 2:
+        raise InputsUnusableError(_no_classes(name, rule, texts[present], units[present]))
     return Target(name, task, rule, values, labels, reasons, texts)
 
 
@@ -249,6 +246,30 @@ def _task_rule(
     if per_value >= 5:
         return "classification", f"{came}, at least 5"
     return "regression", f"{came}, fewer than 5"
+
+
+def _no_classes(name: str, rule: str, texts: NDArray[np.object_], units: NDArray[np.intp]) -> str:
+    """Return why a column of classes has not two to tell apart."""
+    said = pd.DataFrame({"value": texts, "unit": units}).drop_duplicates()
+    sizes, people = said["value"].value_counts(), said["unit"].nunique()
+    if np.isinf([_number(text) for text in texts]).all():
+        return f"Target {name!r} has no finite number. Choose another target, or repair the table."
+    if people < 2 * MIN_CLASS:
+        return (
+            f"Target {name!r} is known for {people} participants; cross-validation needs "
+            f"{2 * MIN_CLASS}. Choose another target, or add participants."
+        )
+    if len(sizes) > people / 2:
+        return (
+            f"Target {name!r} holds {len(sizes)} different texts for {people} participants: an "
+            "identifier, a date or a note, not a class that several share. Choose another target; if it is a number, write it as 1.5, and n/a where it is missing."
+        )
+    listed = ", ".join(f"{str(label)[:40]!r} {count}" for label, count in sizes.head(5).items())
+    return (
+        f"Target {name!r} has fewer than two classes with at least {MIN_CLASS} participants each "
+        f"(classification: {rule}; participants: {listed}{', …' * (len(sizes) > 5)}). Merge classes, "
+        "or use task='regression' if it is a quantity."
+    )
 
 
 def _classes(

@@ -108,8 +108,7 @@ def test_too_many_broken_images_are_status_3_before_training(
 def test_options_may_be_written_with_underscores_and_labels_with_their_prefix(
     run: Any, heads_made: Path, tmp_path: Path
 ) -> None:
-    done = run("study", heads_made, tmp_path, "--target=age", "--participant_label", "sub-01", "02",
-               "--dry_run")  # fmt: skip
+    done = run("pretrain", heads_made, tmp_path, "--participant_label", "sub-01", "02", "--dry_run")
     assert done.status == 0
     assert "2 participants to train on" in done.out
 

@@ -470,3 +470,59 @@ X30, AGE30, SEX30, PEOPLE30 = _cohort(n=30)
 def test_what_cannot_work_is_one_clear_message(changed, error, words):
     with pytest.raises(error, match=words):
         predict_phenotype(**({"features": X30, "y": AGE30, "groups": PEOPLE30} | FEW | changed))
+
+
+def _ages(changed):
+    y = np.array([f"{a:.1f}" for a in AGE30], dtype=object)
+    y[: len(changed)] = changed
+    return y
+
+
+@pytest.mark.parametrize(
+    ("y", "task", "n", "dropped"),
+    [
+        (_ages(["89+", "89+"]), "regression", 28, {"target not a number": 2}),
+        ([np.inf, -np.inf, *AGE30[2:]], "regression", 28, {"target not finite": 2}),
+        ([*SEX30[:29], "X"], "classification", 29, {"class with fewer than 3 participants": 1}),
+        (SEX30 == "M", "classification", 30, {}),
+        (
+            pd.array([True, False, None] * 10, "boolean"),
+            "classification",
+            20,
+            {"target missing": 10},
+        ),
+        ([*AGE30[:6], *[None] * 24], "regression", 6, {"target missing": 24}),
+    ],
+    ids=["89+", "infinite", "a class of one", "bool", "bool with missing", "six known"],
+)
+def test_odd_targets_that_can_be_predicted(y, task, n, dropped):
+    metrics = predict_phenotype(X30, y, PEOPLE30, **FEW).metrics
+
+    assert metrics["task"] == task
+    assert metrics["n_participants"] == n
+    assert metrics["n_dropped"] == dropped
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (_ages(["89+"] * 10), "Choose another target; if it is a number, write it as 1.5"),
+        (PEOPLE30, "30 different texts for 30 participants: an identifier"),
+        ([1] * 29 + [2], "fewer than two classes .* '1' 29, '2' 1"),
+        ([True] * 28 + [False] * 2, "'True' 28, 'False' 2"),
+        ([np.inf] * 30, "no finite number"),
+        ([1.5, 2.5, *[None] * 28], "known for 2 participants"),
+        (["a", "b", *[None] * 28], "known for 2 participants"),
+        ([*AGE30[:4], *[None] * 26], "known for 4 participants .* needs 6"),
+    ],
+)
+def test_odd_targets_that_cannot_be_predicted_say_why(y, words):
+    with pytest.raises(InputsUnusableError, match=words):
+        predict_phenotype(X30, y, PEOPLE30, **FEW)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_fewer_participants_than_two_to_a_fold_are_refused(n):
+    with pytest.raises(InputsUnusableError, match=f"known for {n} participants"):
+        predict_phenotype(X30[:n], AGE30[:n] + 0.5, PEOPLE30[:n], task="regression", **FEW)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_heads
 
 from nidl_dcl import BIDSDataModule
+from nidl_dcl.errors import InputsUnusableError
+from nidl_dcl.options import DataOptions, RunOptions
+from nidl_dcl.stages import dry_run
 
 TWO_EPOCHS = ("--spacing", "8", "--max-epochs", "2", "--batch-size", "8")
 SIXTY_EPOCHS = ("--target", "age", "--spacing", "8", "--max-epochs", "60", "--batch-size", "4")
@@ -474,6 +479,88 @@ def test_the_model_transforms_paths_to_the_rows_that_embed_wrote(
     )
     written = np.load(studied / "desc-dcl_embeddings.npy")
     assert np.array_equal(model.transform(table), written)
+
+
+ODD: dict[str, tuple[list[object], str]] = {
+    "constant": ([5] * 10, "'constant' is constant"),
+    "lonely": (["a"] * 9 + ["b"], "'lonely' has fewer than two classes"),
+    "twice": ([1] * 9 + [2], "'1' 9, '2' 1"),
+    "empty": (["n/a"] * 10, "'empty' has no value"),
+    "infinite": (["inf"] * 10, "'infinite' "),
+    "name": ([f"Xa{i}x" for i in range(10)], "'name' holds 10 different texts for 10 participants"),
+    "rare": (["n/a"] * 8 + [1.5, 2.5], "'rare' is known for 2 participants"),
+    "open": (["89+", *[f"{20 + i}.5" for i in range(9)]], ""),
+    "some_infinite": (["inf", *[f"{20 + i}.5" for i in range(9)]], ""),
+    "yes": (["true", "false"] * 5, ""),
+    "three": (["a", "b", "a", "b", "a", "b", "a", "b", "a", "c"], ""),
+}
+"""Columns of ten participants, and what is said of those that cannot be predicted."""
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a dataset of ten heads with odd columns, that no test may change."""
+    bids = write_heads(tmp_path_factory.mktemp("odd") / "bids")
+    columns = {name: values for name, (values, _) in ODD.items()}
+    table = pd.read_csv(bids / "participants.tsv", sep="\t", keep_default_na=False)
+    table.assign(**columns).to_csv(bids / "participants.tsv", sep="\t", index=False)
+    return bids
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_targets_are_refused_before_training_or_can_be_predicted(
+    name: str, odd: Path, tmp_path: Path
+) -> None:
+    said = ODD[name][1]
+    with nullcontext() if not said else pytest.raises(InputsUnusableError, match=said):
+        dry_run(odd, tmp_path / "out", DataOptions(), None, RunOptions(), targets=[name])
+
+
+def test_a_study_of_unusable_targets_names_them_all_and_trains_nothing(
+    odd: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    words = ["study", odd, tmp_path / "out", "--target", "constant", "age", "name", *TWO_EPOCHS]
+    done = run(*words)
+    assert done.status == 3
+    assert len(done.err.strip().splitlines()[-1].split("Target ")) == 3
+    for text in (
+        "'constant' is constant",
+        "'name' holds",
+        "Nothing was done for the other targets",
+    ):
+        assert text in done.err
+    assert not (tmp_path / "out" / "models").exists()
+    assert not (tmp_path / "out" / "code").exists()
+
+
+def test_a_prediction_of_an_unusable_target_leaves_the_others_undone(
+    copied: Path, heads_made: Path, run: Callable[..., Any]
+) -> None:
+    table = pd.read_csv(heads_made / "participants.tsv", sep="\t")
+    file = copied / "more.tsv"
+    more = table[["participant_id"]].assign(height=[1.5 + i for i in range(10)], same="x")
+    more.to_csv(file, sep="\t", index=False)
+    words = ["predict", heads_made, copied, "--phenotypes", file, "--target", "height", "same"]
+    done = run(*words)
+    assert done.status == 3
+    assert "'same' is constant" in done.err
+    assert not (copied / "desc-dclHeight_metrics.json").exists()
+    assert run(*words[:-1]).status == 0
+    assert (copied / "desc-dclHeight_metrics.json").exists()
+
+
+def test_families_count_when_a_target_is_judged(
+    make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    bids = make_heads(n=10)
+    table = pd.read_csv(bids / "participants.tsv", sep="\t", keep_default_na=False)
+    table["family"] = [f"f{i // 2}" for i in range(10)]
+    table.to_csv(bids / "participants.tsv", sep="\t", index=False)
+    words = ["study", bids, tmp_path / "out", "--target", "age", "--dry-run", *TWO_EPOCHS]
+    assert run(*words).status == 0
+    done = run(*words, "--group", "family")
+    assert done.status == 3
+    assert "'age' is known for 5 participants" in done.err
 
 
 @pytest.mark.slow

@@ -90,9 +90,19 @@ def test_classes_that_are_numbers_are_sorted_as_numbers_and_written_without_deci
         (["a"] * 60, {}, "constant"),
         ([None] * 58 + ["a", "a"], {}, "constant"),
         (["a"] * 59 + ["b"], {}, "fewer than two classes"),
-        ([f"name {i}" for i in range(60)], {}, "fewer than two classes"),
+        (["a"] * 59 + ["b"], {}, "'a' 59, 'b' 1"),
+        ([1] * 59 + [2], {}, "'1' 59, '2' 1"),
+        ([True] * 58 + [False] * 2, {}, "'True' 58, 'False' 2"),
+        (
+            [f"name {i}" for i in range(60)],
+            {},
+            "60 different texts for 60 participants",
+        ),
+        ([f"name {i // 2}" for i in range(60)], {}, "fewer than two classes"),
+        ([f"{i},5" for i in range(60)], {}, "an identifier, a date or a note"),
         (["a", "b"] * 30, {"task": "regression"}, "no finite number"),
-        ([np.inf] * 60, {}, "fewer than two classes"),
+        ([np.inf] * 60, {}, "no finite number"),
+        (["inf", "-inf"] * 30, {}, "no finite number"),
     ],
 )
 def test_a_target_that_cannot_be_predicted_is_one_message(values, options, words):
