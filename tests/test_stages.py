@@ -141,6 +141,7 @@ def test_the_same_command_again_changes_nothing(
     done = run("study", heads_made, copied, "--target", "age", "sex", *TWO_EPOCHS)
     assert done.status == 0
     assert "voxels" in done.out
+    assert "half the labels" in done.out
     after = files_of(copied)
     assert {n for n in after if after[n] != before.get(n)} <= {
         *("logs/run.json", "code/config.yaml"),
