@@ -69,7 +69,7 @@ def data_module(
         views_on_device=made.views_on_device,
         batch_size=made.batch_size,
         num_workers=run.nprocs or 0,
-        holdout=made.holdout,
+        holdout=data.holdout or 0.0,
         random_state=run.random_seed,
         work_dir=work,
         max_skipped=allowed if max_skipped is None else max_skipped,
@@ -165,14 +165,20 @@ def take_weights(model: DCL, folder: Path) -> None:
         model.load_state_dict(known.state_dict())
     except RuntimeError as error:
         raise UsageError(f"--init {folder} has another architecture: {error}") from error
+    model.__dict__["_exposure"] = known.exposure
 
 
 def training_config(
-    data: DataOptions, training: TrainingOptions, run: RunOptions, preparation: Preparation
+    data: DataOptions,
+    training: TrainingOptions,
+    run: RunOptions,
+    preparation: Preparation,
+    group: str | None = None,
 ) -> dict[str, Any]:
     """Return what decides about the weights; new participants are not part of it."""
     config = {name: getattr(training, name) for name in _MODEL_RESULT}
-    config["holdout"] = training.holdout
+    config["holdout"] = data.holdout or 0.0
+    config["group"] = group if data.holdout else None
     config["chunk_size"] = training.chunk_size
     config["precision"] = training.precision
     config["init"] = None

@@ -70,6 +70,7 @@ def pretrain(
     bids_dir: Path,
     output_dir: Path,
     *,
+    group: str | None = None,
     data: _Data = DataOptions(),  # noqa: B008
     training: _Training = TrainingOptions(),  # noqa: B008
     run: _Run = RunOptions(),  # noqa: B008
@@ -82,6 +83,8 @@ def pretrain(
         BIDS dataset; never written to.
     output_dir
         Folder of the derivative.
+    group
+        With --holdout: column whose equal values (a family) are held out together.
     """
     from nidl_dcl import stages
 
@@ -92,7 +95,7 @@ def pretrain(
         return
     output = _output(bids_dir, output_dir, run, data, training)
     with output.writing():
-        folder = stages.pretrain(output, data, training, run, console)
+        folder = stages.pretrain(output, data, training, run, console, group=group)
     _validate(output.path, run)
     sys.stdout.write(f"{folder}\n")
 

@@ -83,10 +83,10 @@ class Components:
         return left * length, new @ (left / length)
 
 
-def gram_matrix(matrix: NDArray[Any], *, max_bytes: int = 2**28) -> Array:
+def gram_matrix(matrix: NDArray[Any], *, max_bytes: int = 2**28, origin: int = 0) -> Array:
     """Return the inner products of the rows of a wide, possibly memory-mapped matrix.
 
-    The first row is subtracted from all, which keeps digits where rows have much in common and
+    One row is subtracted from all, which keeps digits where rows have much in common and
     leaves differences between rows, all that `Components` uses, as they are.
 
     Parameters
@@ -94,6 +94,8 @@ def gram_matrix(matrix: NDArray[Any], *, max_bytes: int = 2**28) -> Array:
     matrix : ndarray, shape (n_images, n_voxels)
         Read in blocks, so that `max_bytes` of it are in memory as float64 at a time.
     max_bytes : int
+    origin : int
+        The row that is subtracted.
 
     Returns
     -------
@@ -102,12 +104,12 @@ def gram_matrix(matrix: NDArray[Any], *, max_bytes: int = 2**28) -> Array:
     n, d = matrix.shape
     step = max(1, int(max_bytes // (16 * max(1, d))))
     gram = np.empty((n, n))
-    first = np.asarray(matrix[0], dtype=np.float64)
-    origin = np.where(np.isfinite(first), first, 0.0)
+    first = np.asarray(matrix[origin], dtype=np.float64)
+    centre = np.where(np.isfinite(first), first, 0.0)
     for i in range(0, n, step):
-        rows = matrix[i : i + step] - origin
+        rows = matrix[i : i + step] - centre
         for j in range(0, i + 1, step):
-            others = rows if j == i else matrix[j : j + step] - origin
+            others = rows if j == i else matrix[j : j + step] - centre
             gram[i : i + step, j : j + step] = rows @ others.T
             gram[j : j + step, i : i + step] = gram[i : i + step, j : j + step].T
     return gram

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from nidl_dcl.bids_index import PRESETS, Inventory, find_images, layout
 from nidl_dcl.distributed import world
 from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.exposure import exposure_of
 from nidl_dcl.file_memory import FileMemory
 from nidl_dcl.image_checks import check_images, copies, how_to_fetch, tell
 from nidl_dcl.image_file import INTENSITIES, Check, UnreadableVolumeError
@@ -76,6 +77,8 @@ class BIDSDataModule(L.LightningDataModule):
         Loading workers; they change no result.
     validation, holdout : float, default=0.0
         Shares of participants, by hash: a new participant moves nobody else.
+    group : str, optional
+        Column of phenotypes whose equal values (a family) are of one split.
     random_state : int, default=0
         Seed of splits, order and views.
     work_dir : path, optional
@@ -123,6 +126,7 @@ class BIDSDataModule(L.LightningDataModule):
         num_workers: int = 0,
         validation: float = 0.0,
         holdout: float = 0.0,
+        group: str | None = None,
         random_state: int = 0,
         work_dir: str | Path | None = None,
         max_skipped: float = 0.1,
@@ -158,6 +162,7 @@ class BIDSDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.validation = validation
         self.holdout = holdout
+        self.group = group
         self.random_state = random_state
         self.work_dir = None if work_dir is None else Path(work_dir)
         self.max_skipped = max_skipped
@@ -169,6 +174,7 @@ class BIDSDataModule(L.LightningDataModule):
         self._preparation: Preparation | None = None
         self._voxels: list[float] = []
         self._shared: list[str | None] = []
+        self._contents: list[str] = []
         self._groups: list[str] = []
         self._images: pd.DataFrame | None = None
         self._inputs: pd.DataFrame | None = None
@@ -210,6 +216,18 @@ class BIDSDataModule(L.LightningDataModule):
         """For each image what several participants share, None where it is their own alone."""
         self.check()
         return self._shared
+
+    @property
+    def contents(self) -> list[str]:
+        """For each image a checksum of its voxels, which copies share."""
+        self.check()
+        return self._contents
+
+    @property
+    def persons(self) -> list[str]:
+        """For each image the participant that stands for all who share an image with theirs."""
+        self.check()
+        return self._groups
 
     @property
     def layout(self) -> Any:
@@ -276,14 +294,51 @@ class BIDSDataModule(L.LightningDataModule):
         at = list(kept.columns).index("mask_path") + 1
         self._voxels = [check.coarsest for check in found if check.status != "skip"]
         self._shared = [s for s, check in zip(shared, found, strict=True) if check.status != "skip"]
+        self._contents = [check.content for check in found if check.status != "skip"]
         self._groups = joined(kept["participant_id"], self._shared)
-        splits = [
-            split_of(group, self.random_state, self.validation, self.holdout)
-            for group in self._groups
-        ]
-        kept.insert(at, "split", splits)
         self._phenotype_columns = [str(c) for c in own]
+        kept.insert(at, "split", self._splits(kept))
         self._images = kept
+
+    def _splits(self, images: pd.DataFrame) -> list[str]:
+        """Return the split of each image, one for all who share an image or a family."""
+        if self.group is not None and self.group not in self._phenotype_columns:
+            raise UsageError(
+                f"No phenotype table of {self.bids_dir} has a column {self.group!r}; there are: "
+                f"{', '.join(self._phenotype_columns) or 'none'}."
+            )
+        families = [] if self.group is None else [images[self.group]]
+        return [
+            split_of(together, self.random_state, self.validation, self.holdout)
+            for together in joined(images["participant_id"], self._shared, *families)
+        ]
+
+    def hold_out(self, share: float, group: str | None = None) -> None:
+        """Divide anew, with another share held out; no image is opened for it.
+
+        Parameters
+        ----------
+        share : float
+            As `holdout`.
+        group : str, optional
+            As `group`.
+        """
+        self.check()
+        assert self._images is not None
+        self.holdout, self.group = share, group
+        self._images = self._images.assign(split=self._splits(self._images))
+
+    def exposure(self) -> dict[str, Any]:
+        """Return whom a model trained on this data has seen (see `nidl_dcl.exposure`)."""
+        used = (self.images["split"] != "holdout").to_numpy()
+        people = self.images["participant_id"].astype(str)
+        seen = sorted(people[used].unique())
+        return exposure_of(
+            seen,
+            [c for c, is_used in zip(self.contents, used, strict=True) if is_used],
+            f"{key_seed(self.random_state, 'salt', *seen):08x}",
+            people[self.images["split"] == "val"].unique(),
+        )
 
     @property
     def kind(self) -> str:

@@ -575,7 +575,7 @@ class DCL(TransformerMixin, BaseEstimator):
         """
         from nidl_dcl.model_folder import save_model
 
-        return save_model(self, folder, preparation=self._preparation)
+        return save_model(self, folder, preparation=self._preparation, exposure=self.exposure)
 
     def load_weights(self, file: str | Path) -> Self:
         """Take weights from a checkpoint by state name, such as one of nidl's `DCL`.
@@ -613,6 +613,7 @@ class DCL(TransformerMixin, BaseEstimator):
             )
         self.load_state_dict({name: given[name] for name in own})
         self.__dict__["_first_weights"] = None
+        self.__dict__["_exposure"] = {}
         self.__dict__["_fitted"] = True
         return self
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,7 @@ __all__ = [
     "COLUMNS",
     "Embeddings",
     "embed_volumes",
-    "exposure_of",
     "read_embeddings",
-    "seen_in_pretraining",
     "write_embeddings",
     "write_parquet",
 ]
@@ -40,7 +38,7 @@ _DESCRIPTIONS = {
     "session_id": "Session of the image",
     "run": "Run of the image",
     "source": "BIDS URI of the image (of the source dataset named in DatasetLinks)",
-    "split": "What pretraining did with the participant: train, val or holdout (not seen)",
+    "split": "What pretraining did with the participant: train, val or holdout (not seen); n/a if unknown",
     "row": "Row of the array in the .npy file of the same name, from 0",
 }
 
@@ -208,33 +206,8 @@ def read_embeddings(folder: Path, label: str) -> Embeddings | None:
     return Embeddings(table, matrix, config)
 
 
-def exposure_of(participants: Iterable[str], salt: str) -> dict[str, Any]:
-    """Return what a model folder keeps of who was seen in pretraining: salted hashes, no names.
-
-    Parameters
-    ----------
-    participants : iterable of str
-        Their ``sub-…`` ids.
-    salt : str
-        Mixed into every hash; kept beside them.
-    """
-    hashes = sorted({_hashed(p, salt) for p in participants})
-    return {"salt": salt, "n_participants": len(hashes), "participants": hashes}
-
-
-def seen_in_pretraining(participants: Iterable[str], exposure: Mapping[str, Any]) -> list[bool]:
-    """Return for each participant whether the model's exposure holds it."""
-    known = set(exposure.get("participants") or ())
-    salt = str(exposure.get("salt", ""))
-    return [_hashed(p, salt) in known for p in participants]
-
-
 def _file(folder: Path, label: str, kind: str) -> Path:
     return folder / f"desc-{label}_embeddings.{kind}"
-
-
-def _hashed(participant: str, salt: str) -> str:
-    return hashlib.blake2b(participant.encode(), key=salt.encode()[:64], digest_size=12).hexdigest()
 
 
 def _remembered(place: Path) -> np.ndarray | None:

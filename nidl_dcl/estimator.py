@@ -48,6 +48,7 @@ from nidl_dcl.distributed import (
     world,
 )
 from nidl_dcl.errors import NonFiniteError
+from nidl_dcl.exposure import after
 from nidl_dcl.loaders import Loaders, Shards, dealing
 from nidl_dcl.randomness import fresh_seed, key_seed, keyed
 from nidl_dcl.samples import (
@@ -111,6 +112,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     _fitted: bool
     _first_weights: dict[str, Any] | None
     _preparation: Preparation | None
+    _exposure: dict[str, Any] | None
+    _first_exposure: dict[str, Any] | None
     _seed: int
 
     def __init__(self, **kwargs: Any) -> None:
@@ -127,6 +130,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         self.__dict__["_fitted"] = False
         self.__dict__["_first_weights"] = None
         self.__dict__["_preparation"] = None
+        self.__dict__["_exposure"] = None
+        self.__dict__["_first_exposure"] = None
         self.__dict__["_seed"] = None
 
     # -- arguments ---------------------------------------------------------------------------
@@ -195,6 +200,11 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     def preparation(self) -> Preparation | None:
         """The input contract: how images become what the encoder takes; None without images."""
         return self._preparation
+
+    @property
+    def exposure(self) -> dict[str, Any]:
+        """Whom training has seen, as salted hashes (see `nidl_dcl.exposure`); empty if not known."""
+        return dict(self._exposure or {})
 
     @property
     def fitted(self) -> bool:
@@ -275,6 +285,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             trainer = self._training_trainer()
             with by_itself(trainer.world_size == 1), dealing(data, trainer.world_size):
                 self._prepare_weights(data)
+                seen: dict[str, Any] = getattr(data, "exposure", dict)()
+                self.__dict__["_exposure"] = after(self._exposure, seen)
                 self.__dict__["_fitted"] = False
                 try:
                     trainer.fit(self, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
@@ -368,8 +380,10 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             self._materialise(data)
         if self._first_weights is None:
             self.__dict__["_first_weights"] = copy.deepcopy(self.state_dict())
+            self.__dict__["_first_exposure"] = self._exposure
         elif not self._option("warm_start"):
             self.load_state_dict(self._first_weights)
+            self.__dict__["_exposure"] = self._first_exposure
 
     def _materialise(self, data: L.LightningDataModule) -> None:
         """Run the first training batch once, so that lazy modules learn their shapes."""

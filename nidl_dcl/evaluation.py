@@ -5,7 +5,8 @@ Takes a design and sources of coordinates; tables and words are the business of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,9 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from nidl_dcl.coordinates import Source
 from nidl_dcl.errors import UsageError
-from nidl_dcl.folds import MIN_FOLDS, Design
-from nidl_dcl.randomness import permutation
-from nidl_dcl.readout import Logistic, Ridge, nested
+from nidl_dcl.folds import MIN_FOLDS, Design, Units
+from nidl_dcl.randomness import key_seed, permutation
+from nidl_dcl.readout import Logistic, Ridge, fit_once, nested
 from nidl_dcl.scores import (
     balanced_accuracies,
     classification_scores,
@@ -30,6 +31,9 @@ __all__ = [
     "dummy",
     "permutation_steps",
     "permuted_scores",
+    "resampled_scores",
+    "test_dummy",
+    "train_and_test",
 ]
 
 Array = NDArray[np.float64]
@@ -132,6 +136,89 @@ def dummy(design: Design, known: NDArray[np.bool_] | None = None) -> list[dict[s
                 predicted[np.ix_(test, prior.classes_)] = prior.predict_proba(x_test)
         scores += _score_folds(design, repeat, predicted)
     return scores
+
+
+def train_and_test(design: Design, source: Source, test: NDArray[np.intp]) -> tuple[Array, float]:
+    """Predict rows that are in no fold by one read-out of all used rows, tuned by their folds.
+
+    Parameters
+    ----------
+    design : Design
+    source : Source
+        Its first rows are the used ones of `design`, in order.
+    test : ndarray of int, shape (n_test,)
+        Other rows of it.
+
+    Returns
+    -------
+    predictions : ndarray, shape (n_test,) or (n_test, n_classes)
+    strength : float
+    """
+    train = np.arange(len(design.unit))
+    folds = np.stack([design.row_folds(repeat) for repeat in range(len(design.fold))])
+    return fit_once(source, design.value[design.unit], train, test, folds, _model(design))
+
+
+def test_dummy(design: Design, n_test: int) -> Array:
+    """Return for rows that are in no fold the mean of all used rows, or their shares of classes."""
+    values = design.value[design.unit]
+    if design.task == "regression":
+        return np.full(n_test, values.mean())
+    shares = np.bincount(values.astype(np.intp), minlength=len(design.labels)) / len(values)
+    return np.tile(shares, (n_test, 1))
+
+
+def resampled_scores(
+    design: Design, units: Units, predictions: Sequence[Array], n_resamples: int, *key: object
+) -> dict[str, dict[str, Any]]:
+    """Return each score of a test set, and its interval over resampled groups.
+
+    Parameters
+    ----------
+    design : Design
+        Says what is scored.
+    units : Units
+        Of the test set.
+    predictions : sequence of ndarray, shape (n_test,) or (n_test, n_classes)
+        Their scores are averaged (three untrained encoders).
+    n_resamples : int
+        Draws of participants (or families) with replacement, all units of one together.
+    *key : object
+        See `nidl_dcl.randomness.key_seed`.
+
+    Returns
+    -------
+    dict
+        Per metric ``mean`` (None where undefined) and ``ci95``: the 2.5th and 97.5th percentile
+        of the draws, None unless the score is defined in nine of ten.
+    """
+    said = [units.by_unit(predicted) for predicted in predictions]
+    members = [np.flatnonzero(units.group == g) for g in range(units.group.max() + 1)]
+    draws = np.random.Generator(np.random.PCG64(key_seed(*key))).integers(
+        len(members), size=(n_resamples, len(members))
+    )
+    drawn = [np.concatenate([members[g] for g in draw]) for draw in draws]
+    scored = [
+        [_score(design, units, each, rows) for each in said]
+        for rows in (np.arange(len(units.value)), *drawn)
+    ]
+    result: dict[str, dict[str, Any]] = {}
+    for metric in scored[0][0]:
+        values = np.array([[one[metric] for one in each] for each in scored]).mean(axis=1)
+        own, others = float(values[0]), values[1:][np.isfinite(values[1:])]
+        known = np.isfinite(own) and len(others) >= 0.9 * n_resamples
+        ends = [float(q) for q in np.quantile(others, [0.025, 0.975])] if known else None
+        result[metric] = {"mean": own if np.isfinite(own) else None, "ci95": ends}
+    return result
+
+
+def _score(
+    design: Design, units: Units, predicted: Array, rows: NDArray[np.intp]
+) -> dict[str, float]:
+    truth, said, weight = units.value[rows], predicted[rows], units.weight[rows]
+    if design.task == "regression":
+        return regression_scores(truth, said, weight)
+    return classification_scores(truth, said, weight, design.labels)
 
 
 def permuted_scores(

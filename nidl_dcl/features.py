@@ -45,17 +45,21 @@ class Baseline:
         Replace the columns by at most 256 principal components, learnt inside the folds, before
         the read-out; for voxels. The products of the rows are computed once per object, so give
         the same object for several targets.
+    origin : int
+        With ``pca=True`` the row that is subtracted from all, for digits; when rows are held out,
+        one that is not.
     """
 
     matrix: Matrix
     pca: bool = False
+    origin: int = 0
 
     @cached_property
     def gram(self) -> NDArray[np.float64]:
         """Inner products of all rows, shape (n_images, n_images)."""
         # A row that is not finite is an error with a message later, not a warning now.
         with np.errstate(invalid="ignore", over="ignore"):
-            return gram_matrix(np.asarray(self.matrix))
+            return gram_matrix(np.asarray(self.matrix), origin=self.origin)
 
 
 Comparison: TypeAlias = Baseline | Matrix | Sequence[Matrix]

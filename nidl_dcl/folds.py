@@ -14,9 +14,17 @@ from scipy.sparse import csr_array
 
 from nidl_dcl.errors import InputsUnusableError
 from nidl_dcl.randomness import permutation
-from nidl_dcl.targets import Target
+from nidl_dcl.targets import HELD_OUT, Target
 
-__all__ = ["MIN_FOLDS", "Design", "deal_folds", "main_class", "make_design"]
+__all__ = [
+    "MIN_FOLDS",
+    "Design",
+    "Units",
+    "deal_folds",
+    "main_class",
+    "make_design",
+    "make_units",
+]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -78,12 +86,55 @@ class Design:
 
     def by_unit(self, predictions: Array) -> Array:
         """Return the mean of the rows of each unit, for an array with rows first."""
-        n, n_units = len(self.unit), len(self.value)
-        count = np.bincount(self.unit, minlength=n_units)
-        mean = csr_array((1 / count[self.unit], (self.unit, np.arange(n))), shape=(n_units, n))
-        return np.asarray(mean @ predictions.reshape(n, -1)).reshape(
-            n_units, *predictions.shape[1:]
-        )
+        return _mean_of_units(self.unit, len(self.value), predictions)
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What gets one prediction and one score each (see `Design`).
+
+    Attributes
+    ----------
+    unit : ndarray of int, shape (n_rows,)
+    value, weight : ndarray, shape (n_units,)
+    participant, group : ndarray of int, shape (n_units,)
+        In the order of their names.
+    """
+
+    unit: Rows
+    value: Array
+    weight: Array
+    participant: Rows
+    group: Rows
+
+    def by_unit(self, predictions: Array) -> Array:
+        """Return the mean of the rows of each unit, for an array with rows first."""
+        return _mean_of_units(self.unit, len(self.value), predictions)
+
+
+def make_units(
+    values: Array, participants: NDArray[np.object_], groups: NDArray[np.object_]
+) -> Units:
+    """Put the rows of a participant that share a value together."""
+    table = pd.DataFrame(
+        {"group": groups.astype(str), "participant": participants.astype(str), "value": values}
+    )
+    keys = table.groupby(["group", "participant", "value"], sort=True)
+    unit = np.asarray(keys.ngroup(), dtype=np.intp)
+    units = table.groupby(unit).first()
+    size = units.groupby("participant")["value"].transform("size").to_numpy(dtype=np.float64)
+    participant, group = (
+        np.asarray(units[name].factorize(sort=True)[0], dtype=np.intp)
+        for name in ("participant", "group")
+    )
+    return Units(unit, units["value"].to_numpy(dtype=np.float64), 1 / size, participant, group)
+
+
+def _mean_of_units(unit: Rows, n_units: int, predictions: Array) -> Array:
+    n = len(unit)
+    count = np.bincount(unit, minlength=n_units)
+    mean = csr_array((1 / count[unit], (unit, np.arange(n))), shape=(n_units, n))
+    return np.asarray(mean @ predictions.reshape(n, -1)).reshape(n_units, *predictions.shape[1:])
 
 
 def make_design(
@@ -108,23 +159,14 @@ def make_design(
         With fewer than six groups: three folds of two.
     """
     rows = np.flatnonzero(target.reasons == "")
-    table = pd.DataFrame(
-        {
-            "group": groups[rows].astype(str),
-            "participant": participants[rows].astype(str),
-            "value": target.numbers[rows],
-        }
-    )
-    keys = table.groupby(["group", "participant", "value"], sort=True)
-    unit = np.asarray(keys.ngroup(), dtype=np.intp)
-    units = table.groupby(unit).first()
-    weight = 1 / units.groupby("participant")["value"].transform("size").to_numpy(dtype=np.float64)
-    value = units["value"].to_numpy(dtype=np.float64)
-    group = np.asarray(units["group"].factorize(sort=True)[0], dtype=np.intp)
+    made = make_units(target.numbers[rows], participants[rows], groups[rows])
+    unit, value, weight, group = made.unit, made.value, made.weight, made.group
     n_groups = int(group.max()) + 1
+    n_aside = len(set(groups[target.reasons == HELD_OUT]))
     if n_groups < 2 * MIN_FOLDS:
         raise InputsUnusableError(
-            f"Target {target.name!r} is known for {n_groups} participants with features; "
+            f"Target {target.name!r} is known for {n_groups} participants with features"
+            f"{f', besides {n_aside} held out' if n_aside else ''}; "
             f"cross-validation needs {2 * MIN_FOLDS} ({MIN_FOLDS} folds of two)."
         )
     n_folds = min(n_splits, n_groups // 2)
@@ -136,8 +178,7 @@ def make_design(
         rank = np.argsort(np.argsort(mean, kind="stable"), kind="stable")
         strata = (rank // n_folds).astype(np.intp)
     fold = np.stack([deal_folds(strata, n_folds, seed, "folds", r) for r in range(n_repeats)])
-    of_participant = pd.Series(group).groupby(units["participant"].to_numpy()).first()
-    participant_group = of_participant.to_numpy(dtype=np.intp)
+    participant_group = pd.Series(group).groupby(made.participant).first().to_numpy(dtype=np.intp)
     n_participants = len(participant_group)
     tested = [np.bincount(f[participant_group], minlength=n_folds) for f in fold]
     ratio = float(np.mean([count / (n_participants - count) for count in tested]))

@@ -177,6 +177,8 @@ def load_model(
     contract = description.get("input_contract")
     estimator.__dict__["_preparation"] = contract and Preparation.from_dict(contract)
     estimator.__dict__["_fitted"] = bool(description.get("fitted"))
+    if estimator.fitted:
+        estimator.__dict__["_exposure"] = dict(description.get("exposure") or {})
     return estimator
 
 

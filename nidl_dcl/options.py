@@ -87,9 +87,14 @@ class DataOptions:
     strict: bool = False
     """Stop if any candidate image is unusable."""
 
+    holdout: float | None = None
+    """Share of participants kept out of training and cross-validation, and scored once; default: as the model was trained, else 0."""
+
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         _require("max_skipped", self.max_skipped, 0, 1)
+        if self.holdout is not None:
+            _require("holdout", self.holdout, 0, 1, open_end=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +134,6 @@ class TrainingOptions:
     learning_rate: float = 1e-3
     """Highest learning rate, reached after a tenth of the steps."""
 
-    holdout: float = 0.0
-    """Share of participants that pretraining does not see."""
-
     accelerator: str = "auto"
     """Lightning's accelerator: auto, cpu, gpu, mps."""
 
@@ -155,7 +157,6 @@ class TrainingOptions:
             _require("chunk_size", self.chunk_size, 1)
         for name in ("temperature", "learning_rate"):
             _require(name, getattr(self, name), 0, open_start=True)
-        _require("holdout", self.holdout, 0, 1, open_end=True)
         for name, lengths, said in (
             ("spacing", (1, 3), "one or three numbers"),
             ("shape", (0, 3), "three numbers"),

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nidl_dcl.coordinates import MAX_COMPONENTS, Features
-from nidl_dcl.errors import UsageError
+from nidl_dcl.coordinates import MAX_COMPONENTS, Features, Source
+from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation import (
     Ticker,
     check_counts,
@@ -23,6 +23,9 @@ from nidl_dcl.evaluation import (
     dummy,
     permutation_steps,
     permuted_scores,
+    resampled_scores,
+    test_dummy,
+    train_and_test,
 )
 from nidl_dcl.features import (
     Baseline,
@@ -34,14 +37,19 @@ from nidl_dcl.features import (
     read_labels,
     read_sources,
 )
-from nidl_dcl.folds import Design, make_design
+from nidl_dcl.folds import Design, make_design, make_units
 from nidl_dcl.learning_curve import check_shares, learning_shares
 from nidl_dcl.learning_curve import learning_curve as score_by_size
-from nidl_dcl.prediction_table import describe_predictions, passed_on, prediction_table
+from nidl_dcl.prediction_table import (
+    describe_predictions,
+    passed_on,
+    prediction_table,
+    read_persons,
+)
 from nidl_dcl.randomness import fresh_seed
-from nidl_dcl.scores import MAIN_METRIC, chance_level, compare, summarise
+from nidl_dcl.scores import MAIN_METRIC, METRIC_WORDS, chance_level, compare, summarise
 from nidl_dcl.site_audit import site_audit
-from nidl_dcl.targets import Target, camel_case, read_target, target_labels
+from nidl_dcl.targets import HELD_OUT, Target, camel_case, read_apart, target_labels
 
 __all__ = [
     "Baseline",
@@ -51,6 +59,11 @@ __all__ = [
     "site_audit",
     "target_labels",
 ]
+
+MIN_HELD_OUT = 5
+"""Fewer held-out participants than this are not scored: the number would say nothing."""
+
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +128,9 @@ def predict_phenotype(
     baselines: Mapping[str, Comparison] | None = None,
     site: Column | dict[str, Any] | None = None,
     seen: Column | None = None,
+    seen_by: Column | None = None,
+    persons: Column | None = None,
+    held_out: Column | None = None,
     ids: pd.DataFrame | None = None,
     n_splits: int = 5,
     n_repeats: int = 5,
@@ -153,6 +169,13 @@ def predict_phenotype(
         to compute it once for several targets.
     seen : array-like of bool, shape (n_images,), optional
         Whether the encoder saw the participant in pretraining; missing where unknown.
+    seen_by : array-like of str, shape (n_images,), optional
+        How that is known: ``"image"`` (the same voxels) or ``"id"`` (the name alone).
+    persons : array-like, shape (n_images,), optional
+        Who counts once, where several participants are one person, such as those who share an
+        image; default: the participants.
+    held_out : array-like of bool, shape (n_images,), optional
+        Rows of participants who are kept out of everything but one last score, see Notes.
     ids : DataFrame, shape (n_images, n_columns), optional
         Columns to pass on to the table of predictions, such as ``participant_id session_id run``.
     n_splits, n_repeats : int
@@ -175,10 +198,18 @@ def predict_phenotype(
     Raises
     ------
     UsageError
-        For unequal lengths, an unknown task, too few splits, a name that is taken.
+        For unequal lengths, an unknown task, too few splits, a name that is taken, and for
+        held-out participants whom the encoder saw, or whose group is not held out.
     InputsUnusableError
         For a constant or empty target, fewer than six participants or two classes of three, and
         features that are not finite.
+
+    Notes
+    -----
+    Held-out rows decide about nothing: not the task, the classes, the folds, scaling, tuning,
+    components, permutations or the site audit. At the end one read-out of all other rows, tuned by
+    their folds, predicts them; embeddings and baselines are scored, once, in ``metrics["holdout"]``,
+    with percentile intervals over resampled participants. Of fewer than five nothing is scored.
     """
     check_counts(n_splits, n_repeats, n_permutations)
     check_shares(learning_curve)
@@ -187,24 +218,34 @@ def predict_phenotype(
     n = len(matrix)
     group = read_labels(groups, n, "groups")
     table, participant = passed_on(ids, group, n)
-    read = read_target(read_column(y, n, "y"), group, name=target, task=task)
+    ids_of, participant = participant, read_persons(persons, participant, group)
+    aside = _aside(held_out, group)
+    read = read_apart(read_column(y, n, "y"), group, aside, name=target, task=task)
     design = make_design(
         read, participant, group, n_splits=n_splits, n_repeats=n_repeats, seed=seed
     )
+    tested = np.flatnonzero(read.reasons == HELD_OUT)
+    rows = np.concatenate([design.rows, tested])
     if baselines and "dummy" in baselines:
         raise UsageError("The baseline name 'dummy' is taken: it is always added. Use another.")
     others = {
-        name: read_sources(name, given, design.rows, n, ids, groups)
+        name: read_sources(name, given, rows, n, ids, groups)
         for name, given in (baselines or {}).items()
     }
     was_seen = _seen(seen, n, participant)
+    spent = aside & (was_seen == True).fillna(False).to_numpy(dtype=bool)  # noqa: E712
+    if spent.any():
+        raise UsageError(
+            f"{participant[spent][0]} is held out, but the encoder saw it "
+            "in pretraining. Hold out only whom it has not seen."
+        )
     per_site = None if site is None or isinstance(site, dict) else read_column(site, n, "site")
     shares = learning_shares(design, learning_curve)
     evaluated = (1 + sum(map(len, others.values()))) * max(1, len(shares)) + (per_site is not None)
     permuting = permutation_steps(n_permutations) * (1 + (per_site is not None))
     tick = Ticker(progress, evaluated * n_repeats + permuting)
 
-    source = Features(matrix[design.rows])
+    source = Features(matrix[rows])
     predicted, folds, strengths = cross_validate(design, source, tick)
     scores = summarise(folds, design.ratio)
     compared = {"dummy": summarise(dummy(design), design.ratio)}
@@ -233,9 +274,9 @@ def predict_phenotype(
     audit = site if isinstance(site, dict) else None
     if per_site is not None:
         audit = site_audit(
-            matrix,
-            per_site,
-            group,
+            matrix[~aside],
+            per_site[~aside],
+            group[~aside],
             n_splits=n_splits,
             n_repeats=n_repeats,
             n_permutations=n_permutations,
@@ -243,11 +284,15 @@ def predict_phenotype(
             progress=lambda done, steps: tick(),
         )
     tick.finish()
+    final, last = _last_score(read, design, source, others, (participant, group, aside), seed)
+    if last is not None and was_seen[aside].isna().any():
+        last["sentence"] += " It is not known whether the encoder saw them in pretraining."
     metrics = {
         "target": target,
         "task": design.task,
         "task_rule": read.rule,
-        **_counts(read, design, participant),
+        **_counts(read, design, participant, ~aside),
+        "duplicates": _duplicates(read, ids_of, participant),
         "model": _model_text(design, matrix.shape[1]),
         "cv": {
             "scheme": "repeated k-fold by group, stratified by "
@@ -270,10 +315,11 @@ def predict_phenotype(
         "baselines": compared,
         "headline": headline,
         "learning_curve": curve,
-        "exposure": _exposure(was_seen, participant, design),
+        "exposure": _exposure(was_seen, seen_by, participant, design),
+        "holdout": last,
         "site": audit,
     }
-    predictions = prediction_table(table, read, design, predicted, was_seen)
+    predictions = prediction_table(table, read, design, predicted, was_seen, final)
     columns = describe_predictions(predictions, design, target)
     return PhenotypeResult(metrics, predictions, columns)
 
@@ -286,8 +332,102 @@ def _seen(seen: Column | None, n: int, participant: NDArray[np.object_]) -> pd.S
     return known.groupby(participant).transform("max").astype("boolean")
 
 
+def _aside(held_out: Column | None, group: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """Return which rows are held out; whole groups are, or nobody of them."""
+    if held_out is None:
+        return np.zeros(len(group), dtype=bool)
+    aside = read_column(held_out, len(group), "held_out").astype(bool)
+    parted = aside.groupby(group).transform("nunique") > 1
+    if parted.any():
+        raise UsageError(
+            f"Group {group[parted.to_numpy()][0]!r} is held out in part. Hold out all of its images, "
+            "or none."
+        )
+    if aside.all():
+        raise InputsUnusableError("Every participant is held out. Choose a smaller --holdout.")
+    return aside.to_numpy()
+
+
+def _last_score(
+    read: Target,
+    design: Design,
+    source: Source,
+    others: Mapping[str, list[Source]],
+    people: tuple[NDArray[np.object_], NDArray[np.object_], NDArray[np.bool_]],
+    seed: int,
+) -> tuple[NDArray[np.float64] | None, dict[str, Any] | None]:
+    """Predict and score the held-out rows, which no other part of a prediction looks at."""
+    person, group, aside = people
+    if not aside.any():
+        return None, None
+    tested = np.flatnonzero(read.reasons == HELD_OUT)
+    n, n_aside = len(set(person[tested])), len(set(person[aside]))
+    result: dict[str, Any] = {"n_participants": n, "n_dropped": n_aside - n}
+    result |= {"scores": None, "baselines": None}
+    if n < MIN_HELD_OUT:
+        result["sentence"] = (
+            f"{n_aside} participants are held out, {n} of them with a usable {read.name}: fewer than "
+            f"{MIN_HELD_OUT}, so they are not scored."
+        )
+        return None, result
+    units = make_units(read.numbers[tested], person[tested], group[tested])
+    at = np.arange(len(design.unit), len(design.unit) + len(tested))
+
+    def score(*predictions: NDArray[np.float64]) -> dict[str, Any]:
+        return resampled_scores(design, units, predictions, _RESAMPLES, seed, "bootstrap")
+
+    final, strength = train_and_test(design, source, at)
+    result["strength"] = strength
+    result["scores"] = score(final)
+    result["baselines"] = {"dummy": score(test_dummy(design, len(tested)))}
+    for name, sources in others.items():
+        result["baselines"][name] = score(*(train_and_test(design, s, at)[0] for s in sources))
+    result["interval"] = f"percentiles of {_RESAMPLES} draws of participants, 95 %"
+    metric = MAIN_METRIC[design.task]
+    own, dummy_score = result["scores"][metric], result["baselines"]["dummy"][metric]
+    within = " ({:.3g} to {:.3g})".format(*own["ci95"]) if own["ci95"] else ""
+    result["sentence"] = (
+        f"In {n} participants held out from everything, one read-out of the {design.n_participants} "
+        f"others has {METRIC_WORDS[metric]} {own['mean']:.3g}{within}; dummy: "
+        f"{dummy_score['mean']:.3g}."
+    )
+    return final, result
+
+
+def _duplicates(
+    read: Target, ids_of: NDArray[np.object_], person: NDArray[np.object_]
+) -> dict[str, Any] | None:
+    """Return how many participants are the same person as another, and who contradicts whom."""
+    table = pd.DataFrame({"person": person, "id": ids_of, "value": read.numbers})
+    several = table[table.groupby("person")["id"].transform("nunique") > 1]
+    if several.empty:
+        return None
+    n_ids, n_persons = several["id"].nunique(), several["person"].nunique()
+    conflicts = []
+    for name, rows in several.dropna(subset="value").groupby("person"):
+        values = [set(one) for _, one in rows.groupby("id")["value"]]
+        if not set.intersection(*values):
+            conflicts.append(str(name))
+    sentence = f"{n_ids} participants are {n_persons} by their images, and count as {n_persons}."
+    if conflicts:
+        sentence += (
+            f" Their values of {read.name} contradict one another for {len(conflicts)} of them "
+            f"({', '.join(conflicts[:5])}{', …' if len(conflicts) > 5 else ''}): each value weighs "
+            "less, so that the person counts once. Find out which is right."
+        )
+    return {
+        "n_ids": n_ids,
+        "n_persons": n_persons,
+        "conflicting": conflicts,
+        "sentence": sentence,
+    }
+
+
 def _exposure(
-    was_seen: pd.Series[Any], participant: NDArray[np.object_], design: Design
+    was_seen: pd.Series[Any],
+    seen_by: Column | None,
+    participant: NDArray[np.object_],
+    design: Design,
 ) -> dict[str, Any]:
     tested = was_seen.iloc[design.rows].groupby(participant[design.rows]).first()
     n, unknown = len(tested), int(tested.isna().sum())
@@ -303,17 +443,40 @@ def _exposure(
         )
         if unknown:
             sentence += f" Of {unknown} it is not known."
-    return {"seen": yes, "not_seen": no, "unknown": unknown, "sentence": sentence}
+    by_image = None
+    if seen_by is not None:
+        how = read_column(seen_by, len(participant), "seen_by") == "image"
+        saw = how.groupby(participant).transform("max").iloc[design.rows]
+        by_image = int(saw.groupby(participant[design.rows]).first().sum())
+        if yes:
+            sentence += f" {by_image} were recognised by an image"
+            sentence += f", {yes - by_image} by their id alone." if yes > by_image else "."
+        if yes > by_image:
+            sentence += (
+                " An id alone may be another person of the same name, such as sub-01 of another "
+                "dataset; it counts as seen, to be safe."
+            )
+    return {
+        "seen": yes,
+        "not_seen": no,
+        "unknown": unknown,
+        "by_image": by_image,
+        "by_id_only": None if by_image is None else yes - by_image,
+        "sentence": sentence,
+    }
 
 
-def _counts(read: Target, design: Design, participant: NDArray[np.object_]) -> dict[str, Any]:
+def _counts(
+    read: Target, design: Design, participant: NDArray[np.object_], kept: NDArray[np.bool_]
+) -> dict[str, Any]:
     """Return what was used and what was left out; participants are left out when no image stays."""
+    reasons = read.reasons[kept]
     left = (
-        pd.Series(read.reasons)
-        .groupby(participant)
+        pd.Series(reasons)
+        .groupby(participant[kept])
         .agg(lambda r: "" if (r == "").any() else r.iloc[0])
     )
-    images = pd.Series(read.reasons[read.reasons != ""]).value_counts().sort_index()
+    images = pd.Series(reasons[reasons != ""]).value_counts().sort_index()
     people = left[left != ""].value_counts().sort_index()
     counts: dict[str, Any] = {
         "n_participants": design.n_participants,

@@ -14,11 +14,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.errors import UsageError
-from nidl_dcl.features import read_labels
+from nidl_dcl.features import Column, read_labels
 from nidl_dcl.folds import Design
-from nidl_dcl.targets import Target
+from nidl_dcl.targets import HELD_OUT, Target
 
-__all__ = ["describe_predictions", "passed_on", "prediction_table"]
+__all__ = ["describe_predictions", "passed_on", "prediction_table", "read_persons"]
 
 _OURS = (
     "target",
@@ -52,13 +52,31 @@ def passed_on(
     if "participant_id" not in table:
         table.insert(0, "participant_id", group)
     participant = read_labels(table["participant_id"], n, "participant_id")
-    spread = pd.Series(group).groupby(participant).nunique()
+    _refuse_spread("Participant", participant, "group", group)
+    return table, participant
+
+
+def read_persons(
+    persons: Column | None, participant: NDArray[np.object_], group: NDArray[np.object_]
+) -> NDArray[np.object_]:
+    """Return who counts once in each row: a participant, or several who are one person."""
+    if persons is None:
+        return participant
+    person = read_labels(persons, len(participant), "persons")
+    _refuse_spread("Participant", participant, "person", person)
+    _refuse_spread("Person", person, "group", group)
+    return person
+
+
+def _refuse_spread(
+    part: str, parts: NDArray[np.object_], whole: str, wholes: NDArray[np.object_]
+) -> None:
+    spread = pd.Series(wholes).groupby(parts).nunique()
     if (spread > 1).any():
         raise UsageError(
-            f"Participant {spread.index[spread > 1][0]!r} is in several groups. "
-            "A group must hold all images of its participants."
+            f"{part} {spread.index[spread > 1][0]!r} is in several {whole}s. "
+            f"A {whole} must hold all images of its {part.lower()}s."
         )
-    return table, participant
 
 
 def prediction_table(
@@ -67,6 +85,7 @@ def prediction_table(
     design: Design,
     predicted: NDArray[np.float64],
     was_seen: pd.Series[Any],
+    final: NDArray[np.float64] | None = None,
 ) -> pd.DataFrame:
     """Return one row per image, in input order: truth, prediction, and why it was left out.
 
@@ -78,30 +97,42 @@ def prediction_table(
     design : Design
     predicted : ndarray, shape (n_repeats, n_used) or (n_repeats, n_used, n_classes)
     was_seen : Series of boolean, shape (n_images,)
+    final : ndarray, shape (n_held_out,) or (n_held_out, n_classes), optional
+        Predictions of the rows with the reason `HELD_OUT`.
     """
     table = ids.copy()
     n, rows = len(table), design.rows
+    aside = read.reasons == HELD_OUT
     if design.task == "regression":
         value, spread = np.full(n, np.nan), np.full(n, np.nan)
         value[rows] = predicted.mean(axis=0)
         if len(predicted) > 1:
             spread[rows] = predicted.std(axis=0, ddof=1)
+        if final is not None:
+            value[aside] = final
         table["target"] = read.numbers
         table["prediction"], table["prediction_sd"] = value, spread
     else:
         probability = np.full((n, len(design.labels)), np.nan)
         probability[rows] = predicted.mean(axis=0)
+        if final is not None:
+            probability[aside] = final
         said = np.full(n, None, dtype=object)
-        said[rows] = np.array(design.labels, dtype=object)[probability[rows].argmax(axis=1)]
+        known = ~np.isnan(probability[:, 0])
+        said[known] = np.array(design.labels, dtype=object)[probability[known].argmax(axis=1)]
         table["target"], table["prediction"] = read.texts, said
         for k, name in enumerate(_probability_columns(design.labels)):
             table[name] = probability[:, k]
     used = read.reasons == ""
     table["n_folds"] = np.where(used, len(predicted), 0)
     table["seen_in_pretraining"] = was_seen
-    table["status"] = np.where(used, "ok", "dropped")
+    table["status"] = np.select([used, aside], ["ok", "holdout"], "dropped")
     table["reason"] = [
-        f"{reason}: {text}" if reason and text is not None else reason or None
+        (None if final is not None else "too few are held out to be scored")
+        if reason == HELD_OUT
+        else f"{reason}: {text}"
+        if reason and text is not None
+        else reason or None
         for reason, text in zip(read.reasons, read.texts, strict=True)
     ]
     return table
@@ -124,14 +155,21 @@ def describe_predictions(
             "the images of a participant that share a target value."
         },
         "prediction_sd": {"Description": "Standard deviation of the prediction over the repeats."},
-        "n_folds": {"Description": "Test folds the image was in: one per repeat, 0 if dropped."},
+        "n_folds": {
+            "Description": "Test folds the image was in: one per repeat, 0 if dropped or held out."
+        },
         "seen_in_pretraining": {
             "Description": "Whether the encoder saw the participant in pretraining; n/a if unknown.",
             "Levels": {"True": "seen", "False": "not seen"},
         },
         "status": {
             "Description": "Whether the image was used.",
-            "Levels": {"ok": "used", "dropped": "not used, see reason"},
+            "Levels": {
+                "ok": "used in cross-validation",
+                "dropped": "not used, see reason",
+                "holdout": "held out: not used in cross-validation, predicted once by a model of "
+                "all images that are ok",
+            },
         },
         "reason": {"Description": "Why the image was not used; n/a if it was."},
     }

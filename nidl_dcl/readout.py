@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from nidl_dcl.coordinates import Source
 
-__all__ = ["Logistic", "Ridge", "logistic", "nested", "ridge"]
+__all__ = ["Logistic", "Ridge", "fit_once", "logistic", "nested", "ridge"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -238,6 +238,45 @@ def nested(
     for test, predicted in predictions:
         result[test] = predicted
     return result, strengths
+
+
+def fit_once(
+    source: Source,
+    targets: Array,
+    train: Rows,
+    test: Rows,
+    folds: NDArray[np.intp],
+    model: Ridge | Logistic,
+) -> tuple[Array, float]:
+    """Predict `test` by one model of all of `train`, tuned by the folds of `train` alone.
+
+    Parameters
+    ----------
+    source : Features or Components
+    targets : ndarray, shape (n_train,)
+    train, test : ndarray of int
+        Rows of the source.
+    folds : ndarray of int, shape (n_repeats, n_train)
+        Every fold of every repeat is predicted from the others at each strength; the one with the
+        least loss in all is used.
+    model : Ridge or Logistic
+
+    Returns
+    -------
+    predictions : ndarray, shape (n_test,) or (n_test, n_classes)
+    strength : float
+    """
+    loss = np.zeros(len(model.strengths))
+    for fold in folds:
+        for k in range(int(fold.max()) + 1):
+            z, z_test = source.coordinates(train[fold != k], train[fold == k])
+            known, truth = (
+                np.tile(targets[rows][:, None], (1, len(loss))) for rows in (fold != k, fold == k)
+            )
+            loss += model.loss(truth, model.predict(z, known, z_test, model.strengths))
+    strength = model.strengths[[int(loss.argmin())]]
+    z, z_test = source.coordinates(train, test)
+    return model.predict(z, targets[:, None], z_test, strength)[:, 0], float(strength[0])
 
 
 def _total(z: Array) -> float:

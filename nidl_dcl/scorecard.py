@@ -153,6 +153,8 @@ def _draw_predictions(
     if not {"target", "prediction"} <= set(table.columns):
         return None
     used = table.dropna(subset=["target", "prediction"])
+    if "status" in used:  # held-out images are predicted by another model, once
+        used = used[used["status"] != "holdout"]
     what = clean(found.name)
     if entry["task"] == "classification":
         seen = sorted({*used["target"], *used["prediction"]})

@@ -37,15 +37,15 @@ from nidl_dcl.embedding import (
     COLUMNS,
     Embeddings,
     embed_volumes,
-    exposure_of,
     read_embeddings,
-    seen_in_pretraining,
     write_embeddings,
     write_parquet,
 )
 from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.exposure import recognise, records_images, validated
 from nidl_dcl.figure_data import write_mosaic, write_plane, write_views
 from nidl_dcl.folds import make_design
+from nidl_dcl.holdout import note_score, recorded_share, refuse_seen
 from nidl_dcl.model_folder import load_model, read_description, save_model
 from nidl_dcl.options import (
     DataOptions,
@@ -57,9 +57,8 @@ from nidl_dcl.options import (
 )
 from nidl_dcl.output import Output, check_places
 from nidl_dcl.prediction import predict_phenotype
-from nidl_dcl.randomness import key_seed
 from nidl_dcl.report import write_report
-from nidl_dcl.targets import read_target, target_labels
+from nidl_dcl.targets import read_apart, target_labels
 from nidl_dcl.together import joined
 from nidl_dcl.training import (
     AtomicCheckpoints,
@@ -140,6 +139,8 @@ def pretrain(
     training: TrainingOptions,
     run: RunOptions,
     console: Quiet | None = None,
+    *,
+    group: str | None = None,
 ) -> Path:
     """Train an encoder on the dataset and write its model folder.
 
@@ -151,6 +152,8 @@ def pretrain(
         Options.
     console : Quiet, optional
         Told of messages and progress.
+    group : str, optional
+        Column whose equal values (a family) are held out together.
 
     Returns
     -------
@@ -174,7 +177,11 @@ def pretrain(
         )
         _check_inputs(output, module)
         _tell_inputs(module, console)
-        config = training_config(data, training, run, module.preparation)
+        data = _hold_out(module, data, run, folder, group)
+        if training.init is not None and data.holdout:
+            init = read_description(training.init)["exposure"]
+            refuse_seen(module.images, module.contents, init, training.init)
+        config = training_config(data, training, run, module.preparation, module.group)
         if _is_trained(folder, config):
             console.say(f"{folder.name} is trained already.")
             entry["skipped"] = True
@@ -218,14 +225,11 @@ def pretrain(
             module.num_workers = choose_workers(measure_cost(module, training, run), cpu_count())
             console.say(f"{module.num_workers} loading workers keep the GPU busy.")
         model.fit(module, ckpt_path=resume)
-        trained = module.images["split"] == "train"
-        seen = sorted(module.images.loc[trained, "participant_id"].astype(str).unique())
-        salt = f"{key_seed(run.random_seed, 'salt', *seen):08x}"
         save_model(
             model,
             folder,
             preparation=module.preparation,
-            exposure=exposure_of(seen, salt),
+            exposure=model.exposure,
             provenance={"config": config, "source": output.bids_dir.name},
         )
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -241,6 +245,7 @@ def embed(
     model_folder: Path | None = None,
     trust: Sequence[str] = (),
     console: Quiet | None = None,
+    group: str | None = None,
 ) -> Embeddings:
     """Write one embedding per image; images embedded before are not computed again.
 
@@ -256,6 +261,8 @@ def embed(
         Packages whose encoders may be imported.
     console : Quiet, optional
         Told of messages and progress.
+    group : str, optional
+        Column whose equal values (a family) are held out together.
 
     Returns
     -------
@@ -288,6 +295,7 @@ def embed(
             console=console,
         )
         _check_inputs(output, module)
+        _hold_out(module, data, run, source, group)
         _set_up(output, module, console)
         write_mosaic(output.path / "figures", module)
         if own != source and not (own / "model.json").is_file():
@@ -305,7 +313,7 @@ def embed(
         )
         config = {"model_sha256": digest, "preparation": model.preparation.to_dict()}
         table = module.images.copy()
-        table["split"] = _splits(table, description)
+        table["split"] = _splits(module, description)
         table["row"] = range(len(table))
         embeddings = _merged(
             read_embeddings(output.path, run.model_name),
@@ -374,13 +382,18 @@ def predict(
         )
         labels = _check_targets(module, targets, prediction)
         _set_up(output, module, console)
+        data = _hold_out(module, data, run, folder, prediction.group)
         images = module.images
         place = {source: row for row, source in enumerate(embeddings.table["source"])}
         kept = [i for i, source in enumerate(images["source"]) if source in place]
         images = images.iloc[kept].reset_index(drop=True)
-        shared = [module.shared[i] for i in kept]
-        _refuse_unusable(images, shared, targets, prediction.group)
         matrix = embeddings.matrix[[place[source] for source in images["source"]]]
+        persons = [module.persons[i] for i in kept]
+        _refuse_unusable(images, persons, targets, prediction.group)
+        groups = _groups(images, persons, prediction.group)
+        how = _recognised(module, description["exposure"], kept)
+        knows_images = records_images(description["exposure"])
+        aside = _held_out(images, groups, console)
         baselines: dict[str, Any] | None = None
         rows = []
         skipped = True
@@ -394,8 +407,10 @@ def predict(
                 "group": prediction.group,
                 "site": site,
                 "model_sha256": embeddings.config.get("model_sha256"),
+                "holdout": data.holdout or 0.0,
             }
             fingerprint = _fingerprint(images, target, prediction.group, site, matrix)
+            fingerprint += _digest(persons, groups, aside, how)
             done = _done_before(stem, config, fingerprint)
             if done is not None:
                 rows.append(done)
@@ -403,19 +418,26 @@ def predict(
             skipped = False
             if baselines is None:
                 baselines = baseline_features(module, kept, folder, run, trust, console)
+                # What is subtracted from all voxels is not held out either.
+                first = int(np.argmin(aside))
+                baselines["voxels"] = replace(baselines["voxels"], origin=first)
             result = predict_phenotype(
                 matrix,
                 images[target],
-                _groups(images, shared, prediction.group),
+                groups,
                 target=target,
                 baselines=baselines,
                 site=None if site is None else images[site],
-                seen=seen_in_pretraining(images["participant_id"], description["exposure"]),
+                seen=[None if way is None else way != "" for way in how],
+                seen_by=how if knows_images else None,
+                persons=persons,
+                held_out=aside,
                 ids=images[["participant_id", "session_id", "run", "source"]],
                 random_state=run.random_seed,
                 progress=_named(console, f"predicting {target}"),
             )
             summary = result.summary()
+            _tell_people(output, result.metrics, run, config, fingerprint, console)
             metrics = {
                 **result.metrics,
                 "summary": summary,
@@ -477,9 +499,12 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     )
     _check_inputs(output, module)
     _check_targets(module, options.target, options.prediction)
+    data = _hold_out(module, data, run, options.model or folder, options.prediction.group)
+    _refuse_unusable(module.images, module.persons, options.target, options.prediction.group)
     if options.model is None and (folder / "model.json").is_file():
-        _is_trained(folder, training_config(data, training, run, module.preparation))
-    here = replace(options, bids_dir=output.bids_dir, output_dir=output.path)
+        config = training_config(data, training, run, module.preparation, module.group)
+        _is_trained(folder, config)
+    here = replace(options, bids_dir=output.bids_dir, output_dir=output.path, data=data)
     write_text(output.path / "code" / "config.yaml", study_yaml(here))
 
 
@@ -504,12 +529,13 @@ def study(
     """
     console = console or Quiet()
     data, run, trust = options.data, options.run, options.trust
+    group = options.prediction.group
     configure(output, options, console)
     if options.model is None:
-        pretrain(output, data, options.training, run, console)
+        pretrain(output, data, options.training, run, console, group=group)
         if output.worked:
             report(output, run)
-    embed(output, data, run, model_folder=options.model, trust=trust, console=console)
+    embed(output, data, run, model_folder=options.model, trust=trust, console=console, group=group)
     rows = predict(
         output, options.target, data, run, options.prediction, trust=trust, console=console
     )
@@ -605,7 +631,9 @@ def dry_run(
     module = data_module(bids_dir, data, run, training=training, console=console or Quiet())
     module.check()
     if targets is not None:
-        _check_targets(module, targets, prediction or PredictionOptions())
+        prediction = prediction or PredictionOptions()
+        _check_targets(module, targets, prediction)
+        _refuse_unusable(module.images, module.persons, targets, prediction.group)
     preparation = module.preparation
     megabytes = module.plan().entry_bytes * len(module.images) / 1e6
     lines = [
@@ -762,20 +790,19 @@ def _check_targets(
                 f"No phenotype table of {module.bids_dir} has a column {name!r}; there are: "
                 f"{', '.join(known) or 'none'}."
             )
-    labels = target_labels(targets)
-    _refuse_unusable(module.images, module.shared, targets, prediction.group)
-    return labels
+    return target_labels(targets)
 
 
 def _refuse_unusable(
-    images: pd.DataFrame, shared: Sequence[str | None], targets: Sequence[str], column: str | None
+    images: pd.DataFrame, persons: Sequence[str], targets: Sequence[str], column: str | None
 ) -> None:
     """Refuse targets that have no cross-validation, all in one message, before anything is done."""
-    groups, problems = _groups(images, shared, column), []
-    people = images["participant_id"].astype(str).to_numpy(dtype=object)
+    groups, problems = _groups(images, persons, column), []
+    aside = _held_out(images, groups, Quiet())
+    people = np.array(persons, dtype=object)
     for target in dict.fromkeys(targets):
         try:
-            read = read_target(images[target], groups, name=target)
+            read = read_apart(images[target], groups.to_numpy(), aside, name=target)
             make_design(read, people, groups.to_numpy(), n_splits=5, n_repeats=1, seed=0)
         except InputsUnusableError as error:
             problems.append(str(error))
@@ -785,13 +812,105 @@ def _refuse_unusable(
         raise InputsUnusableError(" ".join(problems))
 
 
-def _splits(table: pd.DataFrame, description: Mapping[str, Any]) -> list[str]:
-    """Return what this model's pretraining did with each participant."""
-    seen = seen_in_pretraining(table["participant_id"], description.get("exposure") or {})
-    return [
-        "train" if was_seen else ("holdout" if split == "train" else split)
-        for was_seen, split in zip(seen, table["split"], strict=True)
-    ]
+def _hold_out(
+    module: BIDSDataModule, data: DataOptions, run: RunOptions, model: Path, group: str | None
+) -> DataOptions:
+    """Hold out whom the options say, else whom the model's training did; return what is so.
+
+    Raises
+    ------
+    UsageError
+        When the model has seen one of them, or was trained on this dataset with another share.
+    """
+    if not (model / "model.json").is_file():
+        module.hold_out(data.holdout or 0.0, group if data.holdout else None)
+        return replace(data, holdout=module.holdout or None)
+    description = read_description(model)
+    exposure = description.get("exposure") or {}
+    config = (description.get("provenance") or {}).get("config") or {}
+    how = recognise(module.images["participant_id"], module.contents, exposure)
+    recorded = recorded_share(description, module.bids_dir.name, how)
+    share = (recorded or 0.0) if data.holdout is None else data.holdout
+    if recorded:
+        refuse_changes(config, {"random_seed": run.random_seed}, model)
+        group = config.get("group")
+    module.hold_out(share, group if share else None)
+    refuse_seen(module.images, module.contents, exposure, model)
+    if recorded is not None:
+        refuse_changes({"holdout": recorded}, {"holdout": share}, model)
+    return replace(data, holdout=share or None)
+
+
+def _held_out(images: pd.DataFrame, groups: pd.Series[Any], console: Quiet) -> np.ndarray:
+    """Return which images are held out: those of groups of which everybody is."""
+    alone = images["split"] == "holdout"
+    aside = alone.groupby(groups.to_numpy()).transform("all")
+    if moved := images.loc[alone & ~aside, "participant_id"].nunique():
+        console.say(
+            f"{moved} participants are not held out after all: others of their --group are not. "
+            "Give --group when pretraining, too."
+        )
+    return np.asarray(aside, dtype=bool)
+
+
+def _recognised(
+    module: BIDSDataModule, exposure: Mapping[str, Any], rows: Sequence[int]
+) -> list[str | None]:
+    images = module.images.iloc[list(rows)]
+    return recognise(images["participant_id"], [module.contents[i] for i in rows], exposure)
+
+
+def _tell_people(
+    output: Output,
+    metrics: dict[str, Any],
+    run: RunOptions,
+    config: Mapping[str, Any],
+    fingerprint: str,
+    console: Quiet,
+) -> None:
+    """Say who counts once; note in the ledger, before it is known elsewhere, what was held out."""
+    if metrics["duplicates"]:
+        console.say(metrics["duplicates"]["sentence"])
+    last = metrics["holdout"]
+    if last is None:
+        return
+    last["times_scored"] = None
+    if last["scores"]:
+        metric = metrics["headline"]["metric"]
+        made_of = json.dumps({**config, "data": fingerprint}, sort_keys=True)
+        row = {
+            "target": metrics["target"],
+            "n_participants": last["n_participants"],
+            "predicted_from": f"embeddings of {run.model_name} and the baselines",
+            "metric": metric,
+            "score": last["scores"][metric]["mean"],
+            "config": _digest([made_of]),
+        }
+        times = last["times_scored"] = note_score(output.path, row)
+        if times > 1:
+            last["sentence"] += (
+                f" Held-out participants were scored {times} times for {metrics['target']} here "
+                "(logs/holdout.tsv): if anything was chosen in between, this score is no longer new."
+            )
+    console.say(last["sentence"])
+
+
+def _digest(*columns: Any) -> str:
+    text = "\x1f".join(str(value) for column in columns for value in column)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _splits(module: BIDSDataModule, description: Mapping[str, Any]) -> list[str | None]:
+    """Return what this model's pretraining did with each person; None where it is not known."""
+    exposure = description.get("exposure") or {}
+    how = pd.Series(_recognised(module, exposure, range(len(module.images))), dtype=object)
+    val = pd.Series(validated(module.images["participant_id"], exposure))
+    table = pd.DataFrame({"seen": how.isin(["image", "id"]), "known": how.notna(), "val": val})
+    table = table.groupby(module.persons).transform("max")
+    split = np.select(
+        [table["val"], table["seen"], table["known"]], ["val", "train", "holdout"], ""
+    )
+    return [str(s) or None for s in split]
 
 
 def _merged(before: Embeddings | None, now: Embeddings, *, restricted: bool) -> Embeddings:

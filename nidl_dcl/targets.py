@@ -17,16 +17,27 @@ from numpy.typing import NDArray
 
 from nidl_dcl.errors import InputsUnusableError, UsageError
 
-__all__ = ["MIN_CLASS", "TASKS", "Target", "camel_case", "read_target", "target_labels"]
+__all__ = [
+    "HELD_OUT",
+    "MIN_CLASS",
+    "TASKS",
+    "Target",
+    "camel_case",
+    "read_apart",
+    "read_target",
+    "target_labels",
+]
 
 TASKS = ("auto", "classification", "regression")
 MIN_CLASS = 3
 """Participants (groups) a class needs: one to test on, one to tune on, one to learn from."""
 
+HELD_OUT = "held out"
 MISSING = "target missing"
 NOT_FINITE = "target not finite"
 NOT_A_NUMBER = "target not a number"
 RARE_CLASS = f"class with fewer than {MIN_CLASS} participants"
+NEW_CLASS = "class that no participant in the cross-validation has"
 
 
 @dataclass(frozen=True)
@@ -142,6 +153,55 @@ def read_target(
     if task == "classification" and len(labels) < 2:
         raise InputsUnusableError(_no_classes(name, rule, texts[present], units[present]))
     return Target(name, task, rule, values, labels, reasons, texts)
+
+
+def read_apart(
+    y: Sequence[Any] | NDArray[Any] | pd.Series[Any],
+    groups: NDArray[np.object_],
+    aside: NDArray[np.bool_],
+    *,
+    name: str = "target",
+    task: str = "auto",
+) -> Target:
+    """Read a column of which some rows are held out: the others alone decide what it is.
+
+    Parameters
+    ----------
+    y, groups, name, task
+        As for `read_target`.
+    aside : ndarray of bool, shape (n_images,)
+        Rows held out. Those that have a value of the target get the reason `HELD_OUT`; their
+        numbers are there, but were looked at for nothing else.
+
+    Raises
+    ------
+    UsageError, InputsUnusableError
+        As `read_target`, of the other rows.
+    """
+    series = pd.Series(y).reset_index(drop=True)
+    rest = read_target(series[~aside], groups[~aside], name=name, task=task)
+    if not aside.any():
+        return rest
+    n = len(series)
+    numbers = np.full(n, np.nan)
+    reasons, texts = np.full(n, "", dtype=object), np.full(n, None, dtype=object)
+    numbers[~aside], reasons[~aside], texts[~aside] = rest.numbers, rest.reasons, rest.texts
+    place = {label: float(k) for k, label in enumerate(rest.labels)}
+    for i in np.flatnonzero(aside):
+        value = _plain(series.iloc[i])
+        if value is None:
+            reasons[i] = MISSING
+            continue
+        texts[i] = _text(value)
+        if rest.task == "classification":
+            numbers[i] = place.get(texts[i], np.nan)
+            reasons[i] = HELD_OUT if texts[i] in place else NEW_CLASS
+        else:
+            number = _number(value)
+            numbers[i] = number if np.isfinite(number) else np.nan
+            wrong = NOT_A_NUMBER if np.isnan(number) else NOT_FINITE
+            reasons[i] = HELD_OUT if np.isfinite(number) else wrong
+    return Target(name, rest.task, rest.rule, numbers, rest.labels, reasons, texts)
 
 
 def camel_case(column: str) -> str:

@@ -28,11 +28,23 @@ def main(file: str) -> None:
 
         # 1. An encoder learns, without labels, to tell participants apart whatever their view.
         if options.model is None:
-            stages.pretrain(output, options.data, options.training, options.run, console)
+            stages.pretrain(
+                output,
+                options.data,
+                options.training,
+                options.run,
+                console,
+                group=options.prediction.group,
+            )
 
         # 2. One embedding per image: a table of ids and a matrix, row by row.
         embeddings = stages.embed(
-            output, options.data, options.run, model_folder=options.model, console=console
+            output,
+            options.data,
+            options.run,
+            model_folder=options.model,
+            console=console,
+            group=options.prediction.group,
         )
         print(f"{len(embeddings.table)} images, {embeddings.matrix.shape[1]} numbers each")
 
