@@ -7,7 +7,7 @@ Turns what a caller gives into sources that can be evaluated; which rows are use
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -126,8 +126,11 @@ def read_sources(
     n: int,
     ids: pd.DataFrame | None,
     groups: Column,
+    aside: NDArray[np.bool_],
 ) -> list[Source]:
     """Return the sources of a baseline, one per matrix, for the rows in use.
+
+    A row that is held out (`aside`) is never the one that is subtracted from all.
 
     Raises
     ------
@@ -145,6 +148,8 @@ def read_sources(
         if len(shape) != 2 or shape[0] != n:
             raise UsageError(f"Baseline {name!r} has the shape {shape}, expected {n} rows.")
         if baseline.pca:
+            if aside[baseline.origin]:
+                baseline = replace(baseline, origin=int(np.argmin(aside)))
             # A row has a finite length only if all of it is finite.
             _refuse_non_finite(np.isfinite(np.diag(baseline.gram)), what, ids, groups)
             sources.append(Components(baseline.gram[np.ix_(rows, rows)]))

@@ -229,7 +229,7 @@ def predict_phenotype(
     if baselines and "dummy" in baselines:
         raise UsageError("The baseline name 'dummy' is taken: it is always added. Use another.")
     others = {
-        name: read_sources(name, given, rows, n, ids, groups)
+        name: read_sources(name, given, rows, n, ids, groups, aside)
         for name, given in (baselines or {}).items()
     }
     was_seen = _seen(seen, n, participant)

@@ -78,6 +78,12 @@ def heads_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_heads(tmp_path_factory.mktemp("heads") / "bids")
 
 
+@pytest.fixture(scope="session")
+def heads_writer() -> Callable[..., Path]:
+    """Return `write_heads`, for datasets that several tests share."""
+    return write_heads
+
+
 @pytest.fixture
 def make_heads(tmp_path: Path) -> Callable[..., Path]:
     """Return `write_heads` for a folder of the test's own."""
