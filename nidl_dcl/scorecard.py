@@ -87,6 +87,7 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
         "beats": headline.get("beats") is True,
         "verdict": _verdict(headline),
         "exposure": as_dict(metrics.get("exposure")),
+        "last": str(as_dict(metrics.get("holdout")).get("sentence") or ""),
         "site": _site(as_dict(metrics.get("site"))),
         "curve": as_dict(metrics.get("learning_curve")),
     }

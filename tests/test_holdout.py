@@ -308,7 +308,7 @@ def test_families_are_held_out_whole_by_all_stages(
     sides = table[table["status"] != "dropped"].groupby(table["participant_id"].map(family))[
         "status"
     ]
-    assert (sides.nunique() == 1).all()
+    assert sides.nunique().max() == 1
     assert (table["status"] == "holdout").sum() >= 5
     assert metrics_of(tmp_path, "Age")["holdout"]["scores"]
 
@@ -324,7 +324,7 @@ def test_a_held_out_participant_whose_family_is_not_is_not_held_out(
     table = pd.read_csv(copied / "desc-dclAge_predictions.tsv", sep="\t")
     people = pd.read_csv(cohort / "participants.tsv", sep="\t")[["participant_id", "family"]]
     family = table["participant_id"].map(dict(people.to_numpy()))
-    assert (table[table["status"] != "dropped"].groupby(family)["status"].nunique() == 1).all()
+    assert table[table["status"] != "dropped"].groupby(family)["status"].nunique().max() == 1
 
 
 def test_those_who_share_an_image_count_once_and_are_of_one_side(
