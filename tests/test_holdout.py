@@ -350,3 +350,37 @@ def test_those_who_share_an_image_count_once_and_are_of_one_side(
     for twin, one in (("62", "61"), ("64", "67"), ("73", "70")):
         assert status[f"sub-{twin}"] == status[f"sub-{one}"]
     assert np.isfinite(metrics["scores"]["mae"]["mean"])
+
+
+@pytest.mark.parametrize(
+    ("kept", "seen", "words"),
+    [
+        (("salt", "n_participants", "participants"), None, "The encoder saw"),  # a folder of old
+        ((), 0, "It is not known which"),
+    ],
+)
+def test_a_model_that_keeps_less_of_whom_it_saw_is_still_used_and_claims_less(
+    kept: tuple[str, ...],
+    seen: int | None,
+    words: str,
+    cohort: Path,
+    copied: Path,
+    run: Callable[..., Any],
+) -> None:
+    file = copied / "models" / "desc-dcl" / "model.json"
+    description = json.loads(file.read_text())
+    description["exposure"] = {name: description["exposure"][name] for name in kept}
+    description["provenance"]["source"] = cohort.name
+    file.write_text(json.dumps(description))
+    words_given = ("study", cohort, copied, "--target", "sex", *SHORT)
+    done = run(*words_given)
+    assert done.status == 0, done.err
+    exposure = metrics_of(copied, "Sex")["exposure"]
+    assert exposure["by_image"] is None
+    assert exposure["by_id_only"] is None
+    assert words in exposure["sentence"]
+    assert (exposure["seen"] == 0) == (seen == 0)
+    last = metrics_of(copied, "Sex")["holdout"]["sentence"]
+    assert ("It is not known whether the encoder saw them" in last) == (not kept)
+    split = pd.read_csv(copied / "desc-dcl_embeddings.tsv", sep="\t")["split"]
+    assert split.isna().all() if not kept else set(split) == {"train", "holdout"}
