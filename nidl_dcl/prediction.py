@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.coordinates import MAX_COMPONENTS, Features, Source
-from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation import (
     Ticker,
     check_counts,
@@ -343,8 +343,6 @@ def _aside(held_out: Column | None, group: NDArray[np.object_]) -> NDArray[np.bo
             f"Group {group[parted.to_numpy()][0]!r} is held out in part. Hold out all of its images, "
             "or none."
         )
-    if aside.all():
-        raise InputsUnusableError("Every participant is held out. Choose a smaller --holdout.")
     return aside.to_numpy()
 
 

@@ -178,6 +178,8 @@ def read_apart(
     UsageError, InputsUnusableError
         As `read_target`, of the other rows.
     """
+    if aside.all():
+        raise InputsUnusableError("Every participant is held out. Choose a smaller --holdout.")
     series = pd.Series(y).reset_index(drop=True)
     rest = read_target(series[~aside], groups[~aside], name=name, task=task)
     if not aside.any():
