@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from sklearn.preprocessing import StandardScaler
 
-__all__ = ["MAX_COMPONENTS", "Components", "Features", "Source", "gram_matrix"]
+__all__ = ["MAX_COMPONENTS", "Components", "Features", "Source", "gram_matrix", "principal_axes"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -47,15 +47,12 @@ class Features:
         No axis with variance is left out, so a ridge or logistic model is the same as on the
         standardised features; the axes make its matrices diagonal.
         """
+        return principal_axes(*self.standardised(train, test))
+
+    def standardised(self, train: Rows, test: Rows) -> tuple[Array, Array]:
+        """Return training and test rows, standardised by the training rows."""
         scaler = StandardScaler().fit(self.matrix[train])
-        known, new = scaler.transform(self.matrix[train]), scaler.transform(self.matrix[test])
-        n, d = known.shape
-        if d <= n:
-            _, axes = _spectrum(known.T @ known)
-            return known @ axes, new @ axes
-        variance, left = _spectrum(known @ known.T)
-        length = np.sqrt(variance)
-        return left * length, (new @ known.T) @ (left / length)
+        return scaler.transform(self.matrix[train]), scaler.transform(self.matrix[test])
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,52 @@ class Components:
         known, new = self.gram[np.ix_(train, train)], self.gram[np.ix_(test, train)]
         mean = known.mean(axis=0)
         new = new - new.mean(axis=1, keepdims=True) - mean + mean.mean()
-        variance, left = _spectrum(known - mean - mean[:, None] + mean.mean(), MAX_COMPONENTS)
-        length = np.sqrt(variance)
-        return left * length, new @ (left / length)
+        return _by_products(known - mean - mean[:, None] + mean.mean(), new, MAX_COMPONENTS)
+
+    def residual_coordinates(
+        self, train: Rows, test: Rows, design: Array, design_test: Array
+    ) -> tuple[Array, Array]:
+        """Return the scores of what a linear regression on `design` leaves of the wide data.
+
+        Residuals are linear combinations of rows, so their inner products follow from those of
+        the rows: exact, and no voxel is needed.
+
+        Parameters
+        ----------
+        train, test : ndarray of int
+        design, design_test : ndarray, shapes (n_train, c) and (n_test, c)
+            Columns to regress on, the constant among them.
+        """
+        learn = np.linalg.pinv(design)
+        known, new = self.gram[np.ix_(train, train)], self.gram[np.ix_(test, train)]
+        keep = np.eye(len(train)) - design @ learn
+        new = (new - design_test @ (learn @ known)) @ keep
+        left = keep @ known @ keep
+        # What rounding leaves where the design explains everything is nothing.
+        centred = np.trace(known) - known.mean() * len(known)
+        if np.trace(left) <= 1e-12 * centred:
+            left = np.zeros_like(left)
+        return _by_products(left, new, MAX_COMPONENTS)
+
+
+def principal_axes(known: Array, new: Array) -> tuple[Array, Array]:
+    """Return rows in the principal axes of the known ones; no axis with variance is left out.
+
+    Parameters
+    ----------
+    known : ndarray, shape (n, n_features)
+        Training rows, with centred columns.
+    new : ndarray, shape (m, n_features)
+
+    Returns
+    -------
+    known, new : ndarray, shapes (n, r) and (m, r)
+    """
+    n, d = known.shape
+    if d <= n:
+        _, axes = _spectrum(known.T @ known)
+        return known @ axes, new @ axes
+    return _by_products(known @ known.T, new @ known.T)
 
 
 def gram_matrix(matrix: NDArray[Any], *, max_bytes: int = 2**28, origin: int = 0) -> Array:
@@ -113,6 +153,13 @@ def gram_matrix(matrix: NDArray[Any], *, max_bytes: int = 2**28, origin: int = 0
             gram[i : i + step, j : j + step] = rows @ others.T
             gram[j : j + step, i : i + step] = gram[i : i + step, j : j + step].T
     return gram
+
+
+def _by_products(known: Array, new: Array, limit: int | None = None) -> tuple[Array, Array]:
+    """Return coordinates of rows known by their inner products with the training rows."""
+    variance, left = _spectrum(known, limit)
+    length = np.sqrt(variance)
+    return left * length, new @ (left / length)
 
 
 def _spectrum(product: Array, limit: int | None = None) -> tuple[Array, Array]:

@@ -29,14 +29,16 @@ __all__ = [
     "check_counts",
     "cross_validate",
     "dummy",
+    "dummy_prediction",
     "permutation_steps",
     "permuted_scores",
+    "read_out",
     "resampled_scores",
-    "test_dummy",
     "train_and_test",
 ]
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
 
 _CHUNK = 50
 """Permutations fitted together; between two chunks progress is told."""
@@ -101,7 +103,7 @@ def cross_validate(
     targets = design.value[design.unit][:, None]
     for repeat in range(len(design.fold)):
         fold, may = design.row_folds(repeat), None if known is None else known[repeat]
-        predicted, chosen = nested(source, targets, fold, _model(design), may)
+        predicted, chosen = nested(source, targets, fold, read_out(design), may)
         predictions.append(predicted[:, 0])
         scores += _score_folds(design, repeat, predicted[:, 0])
         strengths += [float(s) for s in chosen[:, 0]]
@@ -127,13 +129,8 @@ def dummy(design: Design, known: NDArray[np.bool_] | None = None) -> list[dict[s
         predicted = np.zeros(shape)
         for k in range(design.n_folds):
             test, train = fold == k, fold != k
-            learnt = targets[train if known is None else train & known[repeat]]
-            x, x_test = np.zeros((len(learnt), 1)), np.zeros((int(test.sum()), 1))
-            if regression:
-                predicted[test] = DummyRegressor().fit(x, learnt).predict(x_test)
-            else:
-                prior = DummyClassifier(strategy="prior").fit(x, learnt.astype(np.intp))
-                predicted[np.ix_(test, prior.classes_)] = prior.predict_proba(x_test)
+            learnt = train if known is None else train & known[repeat]
+            predicted[test] = dummy_prediction(design, np.flatnonzero(learnt), np.flatnonzero(test))
         scores += _score_folds(design, repeat, predicted)
     return scores
 
@@ -156,16 +153,7 @@ def train_and_test(design: Design, source: Source, test: NDArray[np.intp]) -> tu
     """
     train = np.arange(len(design.unit))
     folds = np.stack([design.row_folds(repeat) for repeat in range(len(design.fold))])
-    return fit_once(source, design.value[design.unit], train, test, folds, _model(design))
-
-
-def test_dummy(design: Design, n_test: int) -> Array:
-    """Return for rows that are in no fold the mean of all used rows, or their shares of classes."""
-    values = design.value[design.unit]
-    if design.task == "regression":
-        return np.full(n_test, values.mean())
-    shares = np.bincount(values.astype(np.intp), minlength=len(design.labels)) / len(values)
-    return np.tile(shares, (n_test, 1))
+    return fit_once(source, design.value[design.unit], train, test, folds, read_out(design))
 
 
 def resampled_scores(
@@ -221,6 +209,18 @@ def _score(
     return classification_scores(truth, said, weight, design.labels)
 
 
+def dummy_prediction(design: Design, train: Rows, test: Rows) -> Array:
+    """Return the training mean, or the training shares of the classes, for each test row."""
+    known = design.value[design.unit[train]]
+    x, x_test = np.zeros((len(known), 1)), np.zeros((len(test), 1))
+    if design.task == "regression":
+        return np.asarray(DummyRegressor().fit(x, known).predict(x_test))
+    prior = DummyClassifier(strategy="prior").fit(x, known.astype(np.intp))
+    predicted = np.zeros((len(test), len(design.labels)))
+    predicted[:, prior.classes_] = prior.predict_proba(x_test)
+    return predicted
+
+
 def permuted_scores(
     design: Design, source: Source, n_permutations: int, seed: int, tick: Callable[[], None]
 ) -> tuple[float, Array]:
@@ -253,7 +253,7 @@ def permuted_scores(
     scores = []
     for i in range(0, values.shape[1], _CHUNK):
         part = values[:, i : i + _CHUNK]
-        predicted, _ = nested(source, part[design.unit], fold, _model(design))
+        predicted, _ = nested(source, part[design.unit], fold, read_out(design))
         scores.append(_main_scores(design, part, design.by_unit(predicted)))
         tick()
     joined = np.concatenate(scores)
@@ -265,7 +265,8 @@ def permutation_steps(n_permutations: int) -> int:
     return 1 + n_permutations // _CHUNK
 
 
-def _model(design: Design) -> Ridge | Logistic:
+def read_out(design: Design) -> Ridge | Logistic:
+    """Return the model of the design's task."""
     return Ridge() if design.task == "regression" else Logistic(len(design.labels))
 
 

@@ -175,6 +175,22 @@ class PredictionOptions:
     group: str | None = None
     """Column whose equal values (a family) stay on one side of every split."""
 
+    confounds: list[str] = field(default_factory=list)
+    """Columns whose linear effect is removed from the features, learnt inside the folds."""
+
+    site: str | None = None
+    """Column of sites or scanners; default: the first called site, scanner, site_id or center."""
+
+    harmonize: bool = False
+    """Harmonise features by site (ComBat, package pycombat), learnt inside the folds."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done."""
+        if self.harmonize and importlib.util.find_spec("pycombat") is None:
+            raise UsageError(
+                "--harmonize needs the package pycombat: pip install 'nidl_dcl[harmonize]'."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:

@@ -14,17 +14,26 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nidl_dcl.coordinates import MAX_COMPONENTS, Features, Source
+from nidl_dcl.cleaning import (
+    Cleaned,
+    Confounds,
+    encode_confounds,
+    harmonization_counts,
+    read_confounds,
+    read_target_beside,
+    require_harmonization,
+)
+from nidl_dcl.coordinates import MAX_COMPONENTS, Components, Features, Source
 from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation import (
     Ticker,
     check_counts,
     cross_validate,
     dummy,
+    dummy_prediction,
     permutation_steps,
     permuted_scores,
     resampled_scores,
-    test_dummy,
     train_and_test,
 )
 from nidl_dcl.features import (
@@ -48,8 +57,9 @@ from nidl_dcl.prediction_table import (
 )
 from nidl_dcl.randomness import fresh_seed
 from nidl_dcl.scores import MAIN_METRIC, METRIC_WORDS, chance_level, compare, summarise
-from nidl_dcl.site_audit import site_audit
-from nidl_dcl.targets import HELD_OUT, Target, camel_case, read_apart, target_labels
+from nidl_dcl.site_audit import audit_steps, site_audit
+from nidl_dcl.site_scores import score_new_sites, score_within_sites, usable_sites
+from nidl_dcl.targets import HELD_OUT, Target, Values, camel_case, read_values, target_labels
 
 __all__ = [
     "Baseline",
@@ -127,6 +137,9 @@ def predict_phenotype(
     task: str = "auto",
     baselines: Mapping[str, Comparison] | None = None,
     site: Column | dict[str, Any] | None = None,
+    audit: dict[str, Any] | None = None,
+    confounds: pd.DataFrame | None = None,
+    harmonize: bool = False,
     seen: Column | None = None,
     seen_by: Column | None = None,
     persons: Column | None = None,
@@ -165,8 +178,21 @@ def predict_phenotype(
         or to a `Baseline` (voxels). ``dummy`` is always there: the training mean, or the shares
         of the classes.
     site : array-like, shape (n_images,), optional
-        Scanner or site; adds how well it is decoded from the features. Or what `site_audit` gave,
-        to compute it once for several targets.
+        Scanner or site; adds how well it is decoded from the features, before and after
+        harmonisation, and how well the target is predicted within sites and at new sites. The name
+        of a Series is told. Or what `site_audit` gave, which then stands for all of this.
+    audit : dict, optional
+        What `site_audit` gave for these features and `site` (of rows that are not held out), to
+        compute it once for several targets.
+    confounds : DataFrame, shape (n_images, n_confounds), optional
+        Columns whose linear effect is removed from the features, and from those of every baseline,
+        by coefficients learnt in the training rows of each fold: numbers as they are, categories
+        one by one (told apart by the rules for targets). Adds the baseline ``confounds``: they
+        alone, in the same read-out. A row that lacks one is left out.
+    harmonize : bool, default=False
+        Harmonise features and baselines by `site` (ComBat, package pycombat), learnt in the
+        training rows of each fold, before confounds are removed; the target is not told to it. A
+        row whose site is unknown, or has fewer than three training rows, stays as it is.
     seen : array-like of bool, shape (n_images,), optional
         Whether the encoder saw the participant in pretraining; missing where unknown.
     seen_by : array-like of str, shape (n_images,), optional
@@ -198,7 +224,8 @@ def predict_phenotype(
     Raises
     ------
     UsageError
-        For unequal lengths, an unknown task, too few splits, a name that is taken, and for
+        For unequal lengths, an unknown task, too few splits, a name that is taken, a confound that
+        is the target or constant, harmonisation without sites or without the package, and for
         held-out participants whom the encoder saw, or whose group is not held out.
     InputsUnusableError
         For a constant or empty target, fewer than six participants or two classes of three, and
@@ -220,18 +247,39 @@ def predict_phenotype(
     table, participant = passed_on(ids, group, n)
     ids_of, participant = participant, read_persons(persons, participant, group)
     aside = _aside(held_out, group)
-    read = read_apart(read_column(y, n, "y"), group, aside, name=target, task=task)
+    values = None if confounds is None else _read_confounds(confounds, group, aside, target)
+    read = read_target_beside(read_column(y, n, "y"), group, aside, values, name=target, task=task)
     design = make_design(
         read, participant, group, n_splits=n_splits, n_repeats=n_repeats, seed=seed
     )
     tested = np.flatnonzero(read.reasons == HELD_OUT)
     rows = np.concatenate([design.rows, tested])
-    if baselines and "dummy" in baselines:
-        raise UsageError("The baseline name 'dummy' is taken: it is always added. Use another.")
-    others = {
-        name: read_sources(name, given, rows, n, ids, groups, aside)
+    for name in ("dummy", *(["confounds"] if values else [])):
+        if baselines and name in baselines:
+            raise UsageError(
+                f"The baseline name {name!r} is taken: it is always added. Use another."
+            )
+    removed = encode_confounds(values, rows, group, len(design.rows)) if values else None
+    per_site = None if site is None or isinstance(site, dict) else read_column(site, n, "site")
+    sites = _site_labels(per_site, group)
+    if harmonize:
+        require_harmonization()
+        if sites is None:
+            raise UsageError("Harmonisation needs a site for the images, and there is none.")
+    site_used = None if sites is None else sites[design.rows]
+
+    def clean(source: Source) -> Source:
+        assert isinstance(source, Features | Components)
+        if removed is None and not harmonize:
+            return source
+        return Cleaned(source, removed, sites[rows] if harmonize and sites is not None else None)
+
+    others: dict[str, list[Source]] = {
+        name: [clean(each) for each in read_sources(name, given, rows, n, ids, groups, aside)]
         for name, given in (baselines or {}).items()
     }
+    if removed is not None:
+        others["confounds"] = [Features(removed.matrix)]
     was_seen = _seen(seen, n, participant)
     spent = aside & (was_seen == True).fillna(False).to_numpy(dtype=bool)  # noqa: E712
     if spent.any():
@@ -239,13 +287,16 @@ def predict_phenotype(
             f"{participant[spent][0]} is held out, but the encoder saw it "
             "in pretraining. Hold out only whom it has not seen."
         )
-    per_site = None if site is None or isinstance(site, dict) else read_column(site, n, "site")
     shares = learning_shares(design, learning_curve)
-    evaluated = (1 + sum(map(len, others.values()))) * max(1, len(shares)) + (per_site is not None)
-    permuting = permutation_steps(n_permutations) * (1 + (per_site is not None))
-    tick = Ticker(progress, evaluated * n_repeats + permuting)
+    evaluated = 1 + sum(map(len, others.values()))
+    auditing = audit is None and per_site is not None
+    steps = evaluated * max(1, len(shares)) * n_repeats + permutation_steps(n_permutations)
+    steps += audit_steps(n_repeats, n_permutations) * auditing
+    if site_used is not None:
+        steps += evaluated * len(usable_sites(site_used, participant[design.rows]))
+    tick = Ticker(progress, steps)
 
-    source = Features(matrix[rows])
+    source = clean(Features(matrix[rows]))
     predicted, folds, strengths = cross_validate(design, source, tick)
     scores = summarise(folds, design.ratio)
     compared = {"dummy": summarise(dummy(design), design.ratio)}
@@ -271,11 +322,13 @@ def predict_phenotype(
             tick=tick,
         )
     observed, permuted = permuted_scores(design, source, n_permutations, seed, tick)
-    audit = site if isinstance(site, dict) else None
-    if per_site is not None:
+    if isinstance(site, dict):
+        audit = site
+    elif auditing:
+        assert per_site is not None
         audit = site_audit(
             matrix[~aside],
-            per_site[~aside],
+            per_site[~aside].rename(getattr(site, "name", None)),
             group[~aside],
             n_splits=n_splits,
             n_repeats=n_repeats,
@@ -283,6 +336,15 @@ def predict_phenotype(
             random_state=seed,
             progress=lambda done, steps: tick(),
         )
+    if site_used is not None:
+        who = participant[design.rows]
+        several = len(usable_sites(site_used, who)) > 1
+        audit = (audit or {}) | {
+            "within": score_within_sites(design, site_used, who, predicted) if several else None,
+            "leave_one_site_out": score_new_sites(
+                design, site_used, who, {"embeddings": [source], **others}, tick
+            ),
+        }
     tick.finish()
     final, last = _last_score(read, design, source, others, (participant, group, aside), seed)
     if last is not None and was_seen[aside].isna().any():
@@ -293,7 +355,7 @@ def predict_phenotype(
         "task_rule": read.rule,
         **_counts(read, design, participant, ~aside),
         "duplicates": _duplicates(read, ids_of, participant),
-        "model": _model_text(design, matrix.shape[1]),
+        "model": _model_text(design, matrix.shape[1], removed, harmonize),
         "cv": {
             "scheme": "repeated k-fold by group, stratified by "
             + ("class" if design.task == "classification" else "rank of the target"),
@@ -318,10 +380,31 @@ def predict_phenotype(
         "exposure": _exposure(was_seen, seen_by, participant, design),
         "holdout": last,
         "site": audit,
+        "confounds": None if removed is None else _confounds_text(removed),
+        "harmonization": _harmonization_text(design, site_used) if harmonize else None,
     }
     predictions = prediction_table(table, read, design, predicted, was_seen, final)
     columns = describe_predictions(predictions, design, target)
     return PhenotypeResult(metrics, predictions, columns)
+
+
+def _read_confounds(
+    given: pd.DataFrame, group: NDArray[np.object_], aside: NDArray[np.bool_], target: str
+) -> dict[str, Values]:
+    if not isinstance(given, pd.DataFrame):
+        raise UsageError(f"confounds must be a DataFrame, got {type(given).__name__}.")
+    if len(given) != len(group):
+        raise UsageError(f"confounds has {len(given)} rows, but the features have {len(group)}.")
+    return read_confounds(given, group, aside, target)
+
+
+def _site_labels(
+    site: pd.Series[Any] | None, group: NDArray[np.object_]
+) -> NDArray[np.object_] | None:
+    """Return the site of each row as text, None where it is missing; None without any site."""
+    if site is None or site.isna().all():
+        return None
+    return read_values(site, group, name="site", task="classification", what="site").texts
 
 
 def _seen(seen: Column | None, n: int, participant: NDArray[np.object_]) -> pd.Series[Any]:
@@ -377,7 +460,9 @@ def _last_score(
     final, strength = train_and_test(design, source, at)
     result["strength"] = strength
     result["scores"] = score(final)
-    result["baselines"] = {"dummy": score(test_dummy(design, len(tested)))}
+    result["baselines"] = {
+        "dummy": score(dummy_prediction(design, np.arange(len(design.unit)), at))
+    }
     for name, sources in others.items():
         result["baselines"][name] = score(*(train_and_test(design, s, at)[0] for s in sources))
     result["interval"] = f"percentiles of {_RESAMPLES} draws of participants, 95 %"
@@ -496,12 +581,42 @@ def _counts(
     }
 
 
-def _model_text(design: Design, n_features: int) -> str:
-    model = (
-        "StandardScaler, Ridge"
-        if design.task == "regression"
-        else "StandardScaler, LogisticRegression(class_weight='balanced')"
-    )
+def _confounds_text(removed: Confounds) -> dict[str, Any]:
+    return {
+        "columns": removed.described,
+        "sentence": f"The linear effect of {', '.join(removed.described)} is removed from the "
+        "features of embeddings and image baselines, learnt in the training rows of each fold; the "
+        "baseline 'confounds' has them alone.",
+    }
+
+
+def _harmonization_text(design: Design, site: NDArray[np.object_] | None) -> dict[str, Any]:
+    assert site is not None
+    folds = np.stack([design.row_folds(repeat) for repeat in range(len(design.fold))])
+    counts = harmonization_counts(site, folds)
+    left = counts["n_images_not_harmonised"]
+    return {
+        "method": "ComBat by site (parametric, no covariates), learnt in the training rows of each "
+        "fold; voxels: in their principal component scores",
+        **counts,
+        "sentence": "Features are harmonised by site inside the folds (ComBat, without the target). "
+        + (
+            f"{left} of {len(site)} images were tested as they are, since their site was unknown or "
+            "had too few training images."
+            if left
+            else "No image was left out of it."
+        ),
+    }
+
+
+def _model_text(design: Design, n_features: int, removed: Confounds | None, harmonize: bool) -> str:
+    steps = ["StandardScaler"]
+    steps += ["ComBat by site"] * harmonize
+    steps += [f"linear effect of {', '.join(removed.described)} removed"] if removed else []
+    steps += [
+        "Ridge" if design.task == "regression" else "LogisticRegression(class_weight='balanced')"
+    ]
+    model = ", ".join(steps)
     return (
         f"{model} on {n_features} features; wide baselines: principal components "
         f"(at most {MAX_COMPONENTS}) learnt in the folds, then the same read-out"

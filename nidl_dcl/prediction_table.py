@@ -130,8 +130,9 @@ def prediction_table(
     table["reason"] = [
         (None if final is not None else "too few are held out to be scored")
         if reason == HELD_OUT
+        # What is missing of a confound says it; of a target, the value as it came does.
         else f"{reason}: {text}"
-        if reason and text is not None
+        if reason and text is not None and not reason.startswith("confound")
         else reason or None
         for reason, text in zip(read.reasons, read.texts, strict=True)
     ]

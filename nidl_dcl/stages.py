@@ -30,6 +30,7 @@ from nidl_dcl.assembly import (
     training_config,
 )
 from nidl_dcl.baselines import baseline_features
+from nidl_dcl.cleaning import encode_confounds, read_confounds, read_target_beside
 from nidl_dcl.console import Quiet
 from nidl_dcl.cost import choose_workers, measure_cost
 from nidl_dcl.datamodule import BIDSDataModule
@@ -56,9 +57,9 @@ from nidl_dcl.options import (
     study_yaml,
 )
 from nidl_dcl.output import Output, check_places
-from nidl_dcl.prediction import predict_phenotype
+from nidl_dcl.prediction import predict_phenotype, site_audit
 from nidl_dcl.report import write_report
-from nidl_dcl.targets import read_apart, target_labels
+from nidl_dcl.targets import target_labels
 from nidl_dcl.together import joined
 from nidl_dcl.training import (
     AtomicCheckpoints,
@@ -389,27 +390,28 @@ def predict(
         images = images.iloc[kept].reset_index(drop=True)
         matrix = embeddings.matrix[[place[source] for source in images["source"]]]
         persons = [module.persons[i] for i in kept]
-        _refuse_unusable(images, persons, targets, prediction.group)
+        _refuse_unusable(images, persons, targets, prediction)
         groups = _groups(images, persons, prediction.group)
         how = _recognised(module, description["exposure"], kept)
         knows_images = records_images(description["exposure"])
         aside = _held_out(images, groups, console)
         baselines: dict[str, Any] | None = None
+        audits: dict[str, dict[str, Any]] = {}
         rows = []
         skipped = True
         for target in targets:
             stem = output.path / f"desc-{run.model_name}{labels[target]}"
-            site = next(
-                (str(c) for c in images if str(c).lower() in SITE_COLUMNS and c != target), None
-            )
+            site = _site_column(module, prediction, target)
             config = {
                 "random_seed": run.random_seed,
                 "group": prediction.group,
                 "site": site,
+                "confounds": prediction.confounds,
+                "harmonize": prediction.harmonize,
                 "model_sha256": embeddings.config.get("model_sha256"),
                 "holdout": data.holdout or 0.0,
             }
-            fingerprint = _fingerprint(images, target, prediction.group, site, matrix)
+            fingerprint = _fingerprint(images, target, prediction, site, matrix)
             fingerprint += _digest(persons, groups, aside, how)
             done = _done_before(stem, config, fingerprint)
             if done is not None:
@@ -421,6 +423,14 @@ def predict(
                 # What is subtracted from all voxels is not held out either.
                 first = int(np.argmin(aside))
                 baselines["voxels"] = replace(baselines["voxels"], origin=first)
+            if site is not None and site not in audits:
+                audits[site] = site_audit(
+                    matrix[~aside],
+                    images[site][~aside],
+                    groups[~aside],
+                    random_state=run.random_seed,
+                    progress=_named(console, f"decoding {site}"),
+                )
             result = predict_phenotype(
                 matrix,
                 images[target],
@@ -428,6 +438,9 @@ def predict(
                 target=target,
                 baselines=baselines,
                 site=None if site is None else images[site],
+                audit=None if site is None else audits[site],
+                confounds=images[prediction.confounds] if prediction.confounds else None,
+                harmonize=prediction.harmonize,
                 seen=[None if way is None else way != "" for way in how],
                 seen_by=how if knows_images else None,
                 persons=persons,
@@ -500,7 +513,7 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     _check_inputs(output, module)
     _check_targets(module, options.target, options.prediction)
     data = _hold_out(module, data, run, options.model or folder, options.prediction.group)
-    _refuse_unusable(module.images, module.persons, options.target, options.prediction.group)
+    _refuse_unusable(module.images, module.persons, options.target, options.prediction)
     if options.model is None and (folder / "model.json").is_file():
         config = training_config(data, training, run, module.preparation, module.group)
         _is_trained(folder, config)
@@ -633,7 +646,7 @@ def dry_run(
     if targets is not None:
         prediction = prediction or PredictionOptions()
         _check_targets(module, targets, prediction)
-        _refuse_unusable(module.images, module.persons, targets, prediction.group)
+        _refuse_unusable(module.images, module.persons, targets, prediction)
     preparation = module.preparation
     megabytes = module.plan().entry_bytes * len(module.images) / 1e6
     lines = [
@@ -683,6 +696,7 @@ def _duration(seconds: float) -> str:
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows of `predict` as a table to print."""
     shown = []
+    with_confounds = any("confounds" in row for row in rows)
     for row in rows:
         interval = "" if row.get("low") is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
         shown.append(
@@ -695,6 +709,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 "untrained encoder": _two(row.get("untrained")),
                 "voxels": _two(row.get("voxels")),
                 "half the labels": _two(row.get("half")),
+                **({"confounds": _two(row.get("confounds"))} if with_confounds else {}),
                 "n": row["n"],
             }
         )
@@ -784,32 +799,60 @@ def _check_targets(
     if not targets:
         raise UsageError("--target needs at least one column.")
     known = module.phenotype_columns
-    for name in (*targets, *([prediction.group] if prediction.group else [])):
+    columns = [c for c in (prediction.group, prediction.site) if c]
+    for name in (*targets, *columns, *prediction.confounds):
         if name not in known:
             raise UsageError(
                 f"No phenotype table of {module.bids_dir} has a column {name!r}; there are: "
                 f"{', '.join(known) or 'none'}."
             )
+    for target in targets:
+        if target in prediction.confounds:
+            raise UsageError(
+                f"{target!r} is both a --target and one of --confounds: nothing would be left to "
+                "predict. Leave it out of one of them, or predict the targets one by one."
+            )
+        if target == prediction.site:
+            raise UsageError(f"{target!r} is both a --target and the --site. Choose another.")
+        if prediction.harmonize and _site_column(module, prediction, target) is None:
+            raise UsageError(
+                f"--harmonize needs a column of sites besides the target {target!r}. Name it with "
+                f"--site; there are: {', '.join(known)}."
+            )
     return target_labels(targets)
 
 
 def _refuse_unusable(
-    images: pd.DataFrame, persons: Sequence[str], targets: Sequence[str], column: str | None
+    images: pd.DataFrame,
+    persons: Sequence[str],
+    targets: Sequence[str],
+    prediction: PredictionOptions,
 ) -> None:
     """Refuse targets that have no cross-validation, all in one message, before anything is done."""
-    groups, problems = _groups(images, persons, column), []
-    aside = _held_out(images, groups, Quiet())
+    groups, problems = _groups(images, persons, prediction.group), []
+    aside, labels = _held_out(images, groups, Quiet()), groups.to_numpy()
     people = np.array(persons, dtype=object)
     for target in dict.fromkeys(targets):
         try:
-            read = read_apart(images[target], groups.to_numpy(), aside, name=target)
-            make_design(read, people, groups.to_numpy(), n_splits=5, n_repeats=1, seed=0)
+            confounds = read_confounds(images[prediction.confounds], labels, aside, target)
+            read = read_target_beside(images[target], labels, aside, confounds, name=target)
+            design = make_design(read, people, labels, n_splits=5, n_repeats=1, seed=0)
+            if confounds:
+                encode_confounds(confounds, design.rows, labels)
         except InputsUnusableError as error:
             problems.append(str(error))
     if problems:
         if len(problems) < len(set(targets)):
             problems.append("Nothing was done for the other targets: run again without these.")
         raise InputsUnusableError(" ".join(problems))
+
+
+def _site_column(module: BIDSDataModule, prediction: PredictionOptions, target: str) -> str | None:
+    """Return the column of sites: the one named, or the first whose name says so."""
+    if prediction.site:
+        return prediction.site
+    columns = (str(c) for c in module.phenotype_columns)
+    return next((c for c in columns if c.lower() in SITE_COLUMNS and c != target), None)
 
 
 def _hold_out(
@@ -964,11 +1007,17 @@ def _groups(
 
 
 def _fingerprint(
-    images: pd.DataFrame, target: str, group: str | None, site: str | None, matrix: np.ndarray
+    images: pd.DataFrame,
+    target: str,
+    prediction: PredictionOptions,
+    site: str | None,
+    matrix: np.ndarray,
 ) -> str:
     columns = ["participant_id", "session_id", "source", target]
-    columns += [c for c in (group, site) if c]
-    digest = hashlib.blake2b(to_tsv(images[columns]).encode(), digest_size=16)
+    columns += [c for c in (prediction.group, site) if c] + prediction.confounds
+    digest = hashlib.blake2b(to_tsv(images[list(dict.fromkeys(columns))]).encode(), digest_size=16)
+    if prediction.harmonize:
+        digest.update(b"harmonize")
     digest.update(np.ascontiguousarray(matrix).tobytes())
     return digest.hexdigest()
 

@@ -22,9 +22,11 @@ __all__ = [
     "MIN_CLASS",
     "TASKS",
     "Target",
+    "Values",
     "camel_case",
     "read_apart",
     "read_target",
+    "read_values",
     "target_labels",
 ]
 
@@ -38,6 +40,40 @@ NOT_FINITE = "target not finite"
 NOT_A_NUMBER = "target not a number"
 RARE_CLASS = f"class with fewer than {MIN_CLASS} participants"
 NEW_CLASS = "class that no participant in the cross-validation has"
+
+
+@dataclass(frozen=True)
+class Values:
+    """A column as it came, and the task that its values make of it.
+
+    Attributes
+    ----------
+    raw : ndarray of object, shape (n_images,)
+        Python scalars; None where missing.
+    numbers : ndarray of float64, shape (n_images,)
+        The same as numbers; NaN where missing or no number.
+    task : {"classification", "regression"}
+    rule : str
+        Why that task, in words.
+    categorical : bool
+        Whether it came as a categorical column.
+    """
+
+    raw: NDArray[np.object_]
+    numbers: NDArray[np.float64]
+    task: str
+    rule: str
+    categorical: bool
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Whether there is a value, shape (n_images,)."""
+        return np.array([value is not None for value in self.raw], dtype=bool)
+
+    @property
+    def texts(self) -> NDArray[np.object_]:
+        """The values as text, shape (n_images,); None where missing."""
+        return np.array([None if v is None else _text(v) for v in self.raw], dtype=object)
 
 
 @dataclass(frozen=True)
@@ -107,25 +143,9 @@ def read_target(
         When every value is missing, the target is constant, or fewer than two classes have
         ``MIN_CLASS`` participants. A smaller class beside two others is left out with a reason.
     """
-    if task not in TASKS:
-        raise UsageError(
-            f"Unknown task {task!r} for target {name!r}. Use one of: {', '.join(TASKS)}."
-        )
-    series = pd.Series(y).reset_index(drop=True)
+    read = read_values(y, groups, name=name, task=task)
+    task, rule, raw, numbers, present = read.task, read.rule, read.raw, read.numbers, read.present
     units = pd.factorize(np.asarray(groups, dtype=object))[0]
-    categorical = isinstance(series.dtype, pd.CategoricalDtype)
-    raw = np.array([_plain(value) for value in series.astype(object)], dtype=object)
-    present = np.array([value is not None for value in raw], dtype=bool)
-    if not present.any():
-        raise InputsUnusableError(
-            f"Target {name!r} has no value for any of the {len(raw)} images with features. "
-            "Choose another target, or check that the ids of the phenotype table match the images."
-        )
-    numbers = np.array([_number(value) for value in raw], dtype=np.float64)
-    if task == "auto":
-        task, rule = _task_rule(raw[present], numbers[present], units[present], categorical)
-    else:
-        rule = f"{task}, as asked"
     reasons = np.where(present, "", MISSING).astype(object)
     labels: tuple[str, ...] = ()
     if task == "regression":
@@ -138,7 +158,7 @@ def read_target(
                 "Use classification, or another target."
             )
     else:
-        as_numbers = not categorical and not np.isnan(numbers[present]).any()
+        as_numbers = not read.categorical and not np.isnan(numbers[present]).any()
         if as_numbers:
             reasons[present & np.isinf(numbers)] = NOT_FINITE
         values, labels = _classes(raw, numbers, units, reasons, as_numbers)
@@ -149,10 +169,56 @@ def read_target(
             f"Target {name!r} is constant: every image that has a value has {shown!r}. "
             "There is nothing to predict; choose another target."
         )
-    texts = np.array([None if v is None else _text(v) for v in raw], dtype=object)
     if task == "classification" and len(labels) < 2:
-        raise InputsUnusableError(_no_classes(name, rule, texts[present], units[present]))
-    return Target(name, task, rule, values, labels, reasons, texts)
+        raise InputsUnusableError(_no_classes(name, rule, read.texts[present], units[present]))
+    return Target(name, task, rule, values, labels, reasons, read.texts)
+
+
+def read_values(
+    y: Sequence[Any] | NDArray[Any] | pd.Series[Any],
+    groups: Sequence[Hashable] | NDArray[Any] | pd.Series[Any],
+    *,
+    name: str,
+    task: str = "auto",
+    what: str = "target",
+) -> Values:
+    """Return a column's values, and its task by the rules of `read_target`.
+
+    Parameters
+    ----------
+    y, groups, name, task
+        As for `read_target`.
+    what : str
+        What the column is, for messages.
+
+    Raises
+    ------
+    UsageError
+        For an unknown task.
+    InputsUnusableError
+        When every value is missing.
+    """
+    if task not in TASKS:
+        raise UsageError(
+            f"Unknown task {task!r} for {what} {name!r}. Use one of: {', '.join(TASKS)}."
+        )
+    series = pd.Series(y).reset_index(drop=True)
+    units = pd.factorize(np.asarray(groups, dtype=object))[0]
+    categorical = isinstance(series.dtype, pd.CategoricalDtype)
+    raw = np.array([_plain(value) for value in series.astype(object)], dtype=object)
+    present = np.array([value is not None for value in raw], dtype=bool)
+    if not present.any():
+        raise InputsUnusableError(
+            f"{what.capitalize()} {name!r} has no value for any of the {len(raw)} images with "
+            f"features. Choose another {what}, or check that the ids of the phenotype table match "
+            "the images."
+        )
+    numbers = np.array([_number(value) for value in raw], dtype=np.float64)
+    if task == "auto":
+        task, rule = _task_rule(raw[present], numbers[present], units[present], categorical)
+    else:
+        rule = f"{task}, as asked"
+    return Values(raw, numbers, task, rule, categorical)
 
 
 def read_apart(

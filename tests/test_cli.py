@@ -43,6 +43,14 @@ def test_the_version_is_printed(run: Any) -> None:
         (["study", "BIDS", "OUT", "--target", "age", "--nprocs", "-1"], "nprocs"),
         (["study", "BIDS", "OUT", "--target", "height"], "sex"),
         (["study", "BIDS", "OUT", "--target", "age", "--group", "family"], "family"),
+        (["study", "BIDS", "OUT", "--target", "age", "--confounds", "weight"], "weight"),
+        (
+            ["study", "BIDS", "OUT", "--target", "age", "--confounds", "sex", "age"],
+            "both a --target",
+        ),
+        (["study", "BIDS", "OUT", "--target", "age", "--site", "hospital"], "hospital"),
+        (["study", "BIDS", "OUT", "--target", "age", "--site", "age"], "the --site"),
+        (["study", "BIDS", "OUT", "--target", "age", "--harmonize"], "--site; there are: age, sex"),
         (["study", "BIDS", "OUT", "--target", "age", "--encoder", "vit"], "resnet18"),
         (["study", "BIDS", "OUT", "--target", "age", "--encoder", "no.such:Net"], "no.such"),
         (["study", "BIDS", "OUT", "--target", "age", "--preset", "t9"], "raw-t1w"),
@@ -129,8 +137,11 @@ def test_the_printed_configuration_is_one_that_config_takes(
     run: Any, heads_made: Path, tmp_path: Path
 ) -> None:
     words = ("study", heads_made, tmp_path / "out", "--target", "age", "sex", *SMALL)
+    words += ("--confounds", "weight", "icv", "--site", "hospital", "--harmonize")
     printed = run(*words, "--print-config").out
     values = yaml.safe_load(printed)
+    assert values["confounds"] == ["weight", "icv"]
+    assert (values["site"], values["harmonize"]) == ("hospital", True)
     assert values["target"] == ["age", "sex"]
     assert values["spacing"] == [8.0]
     file = tmp_path / "config.yaml"
@@ -237,9 +248,18 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def test_a_dry_run_refuses_a_target_that_no_table_has(
-    run: Any, heads_made: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--target", "agee"], "'agee'"),
+        (["--target", "age", "--confounds", "sexx"], "'sexx'"),
+        (["--target", "age", "--site", "clinic"], "'clinic'"),
+        (["--target", "age", "--harmonize"], "--site"),
+    ],
+)
+def test_a_dry_run_refuses_a_column_that_no_table_has(
+    words: list[str], said: str, run: Any, heads_made: Path, tmp_path: Path
 ) -> None:
-    done = run("study", heads_made, tmp_path / "out", "--target", "agee", "--dry-run")
+    done = run("study", heads_made, tmp_path / "out", *words, "--dry-run")
     assert done.status == 2
-    assert "'agee'" in done.err
+    assert said in done.err

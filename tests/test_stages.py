@@ -215,6 +215,48 @@ def test_a_changed_configuration_is_refused_with_the_fields_that_differ(
     assert {n for n in after if after[n] != before.get(n)} <= {"logs/run.json"}
 
 
+def test_confounds_and_sites_reach_the_predictions_and_a_changed_option_is_refused(
+    make_heads: Callable[..., Path], studied: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    bids, out = make_heads(), tmp_path / "out"
+    file = bids / "participants.tsv"
+    table = pd.read_csv(file, sep="\t", keep_default_na=False)
+    table["weight"] = ["n/a", *(60.5 + np.arange(9) * 7 % 5)]
+    table["hospital"] = ["north", "south"] * 5
+    table["constant"] = "same"
+    table.to_csv(file, sep="\t", index=False)
+    model = studied / "models" / "desc-dcl"
+    assert run("embed", bids, out, "--model", model).status == 0
+    words = ["predict", bids, out, "--target", "sex", "--confounds", "weight"]
+    done = run(*words, "--site", "hospital", "--harmonize")
+    assert (done.status, done.err.count("Error")) == (0, 0), done.err
+    assert "confounds" in done.out
+    metrics = json.loads((out / "desc-dclSex_metrics.json").read_text())
+    assert metrics["n_dropped"] == {"confound missing: weight": 1}
+    assert {"dummy", "untrained", "voxels", "confounds"} == set(metrics["baselines"])
+    assert metrics["site"]["column"] == "hospital"
+    assert metrics["site"]["within"]["north"]["n_participants"] == 4
+    assert set(metrics["site"]["leave_one_site_out"]["scores"]) >= {"embeddings", "voxels"}
+    assert metrics["harmonization"]["n_images_not_harmonised"] >= 0
+    assert metrics["provenance"]["config"]["confounds"] == ["weight"]
+    before = files_of(out)
+    assert run(*words, "--site", "hospital", "--harmonize").status == 0
+    assert {n for n, t in files_of(out).items() if t != before.get(n)} == {"logs/run.json"}
+    for changed, field in ((words, "harmonize was True, is False"), (words[:5], "confounds was")):
+        refused = run(*changed, "--site", "hospital")
+        assert refused.status == 2
+        assert field in refused.err
+    refused = run(*words[:5], "--confounds", "constant")
+    assert refused.status == 2
+    assert "Confound 'constant' is constant" in refused.err
+    # Another value of a confound is new data, not another configuration.
+    table.loc[3, "weight"] = 99.5
+    table.to_csv(file, sep="\t", index=False)
+    assert run(*words, "--site", "hospital", "--harmonize").status == 0
+    again = json.loads((out / "desc-dclSex_metrics.json").read_text())
+    assert again["provenance"]["data"] != metrics["provenance"]["data"]
+
+
 def test_a_new_target_and_a_new_participant_are_added_to_what_is_there(
     make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
 ) -> None:
