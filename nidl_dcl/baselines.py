@@ -1,4 +1,7 @@
-"""The features that embeddings have to beat: untrained encoders, and the voxels themselves."""
+"""The features that embeddings have to beat: untrained encoders, and the voxels themselves.
+
+Reads each prepared volume once, so it measures image quality, too.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from nidl_dcl.console import Quiet
 from nidl_dcl.datamodule import BIDSDataModule
@@ -16,16 +20,54 @@ from nidl_dcl.embedding import embed_volumes
 from nidl_dcl.features import Baseline
 from nidl_dcl.model_folder import load_model
 from nidl_dcl.options import RunOptions
+from nidl_dcl.quality import MEASURES, measure_quality
 from nidl_dcl.randomness import key_seed
 
-__all__ = ["baseline_features"]
+__all__ = ["baseline_features", "read_voxels"]
 
 _UNTRAINED_SEEDS = 3
+
+
+def read_voxels(
+    module: BIDSDataModule, rows: Sequence[int], console: Quiet
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Read each prepared volume once.
+
+    Parameters
+    ----------
+    module : BIDSDataModule
+        Set up.
+    rows : sequence of int
+        Of its images.
+    console : Quiet
+        Told of progress.
+
+    Returns
+    -------
+    voxels : ndarray, shape (n_rows, n_voxels)
+        Averaged over blocks of about 8 mm.
+    quality : DataFrame
+        ``participant_id session_id run source`` and the columns of `MEASURES`.
+    """
+    volumes = module.volumes
+    assert volumes is not None
+    spacing = volumes.preparation.spacing
+    factor = [max(1, round(8 / s)) for s in spacing]
+    coarse, measured = [], []
+    for done, i in enumerate(rows, 1):
+        volume = volumes[i][0].numpy()
+        coarse.append(_coarse(volume, factor))
+        measured.append({"voxel_mm": module.voxels[i], **measure_quality(volume, spacing)})
+        console.progress("voxels and image quality", done, len(rows))
+    ids = module.images.iloc[list(rows)][["participant_id", "session_id", "run", "source"]]
+    quality = pd.DataFrame(measured, columns=list(MEASURES))
+    return np.stack(coarse), pd.concat([ids.reset_index(drop=True), quality], axis=1)
 
 
 def baseline_features(
     module: BIDSDataModule,
     rows: Sequence[int],
+    voxels: np.ndarray,
     folder: Path,
     run: RunOptions,
     trust: Sequence[str],
@@ -48,8 +90,6 @@ def baseline_features(
             progress=partial(_retitled, console, f"untrained encoder {number + 1}"),
         )
         untrained.append(matrix[list(rows)])
-    factor = [max(1, round(8 / s)) for s in volumes.preparation.spacing]
-    voxels = np.stack([_coarse(volumes[i][0].numpy(), factor) for i in rows])
     return {"untrained": untrained, "voxels": Baseline(voxels, pca=True)}
 
 

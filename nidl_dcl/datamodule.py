@@ -175,6 +175,7 @@ class BIDSDataModule(L.LightningDataModule):
         self._voxels: list[float] = []
         self._shared: list[str | None] = []
         self._contents: list[str] = []
+        self._about: Mapping[str, Any] = {}
         self._groups: list[str] = []
         self._images: pd.DataFrame | None = None
         self._inputs: pd.DataFrame | None = None
@@ -218,6 +219,12 @@ class BIDSDataModule(L.LightningDataModule):
         return self._shared
 
     @property
+    def voxels(self) -> list[float]:
+        """For each image the longest side of a voxel in its file, in mm."""
+        self.check()
+        return self._voxels
+
+    @property
     def contents(self) -> list[str]:
         """For each image a checksum of its voxels, which copies share."""
         self.check()
@@ -228,6 +235,11 @@ class BIDSDataModule(L.LightningDataModule):
         """For each image the participant that stands for all who share an image with theirs."""
         self.check()
         return self._groups
+
+    def units(self, column: str) -> str | None:
+        """Return the unit that the tables declare for a column, None if they declare none."""
+        self.check()
+        return str(self._about.get(column, {}).get("Units") or "").strip() or None
 
     @property
     def layout(self) -> Any:
@@ -293,6 +305,7 @@ class BIDSDataModule(L.LightningDataModule):
         kept = pd.concat([kept, phenotypes.table[own].set_index(kept.index)], axis=1)
         at = list(kept.columns).index("mask_path") + 1
         self._voxels = [check.coarsest for check in found if check.status != "skip"]
+        self._about = phenotypes.columns
         self._shared = [s for s, check in zip(shared, found, strict=True) if check.status != "skip"]
         self._contents = [check.content for check in found if check.status != "skip"]
         self._groups = joined(kept["participant_id"], self._shared)

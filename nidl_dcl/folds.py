@@ -23,6 +23,7 @@ __all__ = [
     "deal_folds",
     "main_class",
     "make_design",
+    "make_external_design",
     "make_units",
 ]
 
@@ -208,6 +209,34 @@ def main_class(value: Array, group: Rows) -> Rows:
     count = np.zeros((int(group.max()) + 1, int(value.max()) + 1), dtype=np.intp)
     np.add.at(count, (group, value.astype(np.intp)), 1)
     return np.asarray(count.argmax(axis=1))
+
+
+def make_external_design(
+    target: Target, participants: NDArray[np.object_], groups: NDArray[np.object_]
+) -> Design:
+    """Return rows and units as `make_design`, for a model fitted elsewhere: one fold, all tested.
+
+    Raises
+    ------
+    InputsUnusableError
+        When no row is left.
+    """
+    if not (target.reasons == "").any():
+        raise InputsUnusableError(f"No row of target {target.name!r} can be scored.")
+    rows = np.flatnonzero(target.reasons == "")
+    made = make_units(target.numbers[rows], participants[rows], groups[rows])
+    return Design(
+        target.task,
+        target.labels,
+        rows,
+        made.unit,
+        made.value,
+        made.weight,
+        made.group,
+        fold=np.zeros((1, int(made.group.max()) + 1), dtype=np.intp),
+        ratio=np.nan,
+        n_participants=int(made.participant.max()) + 1,
+    )
 
 
 def deal_folds(strata: Rows, n_folds: int, *key: object) -> Rows:

@@ -184,6 +184,12 @@ class PredictionOptions:
     harmonize: bool = False
     """Harmonise features by site (ComBat, package pycombat), learnt inside the folds."""
 
+    readout: Path | None = None
+    """OUTPUT_DIR of another cohort, whose read-outs of the same model are applied to this one."""
+
+    other_people: bool = False
+    """With --readout: participants of this cohort are other people, even where ids are equal."""
+
     def __post_init__(self) -> None:
         """Refuse what cannot be done."""
         if self.harmonize and importlib.util.find_spec("pycombat") is None:
@@ -257,7 +263,7 @@ _GROUPS = {
     "run": RunOptions,
 }
 _OWN = ("bids_dir", "output_dir", "target", "model", "trust")
-_PATHS = ("bids_dir", "output_dir", "model", "bids_filter_file", "init", "work_dir")
+_PATHS = ("bids_dir", "output_dir", "model", "bids_filter_file", "init", "work_dir", "readout")
 
 
 def read_study(file: str | Path) -> StudyOptions:
@@ -311,6 +317,7 @@ def study_yaml(options: StudyOptions) -> str:
     for name in _GROUPS:
         values.update(asdict(getattr(options, name)))
     values["model"] = options.model and options.model.resolve()
+    values["readout"] = options.prediction.readout and options.prediction.readout.resolve()
     del values["dry_run"]
     return as_yaml(values)
 

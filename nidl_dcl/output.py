@@ -52,6 +52,7 @@ Derived from the BIDS dataset {source} by decoupled contrastive learning.
 | `desc-<model>_embeddings.tsv`, `.npy` | which image each row is, and the rows |
 | `desc-<model><Target>_predictions.tsv` | cross-validated predictions, one row per participant |
 | `desc-<model><Target>_metrics.json` | scores, intervals, chance level, baselines |
+| `desc-<model><Target>_externalmetrics.json` | scores of a read-out that another cohort gave |
 | `models/desc-<model>/` | the model: weights (safetensors) and description (JSON) |
 | `logs/inputs.tsv` | every candidate image and what became of it |
 | `logs/phenotypes.tsv` | whom each row of the phenotype tables belongs to |
@@ -69,6 +70,8 @@ _IGNORED = (
     "desc-*_embeddings.*",
     "desc-*_predictions.*",
     "desc-*_metrics.*",
+    "desc-*_externalpredictions.*",
+    "desc-*_externalmetrics.*",
     "models",
     "logs",
     "figures",

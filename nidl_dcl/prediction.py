@@ -49,6 +49,7 @@ from nidl_dcl.features import (
 from nidl_dcl.folds import Design, make_design, make_units
 from nidl_dcl.learning_curve import check_shares, learning_shares
 from nidl_dcl.learning_curve import learning_curve as score_by_size
+from nidl_dcl.linear_readout import LinearReadOut, fit_linear_readout
 from nidl_dcl.prediction_table import (
     describe_predictions,
     passed_on,
@@ -65,7 +66,10 @@ __all__ = [
     "Baseline",
     "PhenotypeResult",
     "camel_case",
+    "count_exposure",
+    "count_used",
     "predict_phenotype",
+    "read_seen",
     "site_audit",
     "target_labels",
 ]
@@ -88,11 +92,18 @@ class PhenotypeResult:
         One row per input row, in input order, the ones left out included.
     columns : dict
         Description of each column of `predictions`, for the BIDS sidecar.
+    readout : LinearReadOut or None
+        The same model fitted on all used rows, to be applied to other people; None after
+        harmonisation, which is learnt for the sites of these rows alone.
+    fitted_on : ndarray of int
+        The rows it was fitted on.
     """
 
     metrics: dict[str, Any]
     predictions: pd.DataFrame
     columns: dict[str, dict[str, Any]]
+    readout: LinearReadOut | None
+    fitted_on: NDArray[np.intp]
 
     def summary(self) -> dict[str, Any]:
         """Return one row of a table of targets.
@@ -280,7 +291,7 @@ def predict_phenotype(
     }
     if removed is not None:
         others["confounds"] = [Features(removed.matrix)]
-    was_seen = _seen(seen, n, participant)
+    was_seen = read_seen(seen, n, participant)
     spent = aside & (was_seen == True).fillna(False).to_numpy(dtype=bool)  # noqa: E712
     if spent.any():
         raise UsageError(
@@ -353,7 +364,7 @@ def predict_phenotype(
         "target": target,
         "task": design.task,
         "task_rule": read.rule,
-        **_counts(read, design, participant, ~aside),
+        **count_used(read, design, participant, ~aside),
         "duplicates": _duplicates(read, ids_of, participant),
         "model": _model_text(design, matrix.shape[1], removed, harmonize),
         "cv": {
@@ -377,7 +388,7 @@ def predict_phenotype(
         "baselines": compared,
         "headline": headline,
         "learning_curve": curve,
-        "exposure": _exposure(was_seen, seen_by, participant, design),
+        "exposure": count_exposure(was_seen, seen_by, participant, design),
         "holdout": last,
         "site": audit,
         "confounds": None if removed is None else _confounds_text(removed),
@@ -385,7 +396,16 @@ def predict_phenotype(
     }
     predictions = prediction_table(table, read, design, predicted, was_seen, final)
     columns = describe_predictions(predictions, design, target)
-    return PhenotypeResult(metrics, predictions, columns)
+    readout = None
+    if not harmonize:  # what ComBat learns is of these sites
+        readout = fit_linear_readout(
+            design,
+            matrix[design.rows],
+            source=source,
+            names=() if removed is None else removed.names,
+            values=None if removed is None else removed.matrix[: len(design.rows)],
+        )
+    return PhenotypeResult(metrics, predictions, columns, readout, design.rows)
 
 
 def _read_confounds(
@@ -407,7 +427,7 @@ def _site_labels(
     return read_values(site, group, name="site", task="classification", what="site").texts
 
 
-def _seen(seen: Column | None, n: int, participant: NDArray[np.object_]) -> pd.Series[Any]:
+def read_seen(seen: Column | None, n: int, participant: NDArray[np.object_]) -> pd.Series[Any]:
     """Return whether pretraining saw each row's participant, by any image; missing where unknown."""
     if seen is None:
         return pd.Series([pd.NA] * n, dtype="boolean")
@@ -506,12 +526,13 @@ def _duplicates(
     }
 
 
-def _exposure(
+def count_exposure(
     was_seen: pd.Series[Any],
     seen_by: Column | None,
     participant: NDArray[np.object_],
     design: Design,
 ) -> dict[str, Any]:
+    """Return how many of the tested participants pretraining saw, with a sentence."""
     tested = was_seen.iloc[design.rows].groupby(participant[design.rows]).first()
     n, unknown = len(tested), int(tested.isna().sum())
     yes, no = int((tested == True).sum()), int((tested == False).sum())  # noqa: E712
@@ -549,7 +570,7 @@ def _exposure(
     }
 
 
-def _counts(
+def count_used(
     read: Target, design: Design, participant: NDArray[np.object_], kept: NDArray[np.bool_]
 ) -> dict[str, Any]:
     """Return what was used and what was left out; participants are left out when no image stays."""

@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from nidl_dcl.coordinates import Source
 
-__all__ = ["Logistic", "Ridge", "fit_once", "logistic", "nested", "ridge"]
+__all__ = ["Logistic", "Ridge", "fit_once", "logistic", "nested", "ridge", "tuned_strength"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -240,6 +240,35 @@ def nested(
     return result, strengths
 
 
+def tuned_strength(
+    source: Source, targets: Array, train: Rows, folds: NDArray[np.intp], model: Ridge | Logistic
+) -> float:
+    """Return the strength that predicts each fold of `train` best from its other folds.
+
+    The rule of `nested`, for a model that is fitted on all of `train`.
+
+    Parameters
+    ----------
+    source : Features or Components
+    targets : ndarray, shape (n_train,)
+    train : ndarray of int
+        Rows of the source.
+    folds : ndarray of int, shape (n_repeats, n_train)
+        Losses are summed over the folds of all repeats.
+    model : Ridge or Logistic
+    """
+    loss = np.zeros(len(model.strengths))
+    for fold in folds:
+        for k in range(int(fold.max()) + 1):
+            z, z_test = source.coordinates(train[fold != k], train[fold == k])
+            known, truth = (
+                np.tile(targets[rows][:, None], (1, len(loss))) for rows in (fold != k, fold == k)
+            )
+            loss += model.loss(truth, model.predict(z, known, z_test, model.strengths))
+    # The first of equals is the strongest.
+    return float(model.strengths[loss.argmin()])
+
+
 def fit_once(
     source: Source,
     targets: Array,
@@ -257,8 +286,7 @@ def fit_once(
     train, test : ndarray of int
         Rows of the source.
     folds : ndarray of int, shape (n_repeats, n_train)
-        Every fold of every repeat is predicted from the others at each strength; the one with the
-        least loss in all is used.
+        See `tuned_strength`.
     model : Ridge or Logistic
 
     Returns
@@ -266,17 +294,9 @@ def fit_once(
     predictions : ndarray, shape (n_test,) or (n_test, n_classes)
     strength : float
     """
-    loss = np.zeros(len(model.strengths))
-    for fold in folds:
-        for k in range(int(fold.max()) + 1):
-            z, z_test = source.coordinates(train[fold != k], train[fold == k])
-            known, truth = (
-                np.tile(targets[rows][:, None], (1, len(loss))) for rows in (fold != k, fold == k)
-            )
-            loss += model.loss(truth, model.predict(z, known, z_test, model.strengths))
-    strength = model.strengths[[int(loss.argmin())]]
+    strength = tuned_strength(source, targets, train, folds, model)
     z, z_test = source.coordinates(train, test)
-    return model.predict(z, targets[:, None], z_test, strength)[:, 0], float(strength[0])
+    return model.predict(z, targets[:, None], z_test, np.array([strength]))[:, 0], strength
 
 
 def _total(z: Array) -> float:

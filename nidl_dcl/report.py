@@ -22,7 +22,7 @@ from nidl_dcl.page import (
     render_page,
 )
 from nidl_dcl.results import Results, as_dict, as_list, as_number
-from nidl_dcl.scorecard import describe_features, score_target
+from nidl_dcl.scorecard import describe_features, score_external, score_target
 from nidl_dcl.writing import write_text
 
 __all__ = ["write_report"]
@@ -37,6 +37,7 @@ _SECTIONS = {
     "training": "Training",
     "embeddings": "Embeddings",
     "predictions": "Predictions",
+    "external": "External validity",
     "exposure": "Exposure",
     "site": "Site audit",
     "limits": "Limits",
@@ -88,6 +89,7 @@ def write_report(output_dir: str | Path, *, model: str = "dcl") -> Path:
         "training": show_training(results, gallery),
         "embeddings": show_embeddings(results, gallery),
         "targets": [score_target(found, gallery) for found in results.targets()],
+        "external": [score_external(metrics) for metrics in results.external()],
     }
     names = dict.fromkeys(name for t in context["targets"] for name in t["baselines"])
     context |= {

@@ -171,6 +171,21 @@ class Results:
             )
         return found
 
+    def external(self) -> list[dict[str, Any]]:
+        """Return what read-outs of another cohort gave, the content of each file by its name."""
+        pattern = re.compile(
+            rf"desc-{re.escape(self.model)}([A-Z0-9][A-Za-z0-9]*)_externalmetrics\.json"
+        )
+        found = []
+        for path in sorted(self.folder.iterdir()):
+            match = pattern.fullmatch(path.name)
+            if match is None:
+                continue
+            metrics = self.json(path.name)
+            if metrics and _label(str(metrics.get("target"))) in (match.group(1), None):
+                found.append(metrics)
+        return found
+
 
 def as_dict(value: Any) -> dict[str, Any]:
     """Return `value` if it is a mapping, else an empty one."""

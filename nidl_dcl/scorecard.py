@@ -20,7 +20,7 @@ from nidl_dcl.page import Gallery, Picture, format_number, format_score, row_nam
 from nidl_dcl.results import Score, TargetResult, as_dict, as_list, as_number, as_score
 from nidl_dcl.sheet import clean
 
-__all__ = ["describe_features", "score_target"]
+__all__ = ["describe_features", "score_external", "score_target"]
 
 _METRICS = {
     "mae": "mean absolute error",
@@ -99,6 +99,30 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
     )
     entry["pictures"] = [picture for picture in drawn if picture is not None]
     return entry
+
+
+def score_external(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page says of another cohort's read-out; every key may be missing."""
+    headline, internal = as_dict(metrics.get("headline")), as_dict(metrics.get("internal"))
+    main = str(headline.get("metric") or "score")
+    calibration = _scores(metrics.get("calibration"))
+    notes = [as_dict(metrics.get(name)).get("sentence") for name in ("overlap", "exposure")]
+    reason = metrics.get("cross_validation")
+    return {
+        "name": str(metrics.get("target") or ""),
+        "metric": _metric(main),
+        "n_participants": as_number(metrics.get("n_participants")),
+        "n_inside": as_number(internal.get("n_participants")),
+        "n_dropped": as_dict(metrics.get("n_dropped")),
+        "own": as_score(headline.get("external")),
+        "inside": as_score(headline.get("internal")),
+        "guess": _scores(as_dict(metrics.get("baselines")).get("dummy")).get(main, Score(None)),
+        "slope": calibration.get("slope", Score(None)),
+        "intercept": calibration.get("intercept", Score(None)),
+        "sentence": str(headline.get("sentence") or ""),
+        "notes": [str(note) for note in (*notes, reason) if note],
+        "shift": [str(s) for s in as_list(as_dict(metrics.get("shift")).get("sentences"))],
+    }
 
 
 def _scores(value: Any) -> dict[str, Score]:

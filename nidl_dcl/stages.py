@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from nidl_dcl.assembly import (
     take_weights,
     training_config,
 )
-from nidl_dcl.baselines import baseline_features
+from nidl_dcl.baselines import baseline_features, read_voxels
 from nidl_dcl.cleaning import encode_confounds, read_confounds, read_target_beside
+from nidl_dcl.cohort import cohort_columns
 from nidl_dcl.console import Quiet
 from nidl_dcl.cost import choose_workers, measure_cost
 from nidl_dcl.datamodule import BIDSDataModule
@@ -58,6 +60,7 @@ from nidl_dcl.options import (
 )
 from nidl_dcl.output import Output, check_places
 from nidl_dcl.prediction import predict_phenotype, site_audit
+from nidl_dcl.readout_file import readout_path
 from nidl_dcl.report import write_report
 from nidl_dcl.targets import target_labels
 from nidl_dcl.together import joined
@@ -67,6 +70,14 @@ from nidl_dcl.training import (
     Progress,
     TrainingCurve,
     sound_checkpoint,
+)
+from nidl_dcl.transfer import (
+    Cohort,
+    applied_before,
+    apply_readout,
+    find_readouts,
+    keep_readout,
+    told,
 )
 from nidl_dcl.volumes import Preparation
 from nidl_dcl.writing import keep_tsv, to_tsv, write_json, write_text, write_tsv
@@ -364,7 +375,9 @@ def predict(
     Returns
     -------
     list of dict
-        One row per target: score with interval, chance level, baselines, participants.
+        One row per target: score with interval, chance level, baselines, participants. With a
+        read-out of another cohort its scores stand in ``external``; where this cohort cannot be
+        cross-validated itself, ``target`` and ``external`` are all.
     """
     console = console or Quiet()
     prediction = prediction or PredictionOptions()
@@ -377,6 +390,10 @@ def predict(
             )
         folder = output.path / "models" / f"desc-{run.model_name}"
         description = read_description(folder)
+        digest = embeddings.config.get("model_sha256")
+        readouts = find_readouts(
+            output.path, prediction.readout, targets, model=run.model_name, model_sha256=digest
+        )
         contract = Preparation.from_dict(description["input_contract"])
         module = data_module(
             output.bids_dir, data, run, preparation=contract, work=output.work, console=console
@@ -395,71 +412,108 @@ def predict(
         how = _recognised(module, description["exposure"], kept)
         knows_images = records_images(description["exposure"])
         aside = _held_out(images, groups, console)
+        reading = cache(partial(read_voxels, module, kept, console))
+        cohort = Cohort(
+            images,
+            matrix,
+            groups,
+            [module.contents[i] for i in kept],
+            [None if way is None else way != "" for way in how],
+            lambda: reading()[1],
+            run.random_seed,
+            digest,
+            persons,
+            how if knows_images else None,
+        )
         baselines: dict[str, Any] | None = None
         audits: dict[str, dict[str, Any]] = {}
         rows = []
         skipped = True
         for target in targets:
             stem = output.path / f"desc-{run.model_name}{labels[target]}"
+            own = readout_path(output.path, run.model_name, labels[target])
             site = _site_column(module, prediction, target)
+            about = cohort_columns(images, site)
             config = {
                 "random_seed": run.random_seed,
                 "group": prediction.group,
                 "site": site,
                 "confounds": prediction.confounds,
                 "harmonize": prediction.harmonize,
-                "model_sha256": embeddings.config.get("model_sha256"),
+                "model_sha256": digest,
                 "holdout": data.holdout or 0.0,
             }
-            fingerprint = _fingerprint(images, target, prediction, site, matrix)
+            fingerprint = _fingerprint(images, target, prediction, site, matrix, about.values())
             fingerprint += _digest(persons, groups, aside, how)
-            done = _done_before(stem, config, fingerprint)
-            if done is not None:
-                rows.append(done)
-                continue
-            skipped = False
-            if baselines is None:
-                baselines = baseline_features(module, kept, folder, run, trust, console)
-                # What is subtracted from all voxels is not held out either.
-                first = int(np.argmin(aside))
-                baselines["voxels"] = replace(baselines["voxels"], origin=first)
-            if site is not None and site not in audits:
-                audits[site] = site_audit(
-                    matrix[~aside],
-                    images[site][~aside],
-                    groups[~aside],
-                    random_state=run.random_seed,
-                    progress=_named(console, f"decoding {site}"),
-                )
-            result = predict_phenotype(
-                matrix,
-                images[target],
-                groups,
-                target=target,
-                baselines=baselines,
-                site=None if site is None else images[site],
-                audit=None if site is None else audits[site],
-                confounds=images[prediction.confounds] if prediction.confounds else None,
-                harmonize=prediction.harmonize,
-                seen=[None if way is None else way != "" for way in how],
-                seen_by=how if knows_images else None,
-                persons=persons,
-                held_out=aside,
-                ids=images[["participant_id", "session_id", "run", "source"]],
-                random_state=run.random_seed,
-                progress=_named(console, f"predicting {target}"),
-            )
-            summary = result.summary()
-            _tell_people(output, result.metrics, run, config, fingerprint, console)
-            metrics = {
-                **result.metrics,
-                "summary": summary,
-                "provenance": {"config": config, "data": fingerprint},
+            provenance = {"config": config, "data": fingerprint}
+            given, units = readouts.get(target), module.units(target)
+            basis: dict[str, Any] = {
+                **provenance,
+                "readout": given and given.sha256,
+                "other_people": prediction.other_people,
+                "units": units,
             }
-            write_tsv(_beside(stem, "_predictions.tsv"), result.predictions)
-            write_json(_beside(stem, "_predictions.json"), result.columns)
-            write_json(_beside(stem, "_metrics.json"), metrics)
-            rows.append(summary)
+            outside = None if given is None else applied_before(stem, basis)
+            why: str | None = None if outside is None else outside["cross_validation"]
+            kept_readout = own.is_file() or prediction.harmonize
+            done = _done_before(stem, config, fingerprint) if kept_readout else None
+            if done is None and not why:
+                skipped = False
+                if baselines is None:
+                    baselines = baseline_features(
+                        module, kept, reading()[0], folder, run, trust, console
+                    )
+                    # What is subtracted from all voxels is not held out either.
+                    first = int(np.argmin(aside))
+                    baselines["voxels"] = replace(baselines["voxels"], origin=first)
+                if site is not None and site not in audits:
+                    audits[site] = site_audit(
+                        matrix[~aside],
+                        images[site][~aside],
+                        groups[~aside],
+                        random_state=run.random_seed,
+                        progress=_named(console, f"decoding {site}"),
+                    )
+                try:
+                    result = predict_phenotype(
+                        matrix,
+                        images[target],
+                        groups,
+                        target=target,
+                        baselines=baselines,
+                        site=None if site is None else images[site],
+                        audit=None if site is None else audits[site],
+                        confounds=images[prediction.confounds] if prediction.confounds else None,
+                        harmonize=prediction.harmonize,
+                        seen=cohort.seen,
+                        seen_by=cohort.seen_by,
+                        persons=persons,
+                        held_out=aside,
+                        ids=images[["participant_id", "session_id", "run", "source"]],
+                        random_state=run.random_seed,
+                        progress=_named(console, f"predicting {target}"),
+                    )
+                except InputsUnusableError as error:
+                    if given is None:
+                        raise
+                    why = str(error)
+                else:
+                    done = result.summary()
+                    _tell_people(output, result.metrics, run, config, fingerprint, console)
+                    metrics = {**result.metrics, "summary": done, "provenance": provenance}
+                    write_tsv(_beside(stem, "_predictions.tsv"), result.predictions)
+                    write_json(_beside(stem, "_predictions.json"), result.columns)
+                    keep_readout(own, result, cohort, about, units)
+                    write_json(_beside(stem, "_metrics.json"), metrics)
+            if given is not None and outside is None:
+                skipped = False
+                outside = apply_readout(given, cohort, about, stem, basis, why)
+            if why:
+                console.say(f"{target}: only the other cohort's read-out is applied. {why}")
+            rows.append({**(done or {"target": target}), **told(outside)})
+        quality = output.path / "logs" / "quality.tsv"
+        if reading.cache_info().currsize or not quality.is_file():
+            keep_tsv(quality, reading()[1])
         entry["skipped"] = skipped
     return rows
 
@@ -502,10 +556,21 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     training = _known_shape(options.training, folder)
     if options.model is None:
         check_training(training)
+        if options.prediction.readout is not None:
+            raise UsageError(
+                "--readout needs the model that it reads: give --model FOLDER of that study "
+                "(models/desc-… in its OUTPUT_DIR), so that nothing is trained here."
+            )
     else:
         description = read_description(options.model)
-        _refuse_another_model(
-            folder, options.model, str(description["sha256"]["weights.safetensors"])
+        digest = str(description["sha256"]["weights.safetensors"])
+        _refuse_another_model(folder, options.model, digest)
+        find_readouts(
+            output.path,
+            options.prediction.readout,
+            options.target,
+            model=run.model_name,
+            model_sha256=digest,
         )
     module = data_module(
         output.bids_dir, data, run, training=training, work=output.work, console=console
@@ -694,16 +759,17 @@ def _duration(seconds: float) -> str:
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows of `predict` as a table to print."""
+    """Return the rows of `predict` as a table to print, and one of external validity below it."""
     shown = []
     with_confounds = any("confounds" in row for row in rows)
     for row in rows:
-        interval = "" if row.get("low") is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
+        if "metric" not in row:  # nothing was cross-validated here
+            continue
         shown.append(
             {
                 "target": row["target"],
                 "metric": row["metric"],
-                "score [95 % interval]": f"{row['score']:.2f}{interval}",
+                "score [95 % interval]": _with_ends(row),
                 "chance": _two(row.get("chance")),
                 "dummy": _two(row.get("dummy")),
                 "untrained encoder": _two(row.get("untrained")),
@@ -713,7 +779,28 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 "n": row["n"],
             }
         )
-    return pd.DataFrame(shown).to_string(index=False)
+    outside = [
+        {
+            "read out from another cohort": row["target"],
+            "metric": row["metric"],
+            "here [95 % interval]": _with_ends(row),
+            "in its own cohort": _with_ends(row, "internal"),
+            "dummy": _two(row.get("dummy")),
+            "n": row["n"],
+            "n there": row["n_internal"],
+            "in both, not scored": row["n_overlap"],
+        }
+        for row in (given["external"] for given in rows if given.get("external"))
+    ]
+    tables = [pd.DataFrame(part).to_string(index=False) for part in (shown, outside) if part]
+    return "\n\n".join(tables)
+
+
+def _with_ends(row: Mapping[str, Any], inside: str = "") -> str:
+    """Return a score with its interval, of another cohort's by the prefix of its names."""
+    low, high = (row.get(f"{inside}_{end}" if inside else end) for end in ("low", "high"))
+    ends = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+    return _two(row[inside or "score"]) + ends
 
 
 # -- parts of the stages ---------------------------------------------------------------------
@@ -828,7 +915,12 @@ def _refuse_unusable(
     targets: Sequence[str],
     prediction: PredictionOptions,
 ) -> None:
-    """Refuse targets that have no cross-validation, all in one message, before anything is done."""
+    """Refuse targets that have no cross-validation, all in one message, before anything is done.
+
+    With another cohort's read-out, there is something to do without it.
+    """
+    if prediction.readout is not None:
+        return
     groups, problems = _groups(images, persons, prediction.group), []
     aside, labels = _held_out(images, groups, Quiet()), groups.to_numpy()
     people = np.array(persons, dtype=object)
@@ -1012,9 +1104,10 @@ def _fingerprint(
     prediction: PredictionOptions,
     site: str | None,
     matrix: np.ndarray,
+    about: Iterable[str],
 ) -> str:
     columns = ["participant_id", "session_id", "source", target]
-    columns += [c for c in (prediction.group, site) if c] + prediction.confounds
+    columns += [c for c in (prediction.group, site) if c] + [*prediction.confounds, *about]
     digest = hashlib.blake2b(to_tsv(images[list(dict.fromkeys(columns))]).encode(), digest_size=16)
     if prediction.harmonize:
         digest.update(b"harmonize")

@@ -25,6 +25,7 @@ __all__ = [
     "Values",
     "camel_case",
     "read_apart",
+    "read_known_target",
     "read_target",
     "read_values",
     "target_labels",
@@ -38,6 +39,7 @@ HELD_OUT = "held out"
 MISSING = "target missing"
 NOT_FINITE = "target not finite"
 NOT_A_NUMBER = "target not a number"
+UNKNOWN_CLASS = "class unknown to the read-out"
 RARE_CLASS = f"class with fewer than {MIN_CLASS} participants"
 NEW_CLASS = "class that no participant in the cross-validation has"
 
@@ -270,6 +272,40 @@ def read_apart(
             wrong = NOT_A_NUMBER if np.isnan(number) else NOT_FINITE
             reasons[i] = HELD_OUT if np.isfinite(number) else wrong
     return Target(name, rest.task, rest.rule, numbers, rest.labels, reasons, texts)
+
+
+def read_known_target(
+    y: Sequence[Any] | NDArray[Any] | pd.Series[Any],
+    *,
+    name: str,
+    task: str,
+    labels: tuple[str, ...],
+) -> Target:
+    """Read a column by the task and the classes that a read-out was fitted on.
+
+    Parameters
+    ----------
+    y : array-like, shape (n_images,)
+        As for `read_target`; it may be constant, and classes may be missing or rare.
+    name : str
+    task : {"classification", "regression"}
+    labels : tuple of str
+        Rows of other classes are left out with a reason; empty for regression.
+    """
+    raw = [_plain(value) for value in pd.Series(y).astype(object)]
+    texts = np.array([None if value is None else _text(value) for value in raw], dtype=object)
+    present = np.array([value is not None for value in raw], dtype=bool)
+    reasons = np.where(present, "", MISSING).astype(object)
+    if task == "regression":
+        values = np.array([_number(value) for value in raw], dtype=np.float64)
+        reasons[present & np.isnan(values)] = NOT_A_NUMBER
+        reasons[present & np.isinf(values)] = NOT_FINITE
+    else:
+        position = {label: float(k) for k, label in enumerate(labels)}
+        values = np.array([position.get(text, np.nan) for text in texts], dtype=np.float64)
+        reasons[present & np.isnan(values)] = UNKNOWN_CLASS
+    values[reasons != ""] = np.nan
+    return Target(name, task, "as the read-out was fitted", values, labels, reasons, texts)
 
 
 def camel_case(column: str) -> str:

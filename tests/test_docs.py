@@ -447,11 +447,12 @@ def test_the_commands_of_the_page_run(
     make_heads("MY_DATASET", 10)
     make_heads("OTHER_DATASET", 12)
     (tmp_path / "filter.json").write_text(json.dumps(filters()[3]["t1w"] | {"acquisition": None}))
-    assert run(*["pretrain", "MY_DATASET", "MY_OUTPUT", "--max-epochs", "2"]).status == 0
+    first = ["study", "MY_DATASET", "MY_OUTPUT", "--target", "age", "--max-epochs", "2"]
+    assert run(*first).status == 0
     text = page("your_dataset.md")
     blocks = re.findall(r"^nidl-dcl (.*)$", text, flags=re.MULTILINE)
     inline = [m.replace("\n", " ") for m in re.findall(r"`nidl-dcl ([^`]+)`", text)]
     commands = [c for c in [*blocks, *inline] if "index MY" not in c or ">" not in c]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         assert run(*command.split()).status == 0, command

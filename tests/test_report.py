@@ -23,8 +23,8 @@ from nidl_dcl.writing import write_json, write_npy, write_text, write_tsv
 
 HOSTILE = "<script>document.title='PWNED'</script><img src=x onerror=\"document.title='PWNED'\">"
 SECTIONS = (
-    *("headline", "participants", "views", "training", "embeddings", "predictions", "exposure"),
-    *("site", "limits", "methods", "citation", "settings", "versions"),
+    *("headline", "participants", "views", "training", "embeddings", "predictions", "external"),
+    *("exposure", "site", "limits", "methods", "citation", "settings", "versions"),
 )
 
 
