@@ -455,8 +455,9 @@ def predict(
             }
             outside = None if given is None else applied_before(stem, basis)
             why: str | None = None if outside is None else outside["cross_validation"]
-            kept_readout = own.is_file() or prediction.harmonize
-            done = _done_before(stem, config, fingerprint) if kept_readout else None
+            done = _done_before(stem, config, fingerprint)
+            if not (own.is_file() or prediction.harmonize):
+                done = None
             if done is None and not why:
                 skipped = False
                 if baselines is None:

@@ -157,6 +157,8 @@ def test_the_same_command_again_changes_nothing(
         "report.html",
         "desc-dclAge_metrics.json",
         "desc-dclSex_predictions.tsv",
+        "models/desc-dcl/desc-dclSex_readout.json",
+        "logs/quality.tsv",
         "desc-dcl_embeddings.npy",
         "desc-dcl_embeddings.tsv",
         "logs/inputs.tsv",
