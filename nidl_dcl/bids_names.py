@@ -152,7 +152,7 @@ class NameRule:
             rf"(?:{'|'.join(map(re.escape, preset.prefixes))})sub-({LABEL})(?:_ses-({LABEL}))?"
             rf"({pairs})_(?:{suffix})"
         )
-        self._loose = re.compile(rf"(?:.*_)?(?:{suffix})({endings})", re.IGNORECASE)
+        self._loose = re.compile(rf"(?:.*_)?(?:{suffix})({endings})", re.IGNORECASE | re.DOTALL)
 
     def hopeful(self, names: Iterable[str]) -> list[str]:
         """Return, quickly, those of many names that `stem` has to look at."""

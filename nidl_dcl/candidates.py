@@ -163,7 +163,7 @@ def search(
         if candidate.path in kinds:
             _judge_kind(candidate, root, kinds[candidate.path])
         if "part" not in asked and candidate.entities.get("part") in ("phase", "real", "imag"):
-            candidate.leave_out("part", f"a {candidate.entities['part']} image, not magnitude")
+            candidate.leave_out("part", f"part-{candidate.entities['part']}, not the magnitude")
         derived = [n for n in marks if n in candidate.entities]
         if derived and candidate.status == "ok":
             candidate.status, candidate.code = "warn", "ambiguous"

@@ -76,6 +76,9 @@ _COMPRESSED = (".gz", ".mgz")
 _POINTERS = (b"/annex/objects/", b"version https://git-lfs")
 _CHUNK = 1 << 20
 _PIECE = 1 << 17  # values converted at once
+_BEHIND = 2**30
+"""Bytes that may follow an image in its file."""
+_TOO_MUCH = "Over 1 GB follows the image in the file."
 _SHORT = "The file is shorter than its header says."
 _FETCH = "Its content is not here: fetch it (`datalad get`, `git annex get` or `git lfs pull`)."
 
@@ -97,21 +100,19 @@ def check_volume(path: str | os.PathLike[str], *, intensity: str = "robust") -> 
     Check
         Never an exception, whatever the file holds.
     """
+    content = hashlib.blake2b(digest_size=16)
     try:
-        image, repairs = _load(Path(path))
-        data = image.dataobj
-        require_range(data, intensity)
+        grid, survey, repairs = _read(Path(path), lambda grid: None, content)
+        _require_within(survey.low, survey.high, intensity)
     except UnreadableVolumeError as error:
         return Check("skip", error.code, str(error))
     except Exception as error:  # what a hostile header can make nibabel raise has no list
         return Check("skip", "unreadable", f"It cannot be read ({type(error).__name__}: {error}).")
     found = repairs[0] if repairs else Check("ok", "ok", "")
-    content = hashlib.blake2b(repr(data.shape).encode(), digest_size=16)
-    content.update(data.ravel(order="K").data)
     return dataclasses.replace(
         found,
         content=content.hexdigest(),
-        coarsest=round(float(voxel_sizes(image.affine).max()), 3),
+        coarsest=round(float(voxel_sizes(grid.affine).max()), 3),
     )
 
 
@@ -226,7 +227,31 @@ class Volume:
 
 
 def _load(path: Path) -> tuple[Volume, list[Check]]:
-    """Return the image and what was repaired; the stream is read to its end for the checksum."""
+    """Return the image and what was repaired."""
+    values: list[Float32] = []
+
+    def make_room(grid: Grid) -> Float32:
+        values.append(np.empty(math.prod(grid.shape), np.float32))
+        return values[0]
+
+    grid, _, repairs = _read(path, make_room)
+    return Volume(values[0].reshape(grid.shape, order=grid.order), grid.affine), repairs
+
+
+def _read(
+    path: Path, make_room: Callable[[Grid], Float32 | None], content: Any = None
+) -> tuple[Grid, _Survey, list[Check]]:
+    """Read an image to the end of its file, where the checksum of a compressed one stands.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    make_room : callable
+        Returns where the values go; None keeps none, so that memory does not grow with the image.
+    content : hash, optional
+        Told the shape and the values, in the order of the file.
+    """
     parse, length = _format(path)
     with _opened(path) as (stream, size, compressed):
         block = stream.read(length)
@@ -235,21 +260,29 @@ def _load(path: Path) -> tuple[Volume, list[Check]]:
         # Deflate packs at most 1032:1, so this holds before anything is inflated or allocated.
         if (size * 1032 if compressed else size - grid.offset) < needed:
             raise UnreadableVolumeError(_SHORT, "truncated")
+        if size > grid.offset + needed + _BEHIND:  # a hole on disk takes hours, and no room
+            raise UnreadableVolumeError(_TOO_MUCH, "too_large")
         _skip(stream, grid.offset - len(block))
-        flat = _read_values(stream, block[grid.offset :][:needed], grid)
+        if content is not None:
+            content.update(repr(grid.shape).encode())
+        survey = _Survey()
+        for piece in _pieces(stream, block[grid.offset :][:needed], grid, make_room(grid)):
+            survey.take(piece)
+            if content is not None:
+                content.update(piece.data)
         if compressed:
             _drain(stream)
-    data = flat.reshape(grid.shape, order=grid.order)
     repairs = list(grid.repairs)
     if compressed != path.name.lower().endswith(_COMPRESSED):
         words = "is" if compressed else "is not"
         repairs.append(Check("warn", "extension", f"The content {words} compressed; read anyway."))
-    repairs += _repair_values(data)
-    return Volume(data, grid.affine), repairs
+    return grid, survey, repairs + survey.judge()
 
 
-def _read_values(stream: Any, lead: bytes, grid: Grid) -> Float32:
-    """Return the scaled values in the order of the file, a piece at a time while it is in the cache.
+def _pieces(
+    stream: Any, lead: bytes, grid: Grid, values: Float32 | None
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the scaled values in the order of the file, a piece at a time while it is in the cache.
 
     Parameters
     ----------
@@ -259,11 +292,14 @@ def _read_values(stream: Any, lead: bytes, grid: Grid) -> Float32:
         The first values, read with the header.
     grid : Grid
         How many there are, and of which type.
+    values : ndarray of float32, or None
+        Where all of them go; None uses one piece again and again.
     """
     count, size = math.prod(grid.shape), grid.dtype.itemsize
-    values = np.empty(count, np.float32)
-    piece = np.empty(min(count, _PIECE) * size, np.uint8)
-    view, held = piece.data, len(lead)
+    some = min(count, _PIECE)
+    again = np.empty(some, np.float32) if values is None else values
+    raw_piece = np.empty(some * size, np.uint8)
+    view, held = raw_piece.data, len(lead)
     view[:held] = lead
     for start in range(0, count, _PIECE):
         stop = min(start + _PIECE, count)
@@ -273,10 +309,11 @@ def _read_values(stream: Any, lead: bytes, grid: Grid) -> Float32:
             if not got:
                 raise UnreadableVolumeError(_SHORT, "truncated")
             held += got
-        raw = np.frombuffer(piece, grid.dtype, stop - start)
-        _scale(raw, grid.slope, grid.inter, values[start:stop])
+        raw = np.frombuffer(raw_piece, grid.dtype, stop - start)
+        piece = again[: stop - start] if values is None else values[start:stop]
+        _scale(raw, grid.slope, grid.inter, piece)
+        yield piece
         held = 0
-    return values
 
 
 def _skip(stream: Any, count: int) -> None:
@@ -290,10 +327,10 @@ def _skip(stream: Any, count: int) -> None:
 def _drain(stream: Any) -> None:
     if not stream.read(1):  # as a rule: nothing is there, and no buffer is made for it
         return
-    for _ in range(1024):
+    for _ in range(_BEHIND // _CHUNK):
         if not stream.read(_CHUNK):
             return
-    raise UnreadableVolumeError("Over 1 GB follows the image in the file.", "too_large")
+    raise UnreadableVolumeError(_TOO_MUCH, "too_large")
 
 
 def _scale(raw: NDArray[Any], slope: float, inter: float, out: Float32) -> None:
@@ -305,34 +342,54 @@ def _scale(raw: NDArray[Any], slope: float, inter: float, out: Float32) -> None:
             out[...] = raw * np.float64(slope) + np.float64(inter)
 
 
-def _repair_values(data: Float32) -> list[Check]:
-    """Set a minority of non-finite voxels to 0, in place; refuse what holds no image."""
-    repairs = []
-    low, high = float(data.min()), float(data.max())
-    if not (math.isfinite(low) and math.isfinite(high)):  # which any NaN makes them, too
-        bad = ~np.isfinite(data)
-        count = int(bad.sum())
-        if count > data.size // 2:
-            raise UnreadableVolumeError(
-                f"{count} of {data.size} voxels are NaN or infinite.", "non_finite"
-            )
-        data[bad] = 0
-        text = f"{count} of {data.size} voxels were NaN or infinite: set to 0."
-        repairs.append(Check("warn", "non_finite", text))
+class _Survey:
+    """Smallest and largest value, piece by piece; voxels that are not finite are set to 0.
+
+    Attributes
+    ----------
+    low, high : float
+        Of the repaired values.
+    """
+
+    def __init__(self) -> None:
+        self.low, self.high = math.inf, -math.inf
+        self._count = self._bad = 0
+
+    def take(self, data: Float32) -> None:
+        """Look at values, and repair them in place."""
+        self._count += data.size
         low, high = float(data.min()), float(data.max())
-    if low == high:
-        raise UnreadableVolumeError(f"All voxels have one value ({low:g}).", "constant")
-    if max(-low, high) > 1e30:
-        raise UnreadableVolumeError(f"Values from {low:g} to {high:g}.", "range")
-    return repairs
+        if not (math.isfinite(low) and math.isfinite(high)):  # which any NaN makes them, too
+            bad = ~np.isfinite(data)
+            self._bad += int(bad.sum())
+            data[bad] = 0
+            low, high = float(data.min()), float(data.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def judge(self) -> list[Check]:
+        """Return what was repaired; refuse what holds no image."""
+        text = f"{self._bad} of {self._count} voxels "
+        if self._bad > self._count // 2:
+            raise UnreadableVolumeError(f"{text}are NaN or infinite.", "non_finite")
+        if self.low == self.high:
+            raise UnreadableVolumeError(f"All voxels have one value ({self.low:g}).", "constant")
+        if max(-self.low, self.high) > 1e30:
+            raise UnreadableVolumeError(f"Values from {self.low:g} to {self.high:g}.", "range")
+        if not self._bad:
+            return []
+        return [Check("warn", "non_finite", f"{text}were NaN or infinite: set to 0.")]
 
 
 def require_range(data: Float32, intensity: str) -> None:
     """Refuse values that an unscaled map does not have, or that half precision cannot hold."""
+    if intensity != "robust":
+        _require_within(float(data.min()), float(data.max()), intensity)
+
+
+def _require_within(low: float, high: float, intensity: str) -> None:
     if intensity == "robust":
         return
     lower, upper = {"probability": (-0.1, 10.0), "signed": (-6e4, 6e4)}[intensity]
-    low, high = float(data.min()), float(data.max())
     if low < lower or high > upper:
         raise UnreadableVolumeError(
             f"Values from {low:g} to {high:g}; intensity rule {intensity!r} takes "
@@ -353,5 +410,7 @@ def as_image(image: Any) -> Volume:
     require_affine(affine)
     data = np.empty(shape, np.float32, order="F")
     _scale(raw.reshape(shape), 1.0, 0.0, data)
-    _repair_values(data)
+    survey = _Survey()
+    survey.take(data)
+    survey.judge()
     return Volume(data, affine)
