@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from nidl_dcl.datamodule import BIDSDataModule
 from nidl_dcl.dcl import DCL
 from nidl_dcl.encoder import ENCODERS
 from nidl_dcl.errors import UsageError
+from nidl_dcl.json_files import read_json
 from nidl_dcl.model_folder import import_module_class, load_model, read_description
 from nidl_dcl.options import DataOptions, RunOptions, TrainingOptions
 from nidl_dcl.volumes import Preparation
@@ -81,11 +81,11 @@ def _filters(file: Path | None) -> dict[str, Any] | None:
     if file is None:
         return None
     try:
-        filters = json.loads(file.read_text(encoding="utf-8"))
+        filters = read_json(file)
     except OSError as error:
         raise UsageError(f"--bids-filter-file {file} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise UsageError(f"--bids-filter-file {file} is not JSON: {error}.") from error
+        raise UsageError(f"--bids-filter-file {file} cannot be used as JSON: {error}.") from error
     if not isinstance(filters, dict):
         raise UsageError(f"--bids-filter-file {file} must hold an object of entities and values.")
     return filters

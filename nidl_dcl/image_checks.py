@@ -5,7 +5,6 @@ What is wrong with one file is said by `image_file`; how much may be wrong is fo
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pandas as pd
 
 from nidl_dcl.file_memory import FileMemory
 from nidl_dcl.image_file import Check
+from nidl_dcl.json_files import read_json
 from nidl_dcl.prepared import check_files
 
 __all__ = ["check_images", "copies", "how_to_fetch", "tell"]
@@ -81,10 +81,8 @@ def _sidecar_fault(image: Path) -> str:
         if not sidecar.is_file():
             broken = sidecar.is_symlink()
             return f"{sidecar.name} is a link to nothing; it is not needed." if broken else ""
-        if sidecar.stat().st_size > _LARGEST_SIDECAR:
-            return f"{sidecar.name} is larger than any sidecar; it is not read."
-        fields = json.loads(sidecar.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        fields = read_json(sidecar, _LARGEST_SIDECAR)
+    except (OSError, ValueError) as error:
         return f"{sidecar.name} cannot be read ({error}); it is not needed."
     return "" if isinstance(fields, dict) else f"{sidecar.name} holds no JSON object."
 

@@ -6,14 +6,14 @@ import path, the input contract, what pretraining saw, versions, and the checksu
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import inspect
-import json
 import pickle
 import platform
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,15 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from nidl_dcl.errors import UsageError
+from nidl_dcl.json_files import read_json
 from nidl_dcl.volumes import Preparation
 from nidl_dcl.writing import replacing, write_json
 
@@ -138,10 +144,12 @@ def load_model(
     description = read_description(folder)
     weights = folder / "weights.safetensors"
     try:
+        if not weights.is_file():  # a pipe would block
+            raise FileNotFoundError(errno.ENOENT, "there is no such file")
         raw = weights.read_bytes()
     except OSError as error:
         raise UsageError(f"{weights} cannot be read ({error.strerror}).") from error
-    if hashlib.sha256(raw).hexdigest() != description["sha256"].get("weights.safetensors"):
+    if hashlib.sha256(raw).hexdigest() != description["sha256"]["weights.safetensors"]:
         raise UsageError(
             f"{weights} does not match its checksum in model.json: the file is damaged or from "
             "another model. Copy the folder again."
@@ -150,7 +158,8 @@ def load_model(
         state = safetensors.torch.load(raw)
     except safetensors.SafetensorError as error:
         raise UsageError(f"{weights} is not a safetensors file ({error}).") from error
-    arguments = dict(description["arguments"])
+    own = ("encoder", "encoder_kwargs", *_RUN_OPTIONS)  # never written there
+    arguments = {k: v for k, v in description["arguments"].items() if k not in own}
     known = description["encoder"]
     if encoder is not None:
         arguments["encoder"] = encoder
@@ -161,25 +170,70 @@ def load_model(
         )
     else:
         arguments["encoder"] = import_module_class(known["class"], trust)
-        arguments["encoder_kwargs"] = known["arguments"]
+        # It is loaded on the CPU, wherever it was built.
+        arguments["encoder_kwargs"] = {k: v for k, v in known["arguments"].items() if k != "device"}
     estimator_class: Any = None
     if description["estimator"].startswith("nidl_dcl."):
         estimator_class = import_module_class(description["estimator"])
     if not hasattr(estimator_class, "transform"):
         raise UsageError(f"{folder} holds a {description['estimator']}, not a model of nidl_dcl.")
     try:
+        contract = description["input_contract"]
+        preparation = contract and Preparation.from_dict(contract)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"The input contract of {folder} cannot be used: {error}") from error
+    try:
+        _refuse_larger(lambda: estimator_class(**{**arguments, **options}), state)
         estimator = estimator_class(**{**arguments, **options})
         if estimator.encoder is None or estimator.projection_head is None:
             raise ValueError("the encoder cannot be built from the stored arguments")
         estimator.load_state_dict(state)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"The weights of {folder} do not fit the model: {error}") from error
-    contract = description.get("input_contract")
-    estimator.__dict__["_preparation"] = contract and Preparation.from_dict(contract)
+    estimator.__dict__["_preparation"] = preparation
     estimator.__dict__["_fitted"] = bool(description.get("fitted"))
     if estimator.fitted:
         estimator.__dict__["_exposure"] = dict(description.get("exposure") or {})
     return estimator
+
+
+class _EndlessError(Exception):
+    """A model that is being built grows and grows."""
+
+
+def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> None:
+    """Build a model without memory, and refuse one that has more numbers than its weights.
+
+    What a description says could otherwise ask for any amount of memory, or parts without end.
+    """
+    held = sum(tensor.numel() for tensor in state.values())
+    most = 10**8 + 10 * held, 1000 + 100 * len(state)  # a part may be built and replaced
+    built = [0, 0]
+
+    def count(what: int, more: int) -> None:
+        built[what] += more
+        if built[what] > most[what]:
+            raise _EndlessError(f"building it took over {most[what]} {('numbers', 'parts')[what]}")
+
+    def take(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        count(0, 0 if parameter is None or is_lazy(parameter) else parameter.numel())
+
+    hooks = [
+        register_module_parameter_registration_hook(take),
+        register_module_module_registration_hook(lambda module, name, part: count(1, 1)),
+    ]
+    try:
+        with torch.device("meta"):
+            model = build()
+    except _EndlessError as error:
+        raise ValueError(f"the model described has no end in sight ({error})") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if model.encoder is not None:
+        needed = sum(t.numel() for t in model.state_dict().values() if not is_lazy(t))
+        if needed > held:
+            raise ValueError(f"the model described has {needed} numbers, the file holds {held}")
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
@@ -237,12 +291,18 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UsageError(f"{folder} is not a model folder: model.json is missing.")
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = read_json(file)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {error}.") from error
-    shapes = {"estimator": str, "encoder": dict, "arguments": dict, "sha256": dict}
-    if not isinstance(description, dict) or any(
-        not isinstance(description.get(key), kind) for key, kind in shapes.items()
+    maybe = dict | None
+    shapes: dict[str, Any] = {"estimator": str, "encoder": dict, "arguments": dict, "sha256": dict}
+    shapes |= dict.fromkeys(("input_contract", "exposure", "provenance"), maybe)
+    if (
+        not isinstance(description, dict)
+        or any(not isinstance(description.get(key), kind) for key, kind in shapes.items())
+        or not isinstance(description["sha256"].get("weights.safetensors"), str)
+        or not isinstance(description["encoder"].get("class"), str)
+        or not isinstance(description["encoder"].get("arguments"), maybe)
     ):
         raise UsageError(f"{file} is not the description of a model of nidl_dcl.")
     if description.get("format") != FORMAT:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import fcntl
-import json
 import os
 import socket
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from nidl_dcl import __version__
 from nidl_dcl.errors import OutputInUseError, UsageError
+from nidl_dcl.json_files import read_json
 from nidl_dcl.model_folder import versions
 from nidl_dcl.writing import write_json, write_text
 
@@ -174,7 +174,7 @@ class Output:
     def _earlier_runs(self) -> list[dict[str, Any]]:
         """Return what earlier commands did here, oldest first."""
         try:
-            before = json.loads((self.path / "logs" / "run.json").read_text("utf-8"))
+            before = read_json(self.path / "logs" / "run.json")
             told = {name: before[name] for name in ("command", "started", "stages", "exit_status")}
             return [*before["earlier"], told][-_REMEMBERED:]
         except (OSError, ValueError, KeyError, TypeError):
@@ -272,7 +272,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _dataset_name(bids_dir: Path) -> str:
     try:
-        name = json.loads((bids_dir / "dataset_description.json").read_text("utf-8"))["Name"]
+        name = read_json(bids_dir / "dataset_description.json")["Name"]
     except (OSError, ValueError, KeyError, TypeError):
         return bids_dir.name
     return str(name)

@@ -141,9 +141,7 @@ class _Faults:
         """Add something that lies where the image should."""
         self.add(name, expected, lambda anat, stem, seed: make(anat / f"{stem}_T1w{ending}"))
 
-    def named(
-        self, name: str, expected: Rows, *names: str, participant: str | None = None
-    ) -> None:
+    def named(self, name: str, expected: Rows, *names: str, participant: str | None = None) -> None:
         """Add sound images of other names, ``SUB`` standing for the participant."""
 
         def make(anat: Path, stem: str, seed: int) -> None:
@@ -482,7 +480,8 @@ def write_mask_faults(root: Path) -> dict[str, tuple[str, str]]:
     masks = root / "derivatives" / "masks"
     expected = {}
     made = {f"g{i}": None for i in range(GOOD)} | {
-        "m" + "".join(c for c in name if c.isalpha()): fault for name, fault in mask_faults().items()
+        "m" + "".join(c for c in name if c.isalpha()): fault
+        for name, fault in mask_faults().items()
     }
     for number, (label, fault) in enumerate(made.items()):
         stem = f"sub-{label}/anat/sub-{label}"

@@ -25,7 +25,9 @@ def brain(shape=SHAPE, shift=(0, 0, 0)):
 
 
 def image(data=None, affine=AFFINE, dtype=np.float32):
-    made = nib.Nifti1Image((brain()[0] if data is None else data).astype(dtype), affine, dtype=dtype)
+    made = nib.Nifti1Image(
+        (brain()[0] if data is None else data).astype(dtype), affine, dtype=dtype
+    )
     made.set_qform(affine, 1)
     made.set_sform(affine, 1)
     return made

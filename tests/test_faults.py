@@ -102,9 +102,7 @@ def test_every_fault_has_its_row_and_memory_is_bounded(
 
 
 @pytest.mark.slow
-def test_a_study_runs_on_what_is_sound(
-    dataset: tuple[Path, list[Fault]], tmp_path: Path
-) -> None:
+def test_a_study_runs_on_what_is_sound(dataset: tuple[Path, list[Fault]], tmp_path: Path) -> None:
     root, faults = dataset
     before, out = snapshot(root), tmp_path / "out"
     words = ["study", root, out, "--target", "age", *SMALL]
