@@ -25,6 +25,7 @@ from nidl_dcl.options import (
     StudyOptions,
     TrainingOptions,
     as_yaml,
+    read_options,
 )
 
 __all__ = ["main"]
@@ -313,8 +314,7 @@ def _launch(
         Say more; show where an error came from.
     """
     if config is not None:
-        if not config.is_file():
-            raise UsageError(f"--config {config} is not a file.")
+        read_options(config)  # refuses what the library would unfold without end
         app.config = (Yaml(config, use_commands_as_keys=False, search_parents=False),)
     else:
         app.config = ()

@@ -258,6 +258,9 @@ class BIDSDataModule(L.LightningDataModule):
         """
         if self._images is not None:
             return
+        if self.work_dir is not None and not self.work_dir.exists():
+            # Prepared heads have faces. A folder that is there keeps the rights it was given.
+            self.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         inventory = find_images(
             self.bids_dir,
             **self.selection,

@@ -257,6 +257,8 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     """
     file = Path(file)
     try:
+        if not file.is_file():  # a pipe would block
+            raise FileNotFoundError(errno.ENOENT, "there is no such file")
         if file.suffix == ".safetensors":
             found: Any = safetensors.torch.load_file(file)
         else:

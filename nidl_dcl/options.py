@@ -24,6 +24,7 @@ __all__ = [
     "StudyOptions",
     "TrainingOptions",
     "as_yaml",
+    "read_options",
     "read_study",
     "study_yaml",
 ]
@@ -262,8 +263,51 @@ _GROUPS = {
     "prediction": PredictionOptions,
     "run": RunOptions,
 }
+_LARGEST = 10**6
 _OWN = ("bids_dir", "output_dir", "target", "model", "trust")
 _PATHS = ("bids_dir", "output_dir", "model", "bids_filter_file", "init", "work_dir", "readout")
+
+
+def read_options(file: str | Path) -> dict[str, Any]:
+    """Return the options in a YAML file by name, each a plain value or a list of such.
+
+    Parameters
+    ----------
+    file : path
+        A flat mapping of at most a megabyte; tags that would make objects are refused.
+
+    Raises
+    ------
+    UsageError
+        When the file cannot be read or holds anything else.
+    """
+    path = Path(file)
+    try:
+        if not path.is_file():  # a pipe would block
+            raise UsageError(f"{file} is not a file.")
+        if path.stat().st_size > _LARGEST:
+            raise UsageError(f"{file} is larger than any list of options.")
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
+    except RecursionError as error:
+        raise UsageError(f"{file} is not YAML of options: it is nested too deeply.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{file} is not YAML: {error}.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} must hold options, one per line, such as 'bids_dir: data'.")
+    for name, value in content.items():
+        values = value if isinstance(value, list) else [value]
+        # Lists in lists are no option, and by aliases they can be endless.
+        if not isinstance(name, str) or any(isinstance(v, list | dict | set) for v in values):
+            raise UsageError(
+                f"{file}: {str(name)[:40]!r} is no option with a value or a list of values."
+            )
+    return content
 
 
 def read_study(file: str | Path) -> StudyOptions:
@@ -279,15 +323,7 @@ def read_study(file: str | Path) -> StudyOptions:
     UsageError
         When the file cannot be read, lacks ``bids_dir`` or ``output_dir``, or has an unknown option.
     """
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file} is not YAML: {error}.") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{file} must hold options, one per line, such as 'bids_dir: data'.")
-    content = {str(name).replace("-", "_"): value for name, value in content.items()}
+    content = {name.replace("-", "_"): value for name, value in read_options(file).items()}
     own: dict[str, Any] = {}
     grouped: dict[str, dict[str, Any]] = {name: {} for name in _GROUPS}
     home = {f.name: name for name, group in _GROUPS.items() for f in fields(group)}
