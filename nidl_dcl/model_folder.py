@@ -296,7 +296,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         description = read_json(file)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {error}.") from error
-    maybe = dict | None
+    maybe: Any = (dict, type(None))
     shapes: dict[str, Any] = {"estimator": str, "encoder": dict, "arguments": dict, "sha256": dict}
     shapes |= dict.fromkeys(("input_contract", "exposure", "provenance"), maybe)
     if (
