@@ -6,7 +6,6 @@ import bz2
 import gzip
 import os
 import socket
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -500,6 +499,12 @@ def write_mask_faults(root: Path) -> dict[str, tuple[str, str]]:
     return expected
 
 
-def safetensors_file(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
-    """Return the bytes of a safetensors file with whatever header, and a length that may lie."""
-    return struct.pack("<Q", len(header) if length is None else length) + header + data
+def state_of(root: Path) -> dict[str, tuple[int, ...]]:
+    """Return what changes when anything in a folder is written, made, removed or given other rights."""
+    found = {}
+    for path in (root, *root.rglob("*")):
+        seen = path.lstat()
+        found[str(path.relative_to(root))] = (
+            *(seen.st_mode, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns),
+        )
+    return found

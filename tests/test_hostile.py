@@ -11,6 +11,7 @@ import re
 import shutil
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,26 @@ from faults import AFFINE, SHAPE, bomb, head, nested, write_mask_faults
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_images import save, save_mgh
+from test_docs import CODES
 from test_model_folder import Evil
 from torch import nn
 
 from nidl_dcl import DCL, BIDSDataModule, load_model
 from nidl_dcl.bids_names import read_filters
 from nidl_dcl.embedding import read_embeddings
-from nidl_dcl.errors import NidlDclError, UsageError
+from nidl_dcl.errors import UsageError
 from nidl_dcl.image_file import UnreadableVolumeError, check_volume, read_volume
 from nidl_dcl.model_folder import read_description
 from nidl_dcl.options import read_study
 from nidl_dcl.presets import PRESETS
 
 OPTIONS: dict[str, Any] = {
-    **{"max_epochs": 1, "lr_scheduler": None, "random_state": 0, "accelerator": "cpu"},
-    **{"enable_progress_bar": False, "enable_model_summary": False},
+    "max_epochs": 1,
+    "lr_scheduler": None,
+    "random_state": 0,
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
 }
 
 
@@ -174,10 +180,9 @@ NAMES = st.sampled_from(["run", "session", "suffix", "extension", "t1w", "desc"]
 def test_any_filter_is_read_or_refused(filters: dict[str, Any]) -> None:
     try:
         wanted = read_filters(filters, PRESETS["raw-t1w"])
-    except UsageError as error:
-        assert str(error)
-    else:
-        assert all(value == "*" or isinstance(value, list) for value in wanted.values())
+    except UsageError:
+        return
+    assert all(value == "*" or isinstance(value, list) for value in wanted.values())
 
 
 # Tables -----------------------------------------------------------------------------------------
@@ -199,8 +204,7 @@ TABLES: dict[str, tuple[bytes, str]] = {
         "",
     ),
     "columns from everywhere": (
-        b"participant_id\t=1+1\t<img src=x>\t../x\t\x1b[2J\tpath\trow\t__class__\n"
-        b"sub-01\t1\t2\t3\t4\t5\t6\t7\n",
+        b"participant_id\t=1+1\t<img src=x>\t../x\t\x1b[2J\tpath\trow\t__class__\nsub-01\t1\n",
         "",
     ),
     "infinities": (b"participant_id\tage\nsub-01\t1e999\nsub-02\t-inf\nsub-03\tNaN\n", ""),
@@ -482,11 +486,9 @@ def test_any_value_in_a_description_is_read_or_refused(
 ) -> None:
     folder = tmp_path_factory.mktemp("any") / "model"
     lying(model, folder, lambda d: d.update({key: value}), None)
-    try:
+    with suppress(UsageError):
         read_description(folder)
         load_model(folder)
-    except NidlDclError as error:
-        assert str(error)
 
 
 @pytest.mark.parametrize("command", ["study", "embed"])
@@ -516,7 +518,7 @@ def test_a_checkpoint_that_would_run_code_runs_nothing_when_training_goes_on(
         proj_input_dim=4,
         **OPTIONS,
     )
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         made.fit(torch.zeros(8, 6), ckpt_path=file)
     assert not mark.exists()
 
@@ -534,10 +536,7 @@ def test_embeddings_of_pickles_run_nothing(tmp_path: Path) -> None:
 
 # Headers ----------------------------------------------------------------------------------------
 
-CODES = set(
-    "ok empty truncated crc not_nifti not_a_file not_fetched unreadable permission extension "
-    "dimensions too_large too_small dtype scaling non_finite constant range affine spacing".split()
-)
+OPENED = CODES - {"sidecar", "duplicate", "ambiguous", "bad_name", "part", "no_image", "bad_id"}
 
 
 @pytest.fixture(scope="module")
@@ -584,7 +583,7 @@ def test_any_header_is_an_image_or_a_fault_with_a_code(
     path = tmp_path_factory.getbasetemp() / f"any{ending}"
     path.write_bytes(gzip.compress(raw, 1) if squeeze and ending != ".npy" else raw)
     check = check_volume(path)
-    assert check.code in CODES
+    assert check.code in OPENED
     assert check.code != "unreadable", check.message
     if check.status == "skip":
         with pytest.raises(UnreadableVolumeError) as caught:
@@ -605,7 +604,7 @@ def test_any_bytes_are_an_image_or_a_fault_with_a_code(
     path = tmp_path_factory.getbasetemp() / f"bytes{ending}"
     path.write_bytes(raw)
     assert check_volume(path).status == "skip"
-    assert check_volume(path).code in CODES
+    assert check_volume(path).code in OPENED
     path.unlink()
 
 
