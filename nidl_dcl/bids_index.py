@@ -22,6 +22,7 @@ from nidl_dcl.bids_walk import Progress
 from nidl_dcl.brain_masks import pair_masks
 from nidl_dcl.candidates import Candidate, Search, select_images
 from nidl_dcl.errors import UsageError
+from nidl_dcl.grid import Code
 from nidl_dcl.ids import match_ids
 from nidl_dcl.listings import read_folder
 from nidl_dcl.phenotypes import participant_ids, read_phenotypes
@@ -296,7 +297,10 @@ def _inputs(found: Search, base: str, expected: set[str], table: set[str]) -> pd
     for participant in sorted(expected - have):
         where = "in participants.tsv" if participant in table else "as a folder"
         if is_label(participant.removeprefix("sub-")):
-            row = "no_image", f"listed {where}, without an image that was asked for"
+            row: tuple[Code, str] = (
+                "no_image",
+                f"listed {where}, without an image that was asked for",
+            )
         else:
             row = "bad_id", f"listed {where}; labels are letters and digits only"
         rows.append((_utf8(participant), None, "n/a", "skip", *row))

@@ -23,6 +23,7 @@ from nidl_dcl.bids_names import (
     passes,
 )
 from nidl_dcl.bids_walk import Folder, Progress, Walk
+from nidl_dcl.grid import Code
 from nidl_dcl.listings import Listings
 from nidl_dcl.presets import Preset
 
@@ -53,10 +54,10 @@ class Candidate:
     path: str
     entities: dict[str, str | int] = field(default_factory=dict)
     status: str = "ok"
-    code: str = "ok"
+    code: Code = "ok"
     message: str = ""
 
-    def leave_out(self, code: str, message: str) -> None:
+    def leave_out(self, code: Code, message: str) -> None:
         """Mark as not usable."""
         self.status, self.code, self.message = "skip", code, message
 
@@ -277,7 +278,7 @@ def _step(name: str, allowed: Allowed) -> str:
 def _unreadable(folder: Folder) -> Candidate:
     candidate = Candidate(folder.participant or "n/a", folder.session, folder.path or ".")
     error = folder.error
-    code = "permission" if isinstance(error, PermissionError) else "unreadable"
+    code: Code = "permission" if isinstance(error, PermissionError) else "unreadable"
     reason = error.strerror if error is not None and error.strerror else "unknown error"
     candidate.leave_out(code, f"the folder cannot be read: {reason}")
     return candidate

@@ -20,6 +20,7 @@ __all__ = [
     "MAX_VOXELS",
     "VOXEL_MM",
     "Check",
+    "Code",
     "Grid",
     "Shape",
     "UnreadableVolumeError",
@@ -32,6 +33,37 @@ MIN_SIDE = 8
 VOXEL_MM = (0.1, 20.0)
 
 Shape = tuple[int, int, int]
+
+Code = Literal[
+    "ok",
+    "empty",
+    "truncated",
+    "crc",
+    "not_nifti",
+    "not_a_file",
+    "not_fetched",
+    "unreadable",
+    "permission",
+    "extension",
+    "dimensions",
+    "too_large",
+    "too_small",
+    "dtype",
+    "scaling",
+    "non_finite",
+    "constant",
+    "range",
+    "affine",
+    "spacing",
+    "sidecar",
+    "duplicate",
+    "ambiguous",
+    "bad_name",
+    "part",
+    "no_image",
+    "bad_id",
+]
+"""The words for what became of an image; each is explained in the documentation."""
 
 
 class UnreadableVolumeError(NidlDclError, ValueError):
@@ -47,9 +79,9 @@ class UnreadableVolumeError(NidlDclError, ValueError):
 
     exit_status = 3
 
-    def __init__(self, message: str, code: str = "unreadable") -> None:
+    def __init__(self, message: str, code: Code = "unreadable") -> None:
         super().__init__(message)
-        self.code = code
+        self.code: Code = code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +94,7 @@ class Check:
     """
 
     status: str
-    code: str
+    code: Code
     message: str
     content: str = dataclasses.field(default="", compare=False)
     coarsest: float = dataclasses.field(default=0.0, compare=False)

@@ -10,17 +10,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from faults import faults, mask_faults
 from PIL import Image
 
 import nidl_dcl
 from nidl_dcl import errors
 from nidl_dcl.bids_index import find_images
 from nidl_dcl.coding import decode
+from nidl_dcl.grid import Code
 from nidl_dcl.ids import match_ids
 from nidl_dcl.presets import PRESETS
 from nidl_dcl.tables import read_table
@@ -30,12 +32,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")]
 README = (REPOSITORY / "README.md").read_text("utf-8")
 COMMANDS = ["index", "pretrain", "embed", "predict", "report", "study", "demo"]
-CODES = {
-    *("ok", "empty", "truncated", "crc", "not_nifti", "not_a_file", "not_fetched", "unreadable"),
-    *("permission", "extension", "dimensions", "too_large", "too_small", "dtype", "scaling"),
-    *("non_finite", "constant", "range", "affine", "spacing", "sidecar", "duplicate", "ambiguous"),
-    *("bad_name", "part", "no_image", "bad_id"),
-}
+CODES = set(get_args(Code))
+"""All that the program can write: the type checker lets no other word through."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*[a-z]")
 
 
@@ -154,28 +152,47 @@ def test_every_public_name_is_documented(name: str) -> None:
 
 def test_exit_statuses_are_the_same_everywhere() -> None:
     rows = re.compile(r"^\| (\d+) \|", flags=re.MULTILINE)
-    written = [int(status) for status in rows.findall(page("exit_status.md"))]
+    written = [
+        int(status)
+        for status in rows.findall(
+            section(page("when_things_go_wrong.md"), "## Exit statuses").split("| status | what")[0]
+        )
+    ]
     assert written == [0, 1, 2, 3, 4, 130, 143]
     assert [int(status) for status in rows.findall(README)] == written
     raised = {getattr(errors, name).exit_status for name in errors.__all__}
     assert raised <= set(written)
 
 
-def test_every_code_of_inputs_is_documented_with_what_to_do() -> None:
-    inputs = section(page("files.md"), "## `logs/inputs.tsv`")
+def documented_codes() -> set[tuple[str, str]]:
+    """Return status and code of each row of the table of codes, which has all its cells."""
     rows = [
         [cell.strip() for cell in line.strip("|").split(" | ")]
-        for line in section(inputs, "### Codes").splitlines()
+        for line in section(page("when_things_go_wrong.md"), "## Codes").splitlines()
         if line.startswith("| `")
     ]
     assert {len(row) for row in rows} == {4}
     assert all(meaning and todo for _, _, meaning, todo in rows)
-    # Faults that are repaired when read, or no faults of the image.
-    warned = {"extension", "non_finite", "affine", "spacing", "sidecar", "duplicate", "ambiguous"}
-    never_skipped = {"ok", "sidecar", "ambiguous"}
-    expected = {(code, "skip") for code in CODES - never_skipped}
-    expected |= {(code, "warn") for code in warned} | {("ok", "ok")}
-    assert {(row[0].strip("` |"), row[1].strip("`")) for row in rows} == expected
+    found = {(row[1].strip("`"), row[0].strip("` |")) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_every_code_of_inputs_is_documented_with_what_to_do() -> None:
+    assert {code for _, code in documented_codes()} == CODES
+
+
+def test_every_documented_code_is_that_of_a_fault_and_the_other_way_round() -> None:
+    shown = {row for fault in faults() for row in fault.expected}
+    shown.add(("skip", "permission"))  # root may read all; test_image_file.py shows it
+    assert shown == documented_codes()
+    assert {(status, code) for status, code, _ in mask_faults().values()} <= shown
+
+
+def test_every_trouble_has_its_heading() -> None:
+    text = section(page("when_things_go_wrong.md"), "## What happened, and what to do")
+    for word in ("killed", "memory", "disk", "in use", "configuration", "collapsed", "NaN"):
+        assert re.search(rf"^### .*{word}", text, flags=re.MULTILINE)
 
 
 def test_the_columns_of_tables_are_documented() -> None:
