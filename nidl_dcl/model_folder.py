@@ -202,7 +202,7 @@ class _EndlessError(Exception):
 
 
 def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> None:
-    """Build a model without memory, and refuse one that has more numbers than its weights.
+    """Build a model, if possible without memory; refuse one of more numbers than its weights.
 
     What a description says could otherwise ask for any amount of memory, or parts without end.
     """
@@ -223,7 +223,13 @@ def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> Non
         register_module_module_registration_hook(lambda module, name, part: count(1, 1)),
     ]
     try:
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                model = build()
+        except (RuntimeError, ValueError, TypeError, AssertionError):
+            # Some constructors look at values, which tensors without memory have not; what they
+            # build is counted all the same.
+            built[:] = 0, 0
             model = build()
     except _EndlessError as error:
         raise ValueError(f"the model described has no end in sight ({error})") from error

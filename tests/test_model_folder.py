@@ -96,6 +96,29 @@ def test_an_encoder_that_cannot_be_rebuilt_is_asked_for(rows: torch.Tensor, tmp_
     assert again.transform(rows).shape == (12, 4)
 
 
+class LooksAtValues(nn.Module):
+    """Takes numbers out of tensors when it is built, as MONAI's Swin transformer does."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.arguments = {"width": width}
+        self.rates = [rate.item() for rate in torch.linspace(0, 1, width)]
+        self.layer = nn.Linear(6, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.flatten(1)) * self.rates[-1]
+
+
+def test_an_encoder_that_looks_at_values_when_built_is_rebuilt(tmp_path: Path) -> None:
+    model = DCL(LooksAtValues(4), proj_input_dim=4, random_state=0)
+    model.save(tmp_path)
+
+    again = load_model(tmp_path, trust=[__name__])
+
+    assert again.encoder.rates == model.encoder.rates
+    assert torch.equal(again.encoder.layer.weight, model.encoder.layer.weight)
+
+
 def test_only_trusted_packages_are_imported(rows: torch.Tensor, tmp_path: Path) -> None:
     folder = DCL(Foreign, proj_input_dim=4, **OPTIONS).fit(rows).save(tmp_path / "model")
     with pytest.raises(UsageError, match="not trusted"):
