@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from types import FrameType
@@ -17,7 +18,8 @@ from cyclopts.config import Yaml
 
 import nidl_dcl
 from nidl_dcl.console import Console
-from nidl_dcl.errors import NidlDclError, UsageError
+from nidl_dcl.errors import UsageError
+from nidl_dcl.failures import describe, exit_status
 from nidl_dcl.options import (
     DataOptions,
     PredictionOptions,
@@ -343,26 +345,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
         app.meta(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(f"{error} See nidl-dcl --help.", 2)
-    except NidlDclError as error:
-        if verbose:
-            raise
-        _fail(str(error), error.exit_status)
-    except KeyboardInterrupt:
-        _fail("Interrupted. The same command goes on from here.", 130)
-    except SystemExit as error:
-        # Lightning's exit after a SIGTERM carries no status.
-        status = error.code if isinstance(error.code, int) else 143
-        if status == 143:
-            _fail("Terminated. The same command goes on from here.", 143)
-        sys.exit(status)
-    except OSError as error:
-        if verbose:
-            raise
-        _fail(f"{error.strerror or error}: {error.filename or ''}", 1)
-    except Exception as error:
-        if verbose:
-            raise
-        _fail(f"Unexpected fault: {type(error).__name__}: {error}. Run with -v to see where.", 1)
+    except BaseException as error:
+        status = exit_status(error)
+        if isinstance(error, SystemExit) and status != 143:
+            sys.exit(status)
+        if verbose and isinstance(error, Exception):
+            traceback.print_exception(error)
+        _fail(describe(error), status)
     sys.exit(0)
 
 

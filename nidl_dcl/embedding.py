@@ -18,12 +18,22 @@ from torch.utils.data import DataLoader, Subset
 
 from nidl_dcl.errors import UsageError
 from nidl_dcl.prepared import PreparedVolumes
-from nidl_dcl.writing import replacing, to_tsv, write_bytes, write_json, write_npy, write_text
+from nidl_dcl.samples import outlast_sigterm
+from nidl_dcl.writing import (
+    finish_together,
+    replacing,
+    to_json,
+    to_npy,
+    to_tsv,
+    write_bytes,
+    write_together,
+)
 
 __all__ = [
     "COLUMNS",
     "Embeddings",
     "embed_volumes",
+    "is_written",
     "read_embeddings",
     "write_embeddings",
     "write_parquet",
@@ -105,13 +115,16 @@ def embed_volumes(
     missing = [i for i in range(len(volumes)) if i not in rows]
     for start in range(0, len(missing), _CHUNK):
         chunk = missing[start : start + _CHUNK]
-        loader: DataLoader[Any] = DataLoader(Subset(volumes, chunk), num_workers=num_workers)
+        loader: DataLoader[Any] = DataLoader(
+            Subset(volumes, chunk), num_workers=num_workers, worker_init_fn=outlast_sigterm
+        )
         features = model.transform(loader).numpy()
         for i, row in zip(chunk, features, strict=True):
             rows[i] = row
             if memory is not None:
                 body = row.astype("<f4").tobytes()
-                write_bytes(places[i], body + hashlib.blake2b(body, digest_size=16).digest())
+                checksum = hashlib.blake2b(body, digest_size=16).digest()
+                write_bytes(places[i], body + checksum, lasting=False)
         if progress is not None:
             progress("embedding", start + len(chunk), len(missing))
     return np.stack([rows[i] for i in range(len(volumes))]).astype(np.float32), len(missing)
@@ -129,28 +142,49 @@ def write_embeddings(folder: Path, label: str, embeddings: Embeddings) -> bool:
     embeddings : Embeddings
         What is written.
     """
-    table = embeddings.table.copy()
-    table["row"] = range(len(table))
-    text = to_tsv(table[list(COLUMNS)])
+    text = _table_text(embeddings)
     sidecar = {
         **{name: {"Description": text_} for name, text_ in _DESCRIPTIONS.items()},
         "Description": "One embedding per image; the matrix is in the .npy file of the same name",
         "Shape": list(embeddings.matrix.shape),
         "Config": embeddings.config,
     }
+    if is_written(folder, label, embeddings):
+        return False
+    write_together(
+        folder,
+        _set(label),
+        {
+            _file(folder, label, "npy").name: bytes(to_npy(embeddings.matrix.astype(np.float32))),
+            _file(folder, label, "tsv").name: text.encode("utf-8", "backslashreplace"),
+            _file(folder, label, "json").name: to_json(sidecar).encode("utf-8", "backslashreplace"),
+        },
+    )
+    return True
+
+
+def is_written(folder: Path, label: str, embeddings: Embeddings) -> bool:
+    """Return whether `write_embeddings` would change nothing."""
+    finish_together(folder, _set(label))
     tsv, npy, note = (_file(folder, label, kind) for kind in ("tsv", "npy", "json"))
-    if (
+    return (
         tsv.is_file()
         and npy.is_file()
         and note.is_file()
-        and tsv.read_text("utf-8") == text
+        and tsv.read_text("utf-8") == _table_text(embeddings)
         and np.array_equal(np.load(npy, allow_pickle=False), embeddings.matrix)
-    ):
-        return False
-    write_npy(npy, embeddings.matrix.astype(np.float32))
-    write_text(tsv, text)
-    write_json(note, sidecar)
-    return True
+    )
+
+
+def _table_text(embeddings: Embeddings) -> str:
+    table = embeddings.table.copy()
+    table["row"] = range(len(table))
+    return to_tsv(table[list(COLUMNS)])
+
+
+def _set(label: str) -> str:
+    """Return the name of the files that `write_together` writes."""
+    return f"desc-{label}_embeddings"
 
 
 def write_parquet(folder: Path, label: str, embeddings: Embeddings) -> None:
@@ -180,6 +214,7 @@ def read_embeddings(folder: Path, label: str) -> Embeddings | None:
     UsageError
         When the files are damaged, or do not belong together.
     """
+    finish_together(folder, _set(label))
     tsv, npy, note = (_file(folder, label, kind) for kind in ("tsv", "npy", "json"))
     if not (tsv.is_file() and npy.is_file()):
         return None

@@ -32,7 +32,7 @@ from torch.optim import Optimizer
 from nidl_dcl.errors import UsageError
 from nidl_dcl.json_files import read_json
 from nidl_dcl.volumes import Preparation
-from nidl_dcl.writing import replacing, write_json
+from nidl_dcl.writing import write_bytes, write_json
 
 __all__ = [
     "FORMAT",
@@ -87,9 +87,9 @@ def save_model(
         for name, tensor in estimator.state_dict().items()
     }
     weights = folder / "weights.safetensors"
-    with replacing(weights) as beside:
-        safetensors.torch.save_file(state, beside)
-        digest = hashlib.sha256(beside.read_bytes()).hexdigest()
+    content = safetensors.torch.save(state)
+    write_bytes(weights, content)
+    digest = hashlib.sha256(content).hexdigest()
     arguments, left_out = _describe_arguments(estimator.get_params())
     description = {
         "format": FORMAT,

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import fcntl
+import json
 import os
+import re
 import socket
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from nidl_dcl import __version__
+from nidl_dcl.console import Quiet
 from nidl_dcl.errors import OutputInUseError, UsageError
+from nidl_dcl.failures import describe, exit_status
 from nidl_dcl.json_files import read_json
 from nidl_dcl.model_folder import versions
-from nidl_dcl.writing import write_json, write_text
+from nidl_dcl.run_log import Logged, RunLog
+from nidl_dcl.writing import remove_stale, write_json, write_text
 
 __all__ = ["CITATION", "Output", "check_places"]
 
@@ -58,6 +65,7 @@ Derived from the BIDS dataset {source} by decoupled contrastive learning.
 | `logs/phenotypes.tsv` | whom each row of the phenotype tables belongs to |
 | `logs/metrics.csv` | training curves |
 | `logs/run.json` | what was run, when, with which versions |
+| `logs/<UTC time>_<command>.log` | what each run said and did |
 | `logs/CITATION.md` | what to cite |
 | `code/config.yaml` | the configuration that runs the study again |
 | `figures/` | the figures of the report with their data |
@@ -79,6 +87,8 @@ _IGNORED = (
     ".lock",
     "**/.*",
 )
+
+_COMMANDS = ("pretrain", "embed", "predict", "report", "study", "demo")
 
 _REMEMBERED = 50
 """Earlier commands that ``logs/run.json`` tells of."""
@@ -116,13 +126,18 @@ class Output:
             "command": list(command),
             "config": dict(config or {}),
             "versions": versions(),
+            "commit": _commit(Path(__file__).resolve().parent.parent),
             "host": socket.gethostname(),
+            "pid": os.getpid(),
             "started": _now(),
+            "log": None,
             "stages": [],
             "exit_status": None,
             "earlier": [],
         }
         self.worked = False
+        self.log: RunLog | None = None
+        self._folder: tuple[int, int] | None = None
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -135,22 +150,66 @@ class Output:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path / ".lock"):
+            self._folder = _identity(self.path)
             self._describe()
             self.record["earlier"] = self._earlier_runs()
-            self.save_record()
+            self.log = RunLog(self.path / "logs", _name_of(self.record["command"]))
+            self.record["log"] = f"logs/{self.log.path.name}"
             try:
-                yield
+                with self.log.with_warnings():
+                    self._begin()
+                    yield
+                    self.record["exit_status"] = 0
+                    self.save_record()
+                    self.log.stage = "end"
+                    self.log.write("Done: exit status 0.")
             except BaseException as error:
-                self.record["exit_status"] = exit_status(error)
-                self.record["error"] = str(error)
-                self.save_record()
+                self._tell_failure(error)
                 raise
-            self.record["exit_status"] = 0
+            finally:
+                self.log.close()
+                self.log = None
+
+    def _begin(self) -> None:
+        """Say what is run, and remove what killed runs left half-written."""
+        assert self.log is not None
+        self.log.write(" ".join(self.record["command"]))
+        told = ("versions", "commit", "host", "pid", "config")
+        self.log.write(
+            "\n".join(f"{name}: {json.dumps(self.record[name], default=str)}" for name in told)
+        )
+        self.save_record()
+        apart = [] if self.path in self.work.parents else [self.work]
+        stale = remove_stale([self.path, *apart])
+        if stale:
+            self.log.write(f"Removed {len(stale)} temporary files of runs that were killed.")
+
+    def _tell_failure(self, error: BaseException) -> None:
+        """Record and log why a run ends, as far as the disk lets it."""
+        assert self.log is not None
+        self.record["exit_status"] = exit_status(error)
+        self.record["error"] = describe(error)
+        with suppress(OSError):
             self.save_record()
+        self.log.write_traceback(error)
+        self.log.write(f"Exit status {exit_status(error)}: {' '.join(describe(error).split())}")
+
+    def heard(self, console: Quiet | None) -> Quiet:
+        """Return a console that shows what `console` does, and logs it while the folder is held."""
+        console = console or Quiet()
+        if self.log is None or isinstance(console, Logged):
+            return console
+        return Logged(console, self.log)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Record a stage: name, start, seconds, the step it resumed from, whether it was skipped."""
+        """Record a stage: name, start, seconds, the step it resumed from, whether it was skipped.
+
+        Raises
+        ------
+        OSError
+            When the folder is not the one that was locked any more.
+        """
         entry: dict[str, Any] = {
             "name": name,
             "started": _now(),
@@ -160,16 +219,38 @@ class Output:
         }
         self.record["stages"].append(entry)
         start = time.monotonic()
+        self._enter(name)
         try:
             yield entry
-        finally:
+            self._require_folder()
+        except BaseException:
             entry["seconds"] = round(time.monotonic() - start, 2)
-            self.worked = self.worked or not entry["skipped"]
-            self.save_record()
+            with suppress(OSError):  # the error under way says more
+                self.save_record()
+            raise
+        entry["seconds"] = round(time.monotonic() - start, 2)
+        self.worked = self.worked or not entry["skipped"]
+        self.save_record()
+        if self.log is not None:
+            what = "nothing to do" if entry["skipped"] else "done"
+            self.log.write(f"{name}: {what} in {entry['seconds']} s")
+
+    def _enter(self, name: str) -> None:
+        """Note that a stage begins, so that a killed run shows where it was."""
+        self.save_record()
+        if self.log is not None:
+            self.log.stage = name
+            self.log.write(f"{name}: begins")
 
     def save_record(self) -> None:
         """Write ``logs/run.json``."""
+        self._require_folder()
         write_json(self.path / "logs" / "run.json", self.record)
+
+    def _require_folder(self) -> None:
+        """Refuse to go on in a folder that was removed, or whose disk is gone, since it was locked."""
+        if self._folder is not None and _identity(self.path) != self._folder:
+            raise OSError(errno.ESTALE, "it is another folder than before", str(self.path))
 
     def _earlier_runs(self) -> list[dict[str, Any]]:
         """Return what earlier commands did here, oldest first."""
@@ -242,15 +323,6 @@ def check_places(bids_dir: Path, output_dir: Path) -> None:
         raise UsageError(f"OUTPUT_DIR {output_dir} holds all derivatives: choose a folder in it.")
 
 
-def exit_status(error: BaseException) -> int:
-    """Return the exit status that an exception stands for."""
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 143
-    return int(getattr(error, "exit_status", 1))
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -265,9 +337,47 @@ def _locked(path: Path) -> Iterator[None]:
             ) from error
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        _HELD.add(handle)
         yield
     finally:
+        _HELD.discard(handle)
         os.close(handle)
+
+
+_HELD: set[int] = set()
+"""Locks of this process; a loading worker that outlives it for a moment must not hold them."""
+
+
+def _let_go() -> None:
+    for handle in _HELD:
+        os.close(handle)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _name_of(command: Sequence[str]) -> str:
+    """Return the word of a command that names its log."""
+    script = re.sub(r"[^A-Za-z0-9]", "", Path(command[0]).stem) if command else ""
+    return next((word for word in command if word in _COMMANDS), script or "run")
+
+
+def _commit(folder: Path) -> str | None:
+    """Return the Git commit of a source tree, ``-dirty`` when files differ; None elsewhere."""
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+    return None
 
 
 def _dataset_name(bids_dir: Path) -> str:

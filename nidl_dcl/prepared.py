@@ -175,7 +175,7 @@ class PreparedVolumes(Dataset[Tensor]):
         )
         raw = prepared.half().numpy().astype("<f2", copy=False).tobytes()
         try:
-            write_bytes(entry, raw + _crc32(raw).to_bytes(_DIGEST, "little"))
+            write_bytes(entry, raw + _crc32(raw).to_bytes(_DIGEST, "little"), lasting=False)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

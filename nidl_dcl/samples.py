@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -40,6 +41,7 @@ __all__ = [
     "UndrawnViews",
     "dealt",
     "follow",
+    "outlast_sigterm",
     "two_view_loader",
     "with_batches",
 ]
@@ -353,8 +355,17 @@ def two_view_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+        worker_init_fn=outlast_sigterm,
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def outlast_sigterm(worker: int) -> None:
+    """Let a loading worker ignore SIGTERM, which a cluster sends to every process of a job.
+
+    The main one ends the step under way, for which it needs its workers, and then ends them.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _LateLoader(DataLoader[Any]):

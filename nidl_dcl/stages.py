@@ -40,6 +40,7 @@ from nidl_dcl.embedding import (
     COLUMNS,
     Embeddings,
     embed_volumes,
+    is_written,
     read_embeddings,
     write_embeddings,
     write_parquet,
@@ -70,6 +71,7 @@ from nidl_dcl.training import (
     Progress,
     TrainingCurve,
     sound_checkpoint,
+    step_of,
 )
 from nidl_dcl.transfer import (
     Cohort,
@@ -80,7 +82,7 @@ from nidl_dcl.transfer import (
     told,
 )
 from nidl_dcl.volumes import Preparation
-from nidl_dcl.writing import keep_tsv, to_tsv, write_json, write_text, write_tsv
+from nidl_dcl.writing import keep_tsv, to_tsv, write_bytes, write_json, write_text, write_tsv
 
 __all__ = [
     "configure",
@@ -179,7 +181,7 @@ def pretrain(
     InputsUnusableError
         When too few images are usable.
     """
-    console = console or Quiet()
+    console = output.heard(console)
     folder = output.path / "models" / f"desc-{run.model_name}"
     check_training(training)
     with output.stage("pretrain") as entry:
@@ -194,8 +196,13 @@ def pretrain(
             init = read_description(training.init)["exposure"]
             refuse_seen(module.images, module.contents, init, training.init)
         config = training_config(data, training, run, module.preparation, module.group)
+        # Several outputs may share a work folder.
+        place = hashlib.blake2b(bytes(output.path), digest_size=6).hexdigest()
+        checkpoints = output.work / f"checkpoints-{run.model_name}-{place}"
         if _is_trained(folder, config):
             console.say(f"{folder.name} is trained already.")
+            shutil.rmtree(checkpoints, ignore_errors=True)  # if a kill left any
+            _write_descriptions(output.path, run.model_name)
             entry["skipped"] = True
             return folder
         if len(module.participants("train")) < 2:
@@ -206,12 +213,9 @@ def pretrain(
         _set_up(output, module, console)
         write_mosaic(output.path / "figures", module)
         write_views(output.path / "figures", module)
-        # Several outputs may share a work folder.
-        place = hashlib.blake2b(bytes(output.path), digest_size=6).hexdigest()
-        checkpoints = output.work / f"checkpoints-{run.model_name}-{place}"
         resume = sound_checkpoint(checkpoints, console.say)
         if resume is not None:
-            entry["resumed_from_step"] = int(resume.stem.partition("-")[2])
+            entry["resumed_from_step"] = step_of(resume)
             console.say(f"Training goes on from step {entry['resumed_from_step']}.")
         model = new_model(training, run.random_seed)
         if training.init is not None:
@@ -280,7 +284,7 @@ def embed(
     -------
     Embeddings
     """
-    console = console or Quiet()
+    console = output.heard(console)
     own = output.path / "models" / f"desc-{run.model_name}"
     source = own if model_folder is None else model_folder
     if source == own and not own.exists():
@@ -313,7 +317,7 @@ def embed(
         if own != source and not (own / "model.json").is_file():
             own.mkdir(parents=True, exist_ok=True)
             for name in ("weights.safetensors", "model.json"):
-                shutil.copyfile(source / name, own / name)
+                write_bytes(own / name, (source / name).read_bytes())
         assert module.volumes is not None
         matrix, computed = embed_volumes(
             model,
@@ -332,7 +336,7 @@ def embed(
             Embeddings(table[list(COLUMNS)], matrix, config),
             restricted=bool(data.participant_label or data.session_label),
         )
-        changed = write_embeddings(output.path, run.model_name, embeddings)
+        changed = not is_written(output.path, run.model_name, embeddings)
         table_there = (output.path / f"desc-{run.model_name}_embeddings.parquet").is_file()
         if run.parquet and (changed or not table_there):
             write_parquet(output.path, run.model_name, embeddings)
@@ -340,6 +344,8 @@ def embed(
         entry["skipped"] = not changed and computed == 0
         if changed:
             write_plane(output.path / "figures", module, matrix)
+            # Last, since from here on a run that goes on finds nothing left to write.
+            write_embeddings(output.path, run.model_name, embeddings)
         console.say(
             f"Embeddings: {len(embeddings.table)} images of "
             f"{embeddings.table['participant_id'].nunique()} participants, {computed} computed now."
@@ -379,7 +385,7 @@ def predict(
         read-out of another cohort its scores stand in ``external``; where this cohort cannot be
         cross-validated itself, ``target`` and ``external`` are all.
     """
-    console = console or Quiet()
+    console = output.heard(console)
     prediction = prediction or PredictionOptions()
     with output.stage("predict") as entry:
         embeddings = read_embeddings(output.path, run.model_name)
@@ -552,6 +558,7 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     InputsUnusableError
         When too few images are usable.
     """
+    console = output.heard(console)
     data, run = options.data, options.run
     folder = output.path / "models" / f"desc-{run.model_name}"
     training = _known_shape(options.training, folder)
@@ -606,7 +613,7 @@ def study(
     list of dict
         As `predict`.
     """
-    console = console or Quiet()
+    console = output.heard(console)
     data, run, trust = options.data, options.run, options.trust
     group = options.prediction.group
     configure(output, options, console)
@@ -618,7 +625,7 @@ def study(
     rows = predict(
         output, options.target, data, run, options.prediction, trust=trust, console=console
     )
-    if output.worked or not (output.path / "report.html").is_file():
+    if output.worked or _report_is_old(output.path):
         report(output, run)
     return rows
 
@@ -835,6 +842,16 @@ def _refuse_another_model(own: Path, source: Path, digest: str) -> None:
             f"{own} holds another model than {source}. Choose another --model-name or another "
             "OUTPUT_DIR."
         )
+
+
+def _report_is_old(folder: Path) -> bool:
+    """Return whether a result was written after the report, before a run was killed."""
+    page = folder / "report.html"
+    if not page.is_file():
+        return True
+    results = ("desc-*", "models/*/*", "figures/*", "logs/*.tsv", "logs/*.csv")
+    files = [file for pattern in results for file in folder.glob(pattern)]
+    return any(file.stat().st_mtime_ns > page.stat().st_mtime_ns for file in files)
 
 
 def _check_inputs(output: Output, module: BIDSDataModule) -> None:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pandas as pd
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from nidl_dcl.writing import replacing
+from nidl_dcl.writing import replacing, write_text
 
-__all__ = ["AtomicCheckpoints", "Checkpoints", "Progress", "TrainingCurve", "sound_checkpoint"]
+__all__ = [
+    "AtomicCheckpoints",
+    "Checkpoints",
+    "Progress",
+    "TrainingCurve",
+    "sound_checkpoint",
+    "step_of",
+]
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -25,11 +35,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` beside `path`, sync, rename."""
         path = Path(path)
+        # Not straight to the file: PyTorch does not say why that fails.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
         with replacing(path) as beside:
-            torch.save(checkpoint, beside)
-            digest = hashlib.sha256(beside.read_bytes()).hexdigest()
-            with replacing(path.with_suffix(".sha256")) as note:
-                note.write_text(digest, encoding="ascii")
+            beside.write_bytes(content.getbuffer())
+            digest = hashlib.sha256(content.getbuffer()).hexdigest()
+            write_text(path.with_suffix(".sha256"), digest)
 
 
 class Checkpoints(Checkpoint):
@@ -54,8 +66,10 @@ class Checkpoints(Checkpoint):
         Checkpoints.training = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that training ended."""
+        """Note that training ended; a SIGTERM that came too late for a last step counts."""
         Checkpoints.training = False
+        if trainer.received_sigterm:
+            raise SIGTERMException
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save."""
@@ -80,14 +94,23 @@ class Checkpoints(Checkpoint):
 
 def sound_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
     """Return the newest checkpoint whose checksum holds, saying which ones do not; None without."""
-    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
+    found = [path for path in folder.glob("step-*.ckpt") if path.stem[5:].isdecimal()]
+    for path in sorted(found, key=step_of, reverse=True):
         note = path.with_suffix(".sha256")
-        if note.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == note.read_text(
-            encoding="ascii"
-        ):
+        if note.is_file() and note.read_bytes().strip() == _sha256(path):
             return path
-        say(f"Checkpoint {path} is damaged; the one before it is used.")
+        say(f"Checkpoint {path} is damaged; the one before it is used, if there is one.")
     return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer steps done before a checkpoint."""
+    return int(checkpoint.stem[5:])
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest().encode("ascii")
 
 
 class TrainingCurve(Checkpoint):
@@ -121,13 +144,37 @@ class TrainingCurve(Checkpoint):
             "collapse_loss": metrics.get("collapse_loss"),
         }
         text = {name: "n/a" if v is None else f"{v:.8g}" for name, v in row.items()}
-        table = pd.DataFrame([text])
-        if self.path.is_file():
-            # As text, so that what was written once stays the same to the digit.
-            before = pd.read_csv(self.path, dtype=str, keep_default_na=False)
-            table = pd.concat([before[before["epoch"].astype(int) < row["epoch"]], table])
-        with replacing(self.path) as beside:
-            table.to_csv(beside, index=False)
+        rows = [*_rows_before(self.path, trainer.current_epoch + 1, list(text)), text]
+        content = io.StringIO(newline="")
+        table = csv.DictWriter(content, list(text), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_text(self.path, content.getvalue())
+
+
+def _rows_before(path: Path, epoch: int, names: list[str]) -> list[dict[str, str]]:
+    """Return the rows of earlier epochs as they were written, each once; what is damaged is lost."""
+    if not path.is_file():
+        return []
+    # As text, so that what was written once stays the same to the digit.
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    header = lines[0].split(",")
+    rows: dict[int, dict[str, str]] = {}
+    lost = header != names or lines[-1] != ""
+    for line in lines[1:-1]:
+        cells = line.split(",")
+        sound = len(cells) == len(names) and cells[0].isdecimal() and all(map(_is_number, cells))
+        if header != names or not sound:
+            lost = True
+        elif int(cells[0]) < epoch:
+            rows[int(cells[0])] = dict(zip(names, cells, strict=True))
+    if lost:
+        warnings.warn(f"{path} is damaged; what could be read of it is kept.", stacklevel=2)
+    return [rows[number] for number in sorted(rows)]
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"n/a|nan|-?inf|-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", cell) is not None
 
 
 class Progress(L.Callback):
