@@ -537,7 +537,7 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
         for name in ("fast_dev_run", "limit_predict_batches", "overfit_batches", "profiler"):
             options.pop(name, None)
         self.__dict__["_pieces"] = []
-        with _quiet():
+        with _quiet(), _interruptible():
             trainer = L.Trainer(**options)
             if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
                 # Spawned processes cannot hand rows back; one process gives the same rows.

@@ -41,19 +41,32 @@ SAME = (
 STAGES = ("start", "index", "check", "cache", "train", "checkpoint", "embed", "predict", "report")
 
 BEGINS = {
-    "index": r"pretrain: begins",
-    "check": r"checking|pretrain: begins",
-    "cache": r"Preparing \d+ volumes|preparing volumes",
-    "train": r"training: \d+ of",
+    "index": r"config: ",
+    "check": r"checking images: ",
+    "cache": r"preparing volumes: ",
+    "train": r"training: ",
     "embed": r"embed: begins",
     "predict": r"predict: begins",
     "report": r"report: begins",
 }
 """What the log says when a stage begins."""
 
-LASTS = {"start": 2.0, "index": 0.1, "check": 0.3, "cache": 0.3, "train": 4.0, "checkpoint": 0.0,
-         "embed": 0.6, "predict": 3.0, "report": 1.0}  # fmt: skip
+LASTS = {"start": 2.0, "index": 0.1, "check": 0.1, "cache": 0.2, "train": 3.0, "checkpoint": 0.0,
+         "embed": 0.5, "predict": 4.0, "report": 2.0}  # fmt: skip
 """Seconds after its beginning in which a stage is killed."""
+
+PLAN = (
+    *STAGES[:4],
+    "train",
+    "checkpoint",
+    "train",
+    "checkpoint",
+    "embed",
+    "predict",
+    "predict",
+    "report",
+)
+"""Where a study is killed, one time after another."""
 
 WAYS = ("SIGKILL", "SIGTERM", "SIGINT", "group", "worker")
 
@@ -95,42 +108,58 @@ class Study:
         files = set((self.out / "logs").glob("*.log")) - logs_before
         return "".join(file.read_text("utf-8") for file in files)
 
-    def kill(self, stage: str, way: str, delay: float) -> str | None:
-        """Give the command and kill it `delay` seconds after a stage began.
+    def kill(self, stage: str, way: str, moment: float) -> tuple[str, str] | None:
+        """Give the command and kill it after a stage began, or a later one if that is done.
+
+        Parameters
+        ----------
+        stage, way : str
+            One of `STAGES` and of `WAYS`.
+        moment : float
+            Where in the stage, from 0 to 1.
 
         Returns
         -------
-        str or None
-            What was done and how the run ended; None when it ended by itself before.
+        tuple of str, or None
+            The stage, and how the run ended; None when it ended by itself before.
         """
         before = set((self.out / "logs").glob("*.log"))
         process = self.begin()
-        found = self._wait_for(stage, process, before)
-        time.sleep(delay if found else 0)
+        stage = self._wait_for(stage, process, before)
+        delay = moment * LASTS[stage]
+        time.sleep(delay)
         running = process.poll() is None
         if not running or not self._strike(process, way):
             said = process.communicate(timeout=600)[1]
             if process.returncode != 0:
-                raise DiffersError(f"{way} in {stage}: ended by itself, {process.returncode}: {said}")
+                raise DiffersError(
+                    f"{way} in {stage}: ended by itself, {process.returncode}: {said}"
+                )
             return None
         said = process.communicate(timeout=120)[1]
         last = (self.log(before).splitlines() or ["nothing was logged yet"])[-1]
         self._check_end(stage, way, process.returncode, said, last)
-        moment = re.sub(r"^\S+ +(\S+) .*? MB +", r"\1: ", self._last_told(before))
-        return f"{way:<7} in {stage:<10} {delay:4.2f} s on, status {process.returncode:>3}, at “{moment[:60]}”"
+        told = re.sub(r"^\S+ +(\S+) .*? MB +", r"\1: ", self._last_told(before))
+        step = json.loads((self.out / "logs" / "run.json").read_text())["stages"] if before else []
+        resumed = [s["resumed_from_step"] for s in step if s["resumed_from_step"]]
+        went_on = f", had gone on from step {resumed[0]}" if resumed else ""
+        return stage, (
+            f"{way:<7} in {stage:<10} {delay:4.2f} s after it began, at “{told[:60]}”: "
+            f"status {process.returncode}{went_on}"
+        )
 
-    def _wait_for(self, stage: str, process: subprocess.Popen[str], before: set[Path]) -> bool:
-        while process.poll() is None:
-            if stage == "start":
-                return True
+    def _wait_for(self, stage: str, process: subprocess.Popen[str], before: set[Path]) -> str:
+        later = [x for x in STAGES[STAGES.index(stage) :] if x in BEGINS]
+        while process.poll() is None and stage != "start":
             if stage == "checkpoint":
                 parts = self.out.glob(".work/checkpoints-*/.step-*.part")
                 if next(parts, None) is not None:
-                    return True
-            elif re.search(BEGINS[stage], self.log(before)):
-                return True
-            time.sleep(0.0005 if stage == "checkpoint" else 0.01)
-        return False
+                    return stage
+            log = self.log(before)
+            if begun := [x for x in later if re.search(BEGINS[x], log)]:
+                return begun[0]
+            time.sleep(0.0005 if stage == "checkpoint" else 0.005)
+        return stage
 
     def _strike(self, process: subprocess.Popen[str], way: str) -> bool:
         if way == "worker":
@@ -158,12 +187,18 @@ class Study:
             raise DiffersError(f"{way} in {stage}: status {status}, said {said!r}")
         if way == "worker" and status == 1 and "A loading worker died" not in said:
             raise DiffersError(f"{way} in {stage}: said {said!r}")
-        if "nothing" not in last and status in (1, 130, 143) and f"Exit status {status}" not in last:
+        if (
+            "nothing" not in last
+            and status in (1, 130, 143)
+            and f"Exit status {status}" not in last
+        ):
             raise DiffersError(f"{way} in {stage}: the log ends with {last!r}")
 
     def _last_told(self, before: set[Path]) -> str:
         lines = [x for x in self.log(before).splitlines() if "MB  " in x and "Exit status" not in x]
-        lines = [x for x in lines if not re.search(r"MB  ( |Traceback|[\w.]*(Error|Exit|Interrupt))", x)]
+        lines = [
+            x for x in lines if not re.search(r"MB  ( |Traceback|[\w.]*(Error|Exit|Interrupt))", x)
+        ]
         return lines[-1] if lines else "nothing logged yet"
 
     def digests(self) -> dict[str, str]:
@@ -196,7 +231,9 @@ class Study:
         """Return the steps from which the runs' trainings went on, as ``logs/run.json`` has them."""
         record = json.loads((self.out / "logs" / "run.json").read_text())
         stages = [stage for run in (*record["earlier"], record) for stage in run["stages"]]
-        return [s["resumed_from_step"] for s in stages if s["name"] == "pretrain" and not s["skipped"]]
+        return [
+            s["resumed_from_step"] for s in stages if s["name"] == "pretrain" and not s["skipped"]
+        ]
 
 
 def _children(pid: int) -> list[int]:
@@ -240,14 +277,14 @@ def main() -> int:
             study = Study(bids, Path(place) / f"killed{studies}", (*OPTIONS, "--nprocs", workers))
             _say(f"Study {studies}, {workers} loading workers")
             try:
-                for stage in sorted((*STAGES, "train", "checkpoint"), key=STAGES.index):
-                    ways = WAYS if workers != "0" and stage in ("train", "embed") else WAYS[:-1]
+                for stage in PLAN:
+                    ways = (*WAYS, "worker") if workers != "0" and stage == "train" else WAYS[:-1]
                     way = "SIGKILL" if stage == "checkpoint" else dice.choice(ways)
-                    told = study.kill(stage, way, dice.uniform(0, LASTS[stage]))
-                    if told is not None:
+                    done = study.kill(stage, way, dice.random())
+                    if done is not None:
                         kills += 1
-                        by_stage[stage] += 1
-                        _say(f"  {kills:>3}  {told}")
+                        by_stage[done[0]] += 1
+                        _say(f"  {kills:>3}  {done[1]}")
                 study.finish()
                 study.check_against(whole)
             except (DiffersError, subprocess.TimeoutExpired) as error:
@@ -257,7 +294,9 @@ def main() -> int:
                 continue
             _say(f"  ends as the first study; its trainings began at steps {study.resumed()}")
         files = whole.digests()
-        _say(f"{kills} kills of {studies} studies in {(time.monotonic() - begun) / 60:.0f} minutes:")
+        _say(
+            f"{kills} kills of {studies} studies in {(time.monotonic() - begun) / 60:.0f} minutes:"
+        )
         _say("  " + ", ".join(f"{stage} {count}" for stage, count in by_stage.items()))
         _say(f"  {len(files)} files of each study compared; {len(faults)} faults")
         for name, digest in files.items():
