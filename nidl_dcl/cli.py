@@ -5,8 +5,10 @@ Options and their help are the fields of `options`; what they do is in `stages`.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from pathlib import Path
@@ -341,6 +343,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     words = sys.argv[1:] if argv is None else argv
     verbose = "-v" in words or "--verbose" in words
     signal.signal(signal.SIGTERM, _terminated)
+    unraisable, sys.unraisablehook = sys.unraisablehook, _deliver_again
     try:
         app.meta(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -352,6 +355,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if verbose and isinstance(error, Exception):
             traceback.print_exception(error)
         _fail(describe(error), status)
+    finally:
+        sys.unraisablehook = unraisable
     sys.exit(0)
 
 
@@ -416,6 +421,16 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     loaded = sys.modules.get("nidl_dcl.training")
     if loaded is None or not loaded.Checkpoints.training:
         raise SystemExit(143)
+
+
+def _deliver_again(lost: Any) -> None:
+    """Repeat a signal whose exception was raised where Python ignores them, as in a finaliser."""
+    kinds = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
+    for kind, number in kinds.items():
+        if isinstance(lost.exc_value, kind):
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+            return
+    sys.__unraisablehook__(lost)
 
 
 def _fail(message: str, status: int) -> NoReturn:

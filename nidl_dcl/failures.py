@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 
 from nidl_dcl.errors import NidlDclError
 
@@ -18,6 +19,7 @@ _GONE = {
     *(errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENODEV, errno.ENXIO),
     *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ETIMEDOUT),
 }
+_LOADER = "torch.utils.data.dataloader"
 _WHOLE = "The files that were there are whole"
 
 
@@ -37,6 +39,9 @@ def exit_status(error: BaseException) -> int:
 
 def describe(error: BaseException) -> str:
     """Return what happened, to which file, and what to do."""
+    if " in DataLoader worker process " in str(error):
+        # The text is a whole traceback, whose last line is the error.
+        return str(error).strip().splitlines()[-1].partition(": ")[2]
     if isinstance(error, NidlDclError):
         return str(error).strip()
     if isinstance(error, KeyboardInterrupt):
@@ -51,15 +56,25 @@ def describe(error: BaseException) -> str:
             "--chunk-size, a coarser --spacing, or a machine with more memory; with the same "
             "options, the same command goes on from here."
         )
-    if isinstance(error, OSError) and error.errno is not None:
-        return _of_the_system(error)
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+    if _worker_died(error):
         return (
             f"A loading worker died ({error}), mostly because memory ran out. {_WHOLE}: the same "
             "command goes on from the last checkpoint. If it happens again, take a lower --nprocs, "
             "or more memory."
         )
+    if isinstance(error, OSError) and error.errno is not None:
+        return _of_the_system(error)
     return f"Unexpected fault: {type(error).__name__}: {error}. Run with -v to see where."
+
+
+def _worker_died(error: BaseException) -> bool:
+    """Return whether a loader says so, or its pipe to a worker is broken."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker")
+    if not isinstance(error, ConnectionError | EOFError):
+        return False
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == _LOADER for frame, _ in frames)
 
 
 def _of_the_system(error: OSError) -> str:

@@ -261,6 +261,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of stages, moments and ways (0)")
     parser.add_argument("--participants", type=int, default=10, help="of the dataset (10)")
     chosen = parser.parse_args()
+    # A shell that runs this in the background has it ignore Ctrl-C, which children inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     dice = random.Random(chosen.seed)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
