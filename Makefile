@@ -8,7 +8,7 @@ PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check docs bench bench-peers clean FORCE
+.PHONY: help demo test soak check docs bench bench-peers clean FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -18,6 +18,9 @@ demo: $(READY)  ## Make a synthetic BIDS dataset, run a study on it in demo/, sh
 
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest
+
+soak: $(READY)  ## Kill studies at random moments and compare how they end (minutes); KILLS=36 SEED=0
+	$(BIN)/python tests/soak.py $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
 check: $(READY)  ## Lint, formatting, types, layers and documentation
 	$(BIN)/python -m ruff check .

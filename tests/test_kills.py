@@ -492,9 +492,13 @@ def test_a_loading_worker_ignores_sigterm_and_a_dead_one_is_said() -> None:
 
     loader = DataLoader(Stubborn(), num_workers=1, worker_init_fn=outlast_sigterm)
     came: list[int] = []
-    with pytest.raises((RuntimeError, ConnectionError, EOFError)) as caught:
+
+    def take() -> None:
         for number in loader:
             came.append(int(number))  # noqa: PERF401
+
+    with pytest.raises((RuntimeError, ConnectionError, EOFError)) as caught:
+        take()
     assert describe(caught.value).startswith("A loading worker died")
     assert "--nprocs" in describe(caught.value)
     assert came == [0, 1, 2]
@@ -547,6 +551,7 @@ def test_each_line_of_a_log_has_time_stage_and_memory_and_the_last_says_how_it_e
     assert lines[-1].endswith("Done: exit status 0.")
 
 
+@pytest.mark.filterwarnings("default:the dog")
 def test_the_log_of_a_failed_run_has_the_traceback_and_ends_with_what_to_do(
     heads_made: Path, tmp_path: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
