@@ -216,6 +216,7 @@ def pretrain(
         resume = sound_checkpoint(checkpoints, console.say)
         if resume is not None:
             entry["resumed_from_step"] = step_of(resume)
+            output.save_record()
             console.say(f"Training goes on from step {entry['resumed_from_step']}.")
         model = new_model(training, run.random_seed)
         if training.init is not None:

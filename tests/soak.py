@@ -150,6 +150,8 @@ class Study:
 
     def _wait_for(self, stage: str, process: subprocess.Popen[str], before: set[Path]) -> str:
         later = [x for x in STAGES[STAGES.index(stage) :] if x in BEGINS]
+        if stage in ("embed", "predict"):  # a report is written before these, too
+            later.remove("report")
         while process.poll() is None and stage != "start":
             if stage == "checkpoint":
                 parts = self.out.glob(".work/checkpoints-*/.step-*.part")
@@ -195,10 +197,9 @@ class Study:
             raise DiffersError(f"{way} in {stage}: the log ends with {last!r}")
 
     def _last_told(self, before: set[Path]) -> str:
-        lines = [x for x in self.log(before).splitlines() if "MB  " in x and "Exit status" not in x]
-        lines = [
-            x for x in lines if not re.search(r"MB  ( |Traceback|[\w.]*(Error|Exit|Interrupt))", x)
-        ]
+        """Return the last line of the log before it tells of the kill."""
+        told = self.log(before).partition("MB  Traceback")[0].splitlines()
+        lines = [line for line in told if "MB  " in line and not line.endswith("MB  ")]
         return lines[-1] if lines else "nothing logged yet"
 
     def digests(self) -> dict[str, str]:
