@@ -138,6 +138,8 @@ class Study:
             return None
         said = process.communicate(timeout=120)[1]
         last = (self.log(before).splitlines() or ["nothing was logged yet"])[-1]
+        if last.endswith("Done: exit status 0."):
+            return None  # while Python was taken down
         self._check_end(stage, way, process.returncode, said, last)
         told = re.sub(r"^\S+ +(\S+) .*? MB +", r"\1: ", self._last_told(before))
         step = json.loads((self.out / "logs" / "run.json").read_text())["stages"] if before else []
