@@ -166,9 +166,9 @@ def test_a_disk_that_runs_full_is_one_message_and_a_sound_cache(images, tmp_path
     real = prepared.write_bytes
     room = iter([True, False])
 
-    def write(path, data):
+    def write(path, data, **options):
         if next(room):
-            return real(path, data)
+            return real(path, data, **options)
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(prepared, "write_bytes", write)
