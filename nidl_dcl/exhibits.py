@@ -77,7 +77,7 @@ def show_views(results: Results, gallery: Gallery) -> list[dict[str, Any]]:
             )
             file = f"desc-{gallery.model}{number}_{what.replace(' ', '')}"
             alt = f"{name}, {what}: axial, coronal and sagittal slice"
-            pictures.append(gallery.png(file, drawn, alt, what))
+            pictures.append(gallery.volume(file, drawn, alt, what, "figures/views.npy"))
         views.append({"name": name, "path": path, "pictures": pictures})
     return views
 
@@ -116,7 +116,10 @@ def show_training(results: Results, gallery: Gallery) -> dict[str, Any] | None:
         caption = (
             f"{title}{': ' if meaning else ''}{meaning}{'.' if meaning else ''} At the end: {ends}."
         )
-        pictures.append(gallery.svg(file, drawn, alt, caption))
+        behind = pd.DataFrame({"epoch": curves["epoch"], **lines})
+        if name == "loss" and level is not None:
+            behind["collapse"] = curves["collapse_loss"]
+        pictures.append(gallery.svg(file, drawn, alt, caption, table=behind))
     return {
         "pictures": pictures,
         "epochs": int(curves["epoch"].nunique()),

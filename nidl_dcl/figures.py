@@ -73,6 +73,7 @@ def draw_slices(
     at: Sequence[int],
     window: tuple[float, float],
     sides: bool = True,
+    width: float = 4.8,
 ) -> bytes:
     """Draw an axial, a coronal and a sagittal slice side by side, as a PNG on black.
 
@@ -88,10 +89,12 @@ def draw_slices(
         Values shown black and white.
     sides : bool, default=True
         Whether to write L and R, P and A; not for views, which may be mirrored.
+    width : float, default=4.8
+        In inches of 125 pixels.
     """
     x, y, z = (float(n * mm) for n, mm in zip(volume.shape, spacing, strict=True))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.8, 0.91 * 4.8 * max(y, z) / (2 * x + y)), facecolor="black")
+        figure = Figure(figsize=(width, 0.91 * width * max(y, z) / (2 * x + y)), facecolor="black")
         _add_slices(figure, (0, 0, 1, 1), volume, spacing, at, window, sides=sides)
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=125, metadata={"Software": None})

@@ -23,7 +23,7 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.results import as_number
 from nidl_dcl.sheet import clean
 from nidl_dcl.targets import camel_case
-from nidl_dcl.writing import escape_control, write_bytes, write_tsv
+from nidl_dcl.writing import escape_control, keep_tsv, write_bytes
 
 __all__ = [
     "Gallery",
@@ -100,18 +100,28 @@ class Gallery:
         table: pd.DataFrame | None = None,
     ) -> Picture:
         """Write an SVG, with its `table` where no `source` file holds the numbers already."""
-        write_bytes(self.folder / f"{name}.svg", drawn)
+        _keep(self.folder / f"{name}.svg", drawn)
         if table is not None:
-            write_tsv(self.folder / f"{name}.tsv", table)
+            keep_tsv(self.folder / f"{name}.tsv", table)
             source = f"figures/{name}.tsv"
         return Picture(alt, caption, source, svg=Markup(drawn.decode("utf-8")))  # noqa: S704 (ours)
 
-    def png(self, name: str, drawn: bytes, alt: str, caption: str) -> Picture:
-        """Write a PNG."""
-        write_bytes(self.folder / f"{name}.png", drawn)
+    def volume(self, name: str, drawn: bytes, alt: str, caption: str, source: str) -> Picture:
+        """Write a PNG of a volume; every picture of brains on the page comes from here.
+
+        `name` is empty where the picture is a file already.
+        """
+        if name:
+            _keep(self.folder / f"{name}.png", drawn)
         width, height = (int.from_bytes(drawn[at : at + 4], "big") for at in (16, 20))
         uri = "data:image/png;base64," + base64.b64encode(drawn).decode("ascii")
-        return Picture(alt, caption, "", uri=uri, width=width, height=height)
+        return Picture(alt, caption, source, uri=uri, width=width, height=height)
+
+
+def _keep(path: Path, drawn: bytes) -> None:
+    """Write a file unless it holds just that already."""
+    if not (path.is_file() and path.read_bytes() == drawn):
+        write_bytes(path, drawn)
 
 
 def format_number(value: Any) -> str:

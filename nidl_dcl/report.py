@@ -6,14 +6,17 @@ Assembles: numbers come from the files (`results`), pictures from `figures`, loo
 
 from __future__ import annotations
 
+import datetime
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import nidl_dcl
+from nidl_dcl.audits import audit_holdout, audit_sites
 from nidl_dcl.errors import UsageError
 from nidl_dcl.exhibits import show_embeddings, show_training, show_views
+from nidl_dcl.image_exhibits import show_average, show_outliers, show_retrieval
 from nidl_dcl.page import (
     Gallery,
     Table,
@@ -25,7 +28,7 @@ from nidl_dcl.results import Results, as_dict, as_list, as_number
 from nidl_dcl.scorecard import describe_features, score_external, score_target
 from nidl_dcl.writing import write_text
 
-__all__ = ["write_report"]
+__all__ = ["is_under_way", "write_report"]
 
 _MOST_ROWS = 200
 _SMALL_SAMPLE = 200
@@ -33,10 +36,14 @@ _SMALL_SAMPLE = 200
 _SECTIONS = {
     "headline": "Headline",
     "participants": "Participants",
+    "brains": "Average brain",
     "views": "Views",
     "training": "Training",
     "embeddings": "Embeddings",
+    "retrieval": "Same participant",
+    "outliers": "Outlying scans",
     "predictions": "Predictions",
+    "holdout": "Held-out people",
     "external": "External validity",
     "exposure": "Exposure",
     "site": "Site audit",
@@ -46,10 +53,19 @@ _SECTIONS = {
     "settings": "Settings",
     "versions": "Versions",
 }
+_UNDER_WAY = '<meta name="nidl-dcl" content="in progress">'
+_STAGES = {
+    "pretrain": "pretraining",
+    "embed": "computing embeddings",
+    "predict": "predicting",
+    "report": "writing the report",
+}
 _INPUTS = ("participant_id", "session_id", "path", "status", "code", "message")
 
 
-def write_report(output_dir: str | Path, *, model: str = "dcl") -> Path:
+def write_report(
+    output_dir: str | Path, *, model: str = "dcl", under_way: bool = False, error: str = ""
+) -> Path:
     """Write ``report.html``, and its pictures into ``figures/``, from the files of a folder.
 
     Parameters
@@ -59,6 +75,10 @@ def write_report(output_dir: str | Path, *, model: str = "dcl") -> Path:
         is listed at the end of the page.
     model : str, default="dcl"
         The label of the model in file names.
+    under_way : bool, default=False
+        Whether a study is writing there now; the page then says so, since when and at which stage.
+    error : str, optional
+        What ended that study.
 
     Returns
     -------
@@ -76,6 +96,7 @@ def write_report(output_dir: str | Path, *, model: str = "dcl") -> Path:
             f"There is no folder {folder} to report on. Give the OUTPUT_DIR of a study."
         )
     results, gallery = Results(folder, model), Gallery(folder, model)
+    found = results.targets()
     context: dict[str, Any] = {
         "version": nidl_dcl.__version__,
         "model": model,
@@ -84,11 +105,23 @@ def write_report(output_dir: str | Path, *, model: str = "dcl") -> Path:
         "citation": results.text("logs/CITATION.md").strip(),
         "rerun": results.has("code/config.yaml"),
         "run": _run(results),
+        "under_way": _UNDER_WAY if under_way else "",
+        "unfinished": _unfinished(results, under_way=under_way, error=error),
         "inputs": _inputs(results),
+        "brains": show_average(results, gallery),
         "views": show_views(results, gallery),
         "training": show_training(results, gallery),
         "embeddings": show_embeddings(results, gallery),
-        "targets": [score_target(found, gallery) for found in results.targets()],
+        "retrieval": show_retrieval(results),
+        "outliers": show_outliers(results, gallery),
+        "targets": [score_target(target, gallery) for target in found],
+        "holdout": audit_holdout(found),
+        "sites": audit_sites(found),
+        "combat": any(
+            target.metrics.get("harmonization")
+            or as_dict(target.metrics.get("site")).get("harmonised")
+            for target in found
+        ),
         "external": [score_external(metrics) for metrics in results.external()],
     }
     names = dict.fromkeys(name for t in context["targets"] for name in t["baselines"])
@@ -97,13 +130,67 @@ def write_report(output_dir: str | Path, *, model: str = "dcl") -> Path:
         "verdicts": sorted(context["targets"], key=lambda t: t["beats"]),
         "baselines": [describe_features(name) for name in names],
         "facts": _facts(context),
-        "limits": _limits(context),
         "setting": _settings(results, context["run"]["options"]),
+    }
+    context |= {
+        "limits": _limits(context),
         "problems": list(dict.fromkeys(results.problems)),
     }
     page = folder / "report.html"
     write_text(page, render_page(context))
     return page
+
+
+def is_under_way(page: Path) -> bool:
+    """Return whether a page says that its study was going on when it was written."""
+    with page.open("rb") as stream:
+        return _UNDER_WAY.encode() in stream.read(4096)
+
+
+def _unfinished(results: Results, *, under_way: bool, error: str) -> str:
+    """Return in words that the study is not finished, since when and at which stage; else nothing."""
+    run = results.json("logs/run.json")
+    if not under_way:
+        return _left_unfinished(run)
+    stages = [as_dict(stage) for stage in as_list(run.get("stages"))]
+    name = str(stages[-1].get("name")) if stages else ""
+    doing = _STAGES.get(name, name) if name else "the inputs are checked, nothing else is done yet"
+    if name and as_number(stages[-1].get("seconds")) is not None:
+        doing = f"{doing} is done"
+    since, now = _minute(run.get("started")), datetime.datetime.now(datetime.UTC)
+    if error:
+        return (
+            f"Not finished: the run that began at {since} ended with an error ({doing}): {error} "
+            "What was done until then stands below."
+        )
+    return (
+        f"Not finished: in progress since {since}, at this stage: {doing}. This page was written at "
+        f"{now:%Y-%m-%d %H:%M} UTC with what was done by then; load it again for more. If it does not "
+        "change any more, the run has ended early: the same command goes on from there."
+    )
+
+
+def _left_unfinished(run: Mapping[str, Any]) -> str:
+    """Return in words that the run before this report ended early; else nothing."""
+    commands = [as_dict(one) for one in (*as_list(run.get("earlier")), run)]
+    worked = [
+        (one, names)
+        for one in commands
+        if (names := [as_dict(s).get("name") for s in as_list(one.get("stages"))])
+        and set(names) != {"report"}
+    ]
+    if not worked or worked[-1][0] is commands[-1] or worked[-1][0].get("exit_status") == 0:
+        return ""
+    last, names = worked[-1]
+    return (
+        f"Not finished: the run that began at {_minute(last.get('started'))} ended early "
+        f"({_STAGES.get(str(names[-1]), names[-1])}). What was done until then stands below; the same "
+        "command goes on from there."
+    )
+
+
+def _minute(time: Any) -> str:
+    return f"{str(time)[:16].replace('T', ' ')} UTC" if time else "an unknown time"
 
 
 def _run(results: Results) -> dict[str, Any]:
@@ -209,8 +296,26 @@ def _limits(context: Mapping[str, Any]) -> list[str]:
             "Pretraining saw images of the people it was tested on (without labels, see Exposure), "
             "so new people may be predicted less well."
         )
+    if any(as_number(t["exposure"].get("unknown")) for t in targets):
+        limits.append("Of some participants it is not known whether pretraining saw them.")
+    if targets and not context["holdout"]["rows"]:
+        limits.append(
+            "Nobody was held out (--holdout): whoever chose settings by looking at these scores has "
+            "made them too good."
+        )
+    if targets and not context["external"]:
+        limits.append("All scores are of one cohort: no other one was predicted.")
     if targets and not any(t["site"] for t in targets):
         limits.append("There was no site audit: differences between scanners are not ruled out.")
+    if context["outliers"] and context["outliers"]["n_flagged"]:
+        limits.append(
+            f"{format_number(context['outliers']['n_flagged'])} images stand out (see Outlying "
+            "scans) and were used like all others."
+        )
+    if context["setting"]("masked") is False:
+        limits.append(
+            "Images were not masked to the brain, so scores may come from skull, face or neck."
+        )
     return limits
 
 

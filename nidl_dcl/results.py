@@ -138,6 +138,20 @@ class Results:
                     table[column] = values
         return table
 
+    def png(self, name: str) -> bytes:
+        """Return the bytes of a PNG file, empty where there is none."""
+        try:
+            raw = (self.folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
+        except OSError as error:
+            self.problems.append(f"{name}: {error.strerror}.")
+            return b""
+        if raw[:8] != b"\x89PNG\r\n\x1a\n" or len(raw) < 33:
+            self.problems.append(f"{name} is not a PNG.")
+            return b""
+        return raw
+
     def array(self, name: str) -> NDArray[Any] | None:
         """Return the array of an NPY file, mapped from disk; None where there is none."""
         if not self.has(name):

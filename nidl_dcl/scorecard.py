@@ -87,8 +87,12 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
         "beats": headline.get("beats") is True,
         "verdict": _verdict(headline),
         "exposure": as_dict(metrics.get("exposure")),
-        "last": str(as_dict(metrics.get("holdout")).get("sentence") or ""),
-        "site": _site(as_dict(metrics.get("site"))),
+        "site": as_dict(metrics.get("site")),
+        "conditions": [
+            str(said["sentence"])
+            for said in map(as_dict, map(metrics.get, ("duplicates", "confounds", "harmonization")))
+            if said.get("sentence")
+        ],
         "curve": as_dict(metrics.get("learning_curve")),
     }
     entry["sentence"] = str(headline.get("sentence") or _sentence(entry))
@@ -158,23 +162,10 @@ def _sentence(entry: Mapping[str, Any]) -> str:
     )
 
 
-def _site(audit: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not audit:
-        return None
-    permutation = as_dict(audit.get("permutation"))
-    return {
-        "sentence": str(audit.get("sentence") or ""),
-        "score": as_score(audit.get("balanced_accuracy")),
-        "chance": as_number(permutation.get("chance")),
-        "p": as_number(permutation.get("p")),
-        "sites": as_dict(audit.get("sites")),
-    }
-
-
 def _draw_predictions(
     found: TargetResult, entry: Mapping[str, Any], gallery: Gallery
 ) -> Picture | None:
-    table, source = found.predictions, f"desc-{gallery.model}{found.label}_predictions.tsv"
+    table = found.predictions
     if not {"target", "prediction"} <= set(table.columns):
         return None
     used = table.dropna(subset=["target", "prediction"])
@@ -214,7 +205,9 @@ def _draw_predictions(
         alt=alt,
     )
     caption = f"Predicted against true {what}, one point per image; on the dashed line both agree."
-    return gallery.svg(name, drawn, alt, caption, source)
+    ids = [c for c in ("participant_id", "session_id", "run") if c in used]
+    behind = used.loc[pairs.index, ids].join(pairs)
+    return gallery.svg(name, drawn, alt, caption, table=behind)
 
 
 def _draw_baselines(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:

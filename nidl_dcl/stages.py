@@ -47,9 +47,17 @@ from nidl_dcl.embedding import (
 )
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.exposure import recognise, records_images, validated
-from nidl_dcl.figure_data import write_mosaic, write_plane, write_views
+from nidl_dcl.figure_data import (
+    write_average,
+    write_mosaic,
+    write_outliers,
+    write_plane,
+    write_retrieval,
+    write_views,
+)
 from nidl_dcl.folds import make_design
 from nidl_dcl.holdout import note_score, recorded_share, refuse_seen
+from nidl_dcl.live_page import LivePage
 from nidl_dcl.model_folder import load_model, read_description, save_model
 from nidl_dcl.options import (
     DataOptions,
@@ -155,6 +163,7 @@ def pretrain(
     console: Quiet | None = None,
     *,
     group: str | None = None,
+    live: LivePage | None = None,
 ) -> Path:
     """Train an encoder on the dataset and write its model folder.
 
@@ -168,6 +177,8 @@ def pretrain(
         Told of messages and progress.
     group : str, optional
         Column whose equal values (a family) are held out together.
+    live : LivePage, optional
+        Written before training and now and then in it.
 
     Returns
     -------
@@ -211,8 +222,10 @@ def pretrain(
                 f"{len(module.participants('train'))} is left for it."
             )
         _set_up(output, module, console)
-        write_mosaic(output.path / "figures", module)
+        _draw_volumes(output, module, console)
         write_views(output.path / "figures", module)
+        if live is not None:
+            live.write()
         resume = sound_checkpoint(checkpoints, console.say)
         if resume is not None:
             entry["resumed_from_step"] = step_of(resume)
@@ -231,6 +244,7 @@ def pretrain(
                 TrainingCurve(output.path / "logs" / "metrics.csv"),
                 Checkpoints(checkpoints),
                 Progress(console.progress),
+                *([live] if live is not None else []),
             ],
         )
         console.say(
@@ -314,7 +328,7 @@ def embed(
         _check_inputs(output, module)
         _hold_out(module, data, run, source, group)
         _set_up(output, module, console)
-        write_mosaic(output.path / "figures", module)
+        _draw_volumes(output, module, console)
         if own != source and not (own / "model.json").is_file():
             own.mkdir(parents=True, exist_ok=True)
             for name in ("weights.safetensors", "model.json"):
@@ -343,8 +357,14 @@ def embed(
             write_parquet(output.path, run.model_name, embeddings)
         _write_descriptions(output.path, run.model_name)
         entry["skipped"] = not changed and computed == 0
+        figures = output.path / "figures"
         if changed:
-            write_plane(output.path / "figures", module, matrix)
+            write_plane(figures, module, matrix)
+        if changed or not (figures / "retrieval.json").is_file():
+            everything = range(len(module.images))
+            write_outliers(figures, module, everything, matrix)
+            write_retrieval(figures, module, everything, {"embeddings": [matrix]}, run.random_seed)
+        if changed:
             # Last, since from here on a run that goes on finds nothing left to write.
             write_embeddings(output.path, run.model_name, embeddings)
         console.say(
@@ -522,6 +542,10 @@ def predict(
         quality = output.path / "logs" / "quality.tsv"
         if reading.cache_info().currsize or not quality.is_file():
             keep_tsv(quality, reading()[1])
+            write_outliers(output.path / "figures", module, kept, matrix)
+        if baselines is not None:
+            compared = {"embeddings": [matrix], "untrained": baselines["untrained"]}
+            write_retrieval(output.path / "figures", module, kept, compared, run.random_seed)
         entry["skipped"] = skipped
     return rows
 
@@ -618,15 +642,23 @@ def study(
     data, run, trust = options.data, options.run, options.trust
     group = options.prediction.group
     configure(output, options, console)
-    if options.model is None:
-        pretrain(output, data, options.training, run, console, group=group)
+    live = LivePage(output.path, run.model_name, console)
+    if live.is_needed:
+        live.write()
+    with live.following():
+        if options.model is None:
+            pretrain(output, data, options.training, run, console, group=group, live=live)
+            if output.worked:
+                live.write()
+        embed(
+            output, data, run, model_folder=options.model, trust=trust, console=console, group=group
+        )
         if output.worked:
-            report(output, run)
-    embed(output, data, run, model_folder=options.model, trust=trust, console=console, group=group)
-    rows = predict(
-        output, options.target, data, run, options.prediction, trust=trust, console=console
-    )
-    if output.worked or _report_is_old(output.path):
+            live.write()
+        rows = predict(
+            output, options.target, data, run, options.prediction, trust=trust, console=console
+        )
+    if output.worked or live.is_needed or _report_is_old(output.path):
         report(output, run)
     return rows
 
@@ -881,6 +913,12 @@ def _set_up(output: Output, module: BIDSDataModule, console: Quiet) -> None:
         keep_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
     if len(module.images) < before:
         console.say(f"{before - len(module.images)} images cannot be prepared (logs/inputs.tsv).")
+
+
+def _draw_volumes(output: Output, module: BIDSDataModule, console: Quiet) -> None:
+    """Write what prepared volumes look like: some of them, their average, those far from it."""
+    write_mosaic(output.path / "figures", module)
+    write_average(output.path / "figures", module, console.progress)
 
 
 def _kept(kept: Sequence[tuple[str, int]]) -> list[str]:
