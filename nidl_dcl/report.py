@@ -323,6 +323,7 @@ def _settings(results: Results, options: Mapping[str, Any]) -> Callable[[str], A
     """Return a function from the name of an option to the model's value, or the one asked for."""
     stored = results.json(f"models/desc-{results.model}/model.json")
     known = {
+        **as_dict(as_dict(stored.get("provenance")).get("config")),
         **{key.rpartition(".")[2].replace("-", "_"): value for key, value in options.items()},
         **{k: v for k, v in as_dict(stored.get("arguments")).items() if v is not None},
         **as_dict(stored.get("input_contract")),

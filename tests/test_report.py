@@ -17,14 +17,29 @@ import pandas as pd
 import pytest
 
 from nidl_dcl.errors import UsageError
+from nidl_dcl.figures import draw_slices
+from nidl_dcl.neighbours import retrieve_participants
+from nidl_dcl.outliers import rank_outliers
 from nidl_dcl.prediction import predict_phenotype
 from nidl_dcl.report import write_report
 from nidl_dcl.writing import write_json, write_npy, write_text, write_tsv
 
 HOSTILE = "<script>document.title='PWNED'</script><img src=x onerror=\"document.title='PWNED'\">"
 SECTIONS = (
-    *("headline", "participants", "views", "training", "embeddings", "predictions", "external"),
-    *("exposure", "site", "limits", "methods", "citation", "settings", "versions"),
+    *("headline", "participants", "brains", "views", "training", "embeddings", "retrieval"),
+    *(
+        "outliers",
+        "predictions",
+        "holdout",
+        "external",
+        "exposure",
+        "site",
+        "limits",
+        "methods",
+        "citation",
+        "settings",
+        "versions",
+    ),
 )
 
 
@@ -143,6 +158,7 @@ def write_output(
     )
     write_json(folder / "figures/views.json", {"spacing": [4.0, 4.0, 4.0]})
 
+    write_image_summaries(folder, images, features, volumes)
     for target, values in (("age", age), ("sex", sex)):
         result = predict_phenotype(
             features,
@@ -166,6 +182,38 @@ def write_output(
             columns["target"] = {**columns["target"], "Units": "year"}
         write_json(folder / f"{stem}_predictions.json", columns)
     return folder
+
+
+def write_image_summaries(
+    folder: Path, images: pd.DataFrame, features: np.ndarray, volumes: np.ndarray
+) -> None:
+    """Write what the stages leave of the average brain, of outlying scans and of retrieval."""
+    rng = np.random.default_rng(1)
+    n = len(images)
+    ids = images.assign(source=[f"bids:raw:{who}" for who in images["participant_id"]])
+    distance = pd.Series(rng.uniform(0.1, 0.2, n))
+    distance[5] = 0.9
+    rank = distance.rank(ascending=False).astype(int)
+    write_tsv(folder / "figures/average.tsv", ids.assign(rank=rank, distance=distance))
+    write_npy(folder / "figures/average.npy", np.stack([volumes[0, 0], volumes[0, 1]]))
+    about = {"n_images": n, "n_participants": n, "spacing": [4.0, 4.0, 4.0], "block_mm": [12] * 3}
+    about |= {"mean_inside": 0.61, "sd_inside": 0.13, "distance_median": distance.median()}
+    write_json(folder / "figures/average.json", about)
+    measures = {"embedding_distance": rng.uniform(0.3, 0.4, n), "noise": rng.uniform(1, 1.1, n)}
+    measures["noise"][7] = 3.0
+    ranked = rank_outliers(ids.assign(**measures, brain_distance=distance))
+    write_tsv(folder / "figures/outliers.tsv", ranked)
+    given = {"spacing": [4.0] * 3, "at": [10, 12, 10], "window": (0.0, 1.0), "width": 2.0}
+    for name in ("odd_1", "odd_2", "outlier_1", "outlier_2"):
+        (folder / f"figures/{name}.png").write_bytes(draw_slices(volumes[0, 0], **given))
+    table, words = retrieve_participants(
+        {"embeddings": [features], "untrained": [features[:, ::-1], features[:, 1:]]},
+        [f"sub-{i // 2}" for i in range(n)],
+        ["1", "2"] * (n // 2),
+        [""] * n,
+    )
+    write_tsv(folder / "figures/retrieval.tsv", table)
+    write_json(folder / "figures/retrieval.json", words)
 
 
 class Page(HTMLParser):
@@ -282,7 +330,7 @@ def test_every_picture_says_in_words_what_it_shows(page: Page) -> None:
         for tag, found in page.elements
         if tag in ("img", "svg")
     ]
-    assert len(pictures) == 6 + 4 + 3 + 6
+    assert len(pictures) == 2 + 2 + 6 + 4 + 3 + 2 + 6
     assert all(pictures)
 
 
@@ -381,7 +429,7 @@ def test_each_picture_is_also_a_file_with_its_numbers_beside_it(study: Path, pag
             *("Age_learningcurve", "Sex_learningcurve"),
         )
     )
-    assert len(list((study / "figures").glob("*.png"))) == 6
+    assert len(list((study / "figures").glob("*.png"))) == 2 + 2 + 6 + 2
     for source in re.findall(r"<code>((?:figures/)?desc-[^<]+\.tsv)</code>", page.source):
         assert (study / source).is_file()
 
