@@ -200,6 +200,8 @@ def write_retrieval(
 ) -> None:
     """Write how often the nearest neighbour of an image is of the same participant.
 
+    Nothing is done if it was done for these images and features, or for them and others.
+
     Parameters
     ----------
     figures : Path
@@ -216,9 +218,16 @@ def write_retrieval(
     images = module.images.iloc[list(rows)]
     sessions = [None if pd.isna(s) else str(s) for s in images["session_id"]]
     contents, persons = ([of[i] for i in rows] for of in (module.contents, module.persons))
+    digest = hashlib.blake2b(repr([persons, sessions, contents, seed]).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(next(iter(features.values()))[0]).tobytes())
+    files, made_of = (figures / "retrieval.tsv", figures / "retrieval.json"), digest.hexdigest()
+    if files[0].is_file() and _made_of(files[1]) == made_of:
+        known = json.loads(files[1].read_text("utf-8")).get("features")
+        if isinstance(known, list) and set(features) <= set(known):
+            return
     table, words = retrieve_participants(features, persons, sessions, contents, seed=seed)
-    write_tsv(figures / "retrieval.tsv", table)
-    write_json(figures / "retrieval.json", words)
+    write_tsv(files[0], table)
+    write_json(files[1], {**words, "features": list(features), "of": made_of})
 
 
 def _made_of(note: Path) -> str | None:

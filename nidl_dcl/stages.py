@@ -360,9 +360,10 @@ def embed(
         figures = output.path / "figures"
         if changed:
             write_plane(figures, module, matrix)
-        if changed or not (figures / "retrieval.json").is_file():
-            everything = range(len(module.images))
+        everything = range(len(module.images))
+        if changed or not _are_there(figures, "outliers.tsv", "outlier_1.png"):
             write_outliers(figures, module, everything, matrix)
+        if changed or not _are_there(figures, "retrieval.tsv", "retrieval.json"):
             write_retrieval(figures, module, everything, {"embeddings": [matrix]}, run.random_seed)
         if changed:
             # Last, since from here on a run that goes on finds nothing left to write.
@@ -919,6 +920,10 @@ def _draw_volumes(output: Output, module: BIDSDataModule, console: Quiet) -> Non
     """Write what prepared volumes look like: some of them, their average, those far from it."""
     write_mosaic(output.path / "figures", module)
     write_average(output.path / "figures", module, console.progress)
+
+
+def _are_there(folder: Path, *names: str) -> bool:
+    return all((folder / name).is_file() for name in names)
 
 
 def _kept(kept: Sequence[tuple[str, int]]) -> list[str]:

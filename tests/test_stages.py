@@ -109,6 +109,25 @@ def test_embeddings_have_one_row_for_each_image_in_table_order(studied: Path) ->
     assert len(np.unique(matrix, axis=0)) == 13
 
 
+def test_average_outliers_and_retrieval_are_of_all_images(studied: Path) -> None:
+    figures, sources = studied / "figures", []
+    for name in ("average.tsv", "outliers.tsv"):
+        table = pd.read_csv(figures / name, sep="\t", keep_default_na=False)
+        sources.append(sorted(table["source"]))
+        assert sorted(table["rank"]) == list(range(1, 14))
+    embedded = pd.read_csv(studied / "desc-dcl_embeddings.tsv", sep="\t")
+    assert sources == [sorted(embedded["source"])] * 2
+    assert {"noise", "sharpness", "brain_distance", "embedding_distance"} <= set(table.columns)
+    mean, spread = np.load(figures / "average.npy")
+    assert 0 < spread.mean() < mean.max()
+    retrieval = pd.read_csv(figures / "retrieval.tsv", sep="\t", index_col="features")
+    assert list(retrieval.index) == ["embeddings", "untrained"]
+    assert list(retrieval["n_images"]) == [6, 6]  # every third of ten has two sessions
+    page = (studied / "report.html").read_text()
+    assert "Not finished" not in page
+    assert "of 6 images the nearest neighbour" in page
+
+
 def test_predictions_keep_every_participant_and_say_why_one_was_not_used(studied: Path) -> None:
     table = pd.read_csv(studied / "desc-dclAge_predictions.tsv", sep="\t", dtype=str)
     metrics = json.loads((studied / "desc-dclAge_metrics.json").read_text())
@@ -154,7 +173,7 @@ def test_the_same_command_again_changes_nothing(
     }
     record = record_of(copied)
     assert all(stage["skipped"] for stage in record["stages"])
-    assert [stage["skipped"] for stage in record["earlier"][0]["stages"]] == [False] * 5
+    assert [stage["skipped"] for stage in record["earlier"][0]["stages"]] == [False] * 4
 
 
 @pytest.mark.parametrize(
@@ -165,6 +184,9 @@ def test_the_same_command_again_changes_nothing(
         "desc-dclSex_predictions.tsv",
         "models/desc-dcl/desc-dclSex_readout.json",
         "logs/quality.tsv",
+        "figures/average.npy",
+        "figures/outliers.tsv",
+        "figures/outlier_1.png",
         "desc-dcl_embeddings.npy",
         "desc-dcl_embeddings.tsv",
         "logs/inputs.tsv",
@@ -660,9 +682,13 @@ def test_a_stopped_study_goes_on_and_ends_with_the_same_embeddings(
     said = process.communicate(timeout=60)[1]
     assert process.returncode == status, said
     assert not (out / "models").exists()
+    page = (out / "report.html").read_text()
+    assert "Not finished: in progress since" in page
+    assert "pretraining" in page
     if stop != signal.SIGKILL:
         assert record_of(out)["exit_status"] == status
     subprocess.run([*command, "--nprocs", "2"], check=True, timeout=300)
+    assert "Not finished" not in (out / "report.html").read_text()
     step = record_of(out)["stages"][0]["resumed_from_step"]
     assert step > 0
     assert embeddings_of(out) == embeddings_of(studied_for_long)
