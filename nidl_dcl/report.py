@@ -155,7 +155,7 @@ def _unfinished(results: Results, *, under_way: bool, error: str) -> str:
     stages = [as_dict(stage) for stage in as_list(run.get("stages"))]
     name = str(stages[-1].get("name")) if stages else ""
     doing = _STAGES.get(name, name) if name else "the inputs are checked, nothing else is done yet"
-    if name and as_number(stages[-1].get("seconds")) is not None:
+    if name and not error and as_number(stages[-1].get("seconds")) is not None:
         doing = f"{doing} is done"
     since, now = _minute(run.get("started")), datetime.datetime.now(datetime.UTC)
     if error:

@@ -128,6 +128,7 @@ def test_an_error_is_told_on_a_page_in_progress_and_nowhere_else(tmp_path: Path)
         raise ValueError("There is no <spoon>.")
     assert (tmp_path / "report.html").read_text() == "finished"
     live.write()
+    record(tmp_path, stages=[{"name": "pretrain", "started": "x", "seconds": 4.0}])
     with pytest.raises(ValueError, match="spoon"), live.following():
         raise ValueError("There is no <spoon>.")
     text = (tmp_path / "report.html").read_text()
