@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from nidl_dcl.sheet import MUTED, OKABE_ITO, PAPER, STYLE, clean, drawing
 
 __all__ = [
+    "RASTER_ABOVE",
     "draw_confusion",
     "draw_curves",
     "draw_embedding",
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 _MARKERS = "os^DvPX"
-_RASTER_ABOVE = 500
+RASTER_ABOVE = 500
 """More points than this become one picture inside the SVG, without values under the pointer."""
 
 
@@ -218,12 +219,18 @@ def draw_curves(
     alt : str
         The picture in words, for those who cannot see it.
     """
+    texts = {}
     with drawing(name, 4.4, 2.9) as sheet:
         figure, axes = sheet.figure, sheet.axes
         at = np.asarray(x, dtype=np.float64)
         for (label, curve), colour in zip(curves.items(), OKABE_ITO, strict=False):
             values = np.asarray(curve, dtype=np.float64)
             seen = np.isfinite(values) & np.isfinite(at)
+            gid = f"points{len(texts)}"
+            texts[gid] = [
+                f"{xlabel} {one:g} · {label} {value:.4g}"
+                for one, value in zip(at[seen], values[seen], strict=True)
+            ]
             axes.plot(
                 *(at[seen], values[seen]),
                 color=colour,
@@ -231,6 +238,7 @@ def draw_curves(
                 marker="o" if seen.sum() <= 40 else "",
                 markersize=3,
                 linestyle="-" if colour == OKABE_ITO[0] else (0, (4, 1.5)),
+                gid=gid,
             )
         if level is not None and np.isfinite(level[1]):
             axes.axhline(level[1], color=MUTED, linestyle=(0, (1, 1.2)), label=clean(level[0]))
@@ -239,7 +247,7 @@ def draw_curves(
         axes.margins(y=0.12)
         if len(curves) + (level is not None) > 1:
             figure.legend(loc="outside upper left", ncols=3)
-    return sheet.svg(alt)
+    return sheet.svg(alt, texts)
 
 
 def draw_embedding(
@@ -274,7 +282,7 @@ def draw_embedding(
     across, up = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     missing = values.isna().to_numpy()
     points: dict[str, NDArray[Any]] = {}
-    look = {"s": 20 if len(across) <= _RASTER_ABOVE else 8, "linewidths": 0.4}
+    look = {"s": 20 if len(across) <= RASTER_ABOVE else 8, "linewidths": 0.6}
     with drawing(name, 4.4, 4.1) as sheet:
         figure, axes = sheet.figure, sheet.axes
 
@@ -285,7 +293,7 @@ def draw_embedding(
                 *(across[chosen], up[chosen]),
                 **{**look, "edgecolors": MUTED, **kwargs},
                 gid=gid,
-                rasterized=len(across) > _RASTER_ABOVE,
+                rasterized=len(across) > RASTER_ABOVE,
             )
 
         handles, labels = [], []
@@ -357,11 +365,11 @@ def draw_identity(
             *(true, predicted),
             color=OKABE_ITO[0],
             edgecolors=PAPER,
-            s=22 if true.size <= _RASTER_ABOVE else 8,
-            alpha=0.75 if true.size <= _RASTER_ABOVE else 0.4,
+            s=22 if true.size <= RASTER_ABOVE else 8,
+            alpha=0.75 if true.size <= RASTER_ABOVE else 0.4,
             linewidths=0.3,
             gid="points",
-            rasterized=true.size > _RASTER_ABOVE,
+            rasterized=true.size > RASTER_ABOVE,
         )
         axes.set(xlabel=f"{clean(label)}, true", ylabel=f"{clean(label)}, predicted")
     return sheet.svg(alt, {"points": list(hover)})
@@ -390,7 +398,7 @@ def draw_confusion(name: str, counts: pd.DataFrame, *, alt: str) -> bytes:
                     *(column, row, f"{cells[row, column]:,.0f}\n{part:.0%}"),
                     ha="center",
                     va="center",
-                    color="#fefefe" if part < 0.55 else "#010101",
+                    color="#fefefe" if part < 0.46 else "#010101",
                     fontsize=10 if cells.shape[0] <= 6 else 7,
                 )
         for axis, names in ((axes.xaxis, counts.columns), (axes.yaxis, counts.index)):
@@ -433,16 +441,23 @@ def draw_intervals(
             colour = OKABE_ITO[0] if order == 0 else MUTED
             if np.isfinite([low, high]).all():
                 axes.plot([low, high], [order, order], color=colour, linewidth=2.4)
-            axes.plot([mean], [order], "o", color=colour, markersize=7 if order == 0 else 5.5)
+            size = 7 if order == 0 else 5.5
+            axes.plot([mean], [order], "o", color=colour, markersize=size, gid=f"points{order}")
         if chance is not None and np.isfinite(chance):
-            line = axes.axvline(chance, color=OKABE_ITO[5], linestyle=(0, (4, 2)), linewidth=1.2)
+            line = axes.axvline(chance, color=OKABE_ITO[1], linestyle=(0, (4, 2)), linewidth=1.2)
             sheet.legend([line], ["chance, from permutations"])
         axes.set_yticks(range(len(rows)), [clean(label, 30) for label in rows["label"]])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(clean(xlabel, 60))
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    return sheet.svg(alt)
+    texts = {
+        f"points{i}": [text]
+        for i, text in enumerate(
+            map(_interval, *(rows[c] for c in ("label", "mean", "low", "high")))
+        )
+    }
+    return sheet.svg(alt, texts)
 
 
 def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: str) -> bytes:
@@ -460,6 +475,7 @@ def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: st
     alt : str
         The picture in words.
     """
+    texts = {}
     with drawing(name, 4.4, 3.2) as sheet:
         figure, axes = sheet.figure, sheet.axes
         groups = list(points.groupby("features", sort=False))
@@ -478,6 +494,11 @@ def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: st
                 markersize=5 if order == 0 else 4,
                 linestyle="-" if order == 0 else (0, (4, 1.5)),
             )
+            axes.lines[-1].set_gid(f"points{order}")
+            texts[f"points{order}"] = [
+                f"{size:,.0f} participants · {_interval(label, *score)}"
+                for size, *score in zip(sizes, mean, low, high, strict=True)
+            ]
             axes.vlines(at, low, high, color=colour, linewidth=1.6 if order == 0 else 0.9)
         axes.set_xscale("log")
         ticks = sorted(points["n_participants"].unique())
@@ -485,4 +506,10 @@ def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: st
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel="labelled participants to learn from", ylabel=clean(ylabel, 60))
         figure.legend(loc="outside upper left", ncols=3)
-    return sheet.svg(alt)
+    return sheet.svg(alt, texts)
+
+
+def _interval(label: object, mean: float, low: float, high: float) -> str:
+    """Return a score with its interval as the pointer shows it."""
+    ends = f" [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else ""
+    return f"{label} {mean:.3g}{ends}"

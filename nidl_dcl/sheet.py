@@ -21,12 +21,15 @@ from matplotlib.figure import Figure
 
 from nidl_dcl.writing import escape_control
 
-__all__ = ["MUTED", "OKABE_ITO", "PAPER", "STYLE", "Sheet", "clean", "drawing"]
-
-OKABE_ITO = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
-"""Colours that colour-blind readers tell apart (Okabe and Ito, 2008), without the black."""
+__all__ = ["INK", "MUTED", "OKABE_ITO", "PAPER", "STYLE", "Sheet", "clean", "drawing"]
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
+
+OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", INK, "#e69f00", "#56b4e9")
+"""Colours that colour-blind readers tell apart (Okabe and Ito, 2008), without the yellow.
+
+The first five stand out from the paper also as thin lines; the last two need an edge.
+"""
 
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": MUTED,
