@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +37,9 @@ __all__ = [
 _MARKERS = "os^DvPX"
 RASTER_ABOVE = 500
 """More points than this become one picture inside the SVG, without values under the pointer."""
+_TURNS = 20
+_FOR_RASTER = ("#0073b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4ea")
+"""Much the same colours, none of which a dark page exchanges: it could do so in the legend only."""
 
 
 def is_numeric(values: pd.Series) -> bool:
@@ -282,19 +286,28 @@ def draw_embedding(
     across, up = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     missing = values.isna().to_numpy()
     points: dict[str, NDArray[Any]] = {}
-    look = {"s": 20 if len(across) <= RASTER_ABOVE else 8, "linewidths": 0.6}
+    raster = len(across) > RASTER_ABOVE
+    look = {"s": 6, "linewidths": 0.3} if raster else {"s": 20, "linewidths": 0.6}
+    # Where points hide one another, groups are laid in turn, so that none covers the others.
+    turns = np.arange(len(across)) % (_TURNS if raster else 1)
     with drawing(name, 4.4, 4.1) as sheet:
         figure, axes = sheet.figure, sheet.axes
 
         def scatter(chosen: NDArray[np.bool_], **kwargs: Any) -> Any:
             gid = f"points{len(points)}"
             points[gid] = np.flatnonzero(chosen)
-            return axes.scatter(
-                *(across[chosen], up[chosen]),
-                **{**look, "edgecolors": MUTED, **kwargs},
-                gid=gid,
-                rasterized=len(across) > RASTER_ABOVE,
-            )
+            numbers = kwargs.pop("c", None)
+            for turn in range(turns.max(initial=0) + 1):
+                now = chosen & (turns == turn)
+                layer = axes.scatter(
+                    *(across[now], up[now]),
+                    **{**look, "edgecolors": MUTED, **kwargs},
+                    **({} if numbers is None else {"c": numbers[now]}),
+                    gid=gid,
+                    rasterized=raster,
+                    zorder=2 + turn / _TURNS,
+                )
+            return layer
 
         handles, labels = [], []
         if missing.any():
@@ -303,7 +316,9 @@ def draw_embedding(
             )
             labels.append(f"missing ({missing.sum():,})")
         if is_numeric(values) and not missing.all():
-            seen = scatter(~missing, c=values[~missing].to_numpy(dtype=np.float64), cmap="viridis")
+            scale = values.to_numpy(dtype=np.float64)
+            norm = Normalize(np.nanmin(scale), np.nanmax(scale))
+            seen = scatter(~missing, c=scale, norm=norm, cmap="viridis")
             bar = figure.colorbar(seen, ax=axes, shrink=0.85, aspect=30, pad=0.02)
             bar.set_label(clean(values.name))
             bar.outline.set_visible(False)
@@ -314,19 +329,19 @@ def draw_embedding(
                 .sort_index(kind="stable")
                 .sort_values(ascending=False, kind="stable")
             )
-            shown = list(levels.index[: len(OKABE_ITO) if len(levels) <= len(OKABE_ITO) else 6])
+            colours = _FOR_RASTER if raster else OKABE_ITO
+            most = len(colours) if len(levels) <= len(colours) else len(colours) - 1
+            shown = list(levels.index[:most])
             for order, level in enumerate(shown):
                 chosen = (text == level).fillna(False).to_numpy(dtype=bool)
-                handles.insert(
-                    order, scatter(chosen, color=OKABE_ITO[order], marker=_MARKERS[order])
-                )
+                handles.insert(order, scatter(chosen, color=colours[order], marker=_MARKERS[order]))
                 labels.insert(order, f"{clean(level, 24)} ({levels[level]:,})")
             rest = ~missing & ~text.isin(shown).to_numpy()
             if rest.any():
                 handles.append(scatter(rest, color=MUTED, marker="."))
                 labels.append(f"other, {len(levels) - len(shown):,} levels ({rest.sum():,})")
         axes.set(xlabel=clean(axis_labels[0]), ylabel=clean(axis_labels[1]))
-        sheet.legend(handles, labels)
+        sheet.legend(handles, labels, scale=1.8 if raster else 1.0)
     texts = {gid: [hover[i] for i in rows] for gid, rows in points.items()} if hover else {}
     return sheet.svg(alt, texts)
 
@@ -398,7 +413,7 @@ def draw_confusion(name: str, counts: pd.DataFrame, *, alt: str) -> bytes:
                     *(column, row, f"{cells[row, column]:,.0f}\n{part:.0%}"),
                     ha="center",
                     va="center",
-                    color="#fefefe" if part < 0.46 else "#010101",
+                    color="#fefefe" if part < 0.47 else "#010101",
                     fontsize=10 if cells.shape[0] <= 6 else 7,
                 )
         for axis, names in ((axes.xaxis, counts.columns), (axes.yaxis, counts.index)):

@@ -79,11 +79,15 @@ class Sheet:
     axes: Any
     raw: bytes = b""
 
-    def legend(self, handles: Sequence[Any], labels: Sequence[str]) -> None:
-        """Add a legend below the axes; labels that begin with an underscore are shown too."""
+    def legend(self, handles: Sequence[Any], labels: Sequence[str], scale: float = 1.0) -> None:
+        """Add a legend below the axes, its signs `scale` times those in the picture.
+
+        Labels that begin with an underscore are shown too.
+        """
         if handles:
             blank = [" "] * len(handles)
-            legend = self.figure.legend(handles, blank, loc="outside lower left", ncols=2)
+            place = {"loc": "outside lower left", "ncols": 2}
+            legend = self.figure.legend(handles, blank, markerscale=scale, **place)
             for text, label in zip(legend.get_texts(), labels, strict=True):
                 text.set_text(label)
 
@@ -134,7 +138,7 @@ def drawing(name: str, width: float, height: float) -> Iterator[Sheet]:
         yield sheet
         stream = io.BytesIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(stream, format="svg", dpi=170, metadata=nothing)
+        figure.savefig(stream, format="svg", dpi=140, metadata=nothing)
         sheet.raw = stream.getvalue()
 
 

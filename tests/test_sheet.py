@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 import re
 from importlib.resources import files
 
 import matplotlib as mpl
+import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
 from colours import SIGHT, contrast, distance
 
-from nidl_dcl.figures import draw_confusion, draw_curves, draw_intervals, draw_learning_curve
+from nidl_dcl.figures import (
+    draw_confusion,
+    draw_curves,
+    draw_embedding,
+    draw_intervals,
+    draw_learning_curve,
+)
 from nidl_dcl.sheet import INK, MUTED, OKABE_ITO, PAPER
 
 STYLE = (files("nidl_dcl") / "templates/report.css").read_text(encoding="utf-8")
@@ -62,8 +71,17 @@ def test_lines_stand_out_from_the_page(colour: str, theme: str) -> None:
     assert paper("light") == PAPER
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["ink", "soft", "accent", "good", "bad"])
+def test_text_of_every_colour_stands_out_from_page_and_panel(name: str, theme: str) -> None:
+    style = DARK if theme == "dark" else STYLE
+    colours = dict(re.findall(r"--(\w+): (#\w{6});", style)[:: 1 if theme == "dark" else -1])
+    assert contrast(colours[name], colours["page"]) >= 4.5
+    assert contrast(colours[name], colours["panel"]) >= 4.5
+
+
 def test_numbers_in_a_confusion_matrix_can_be_read_on_every_colour() -> None:
-    for part in range(0, 101, 4):
+    for part in (0, 20, 44, 46, 48, 50, 54):
         counts = pd.DataFrame([[part, 100 - part], [0, 1]], columns=["a", "b"], index=["a", "b"])
         drawn = draw_confusion("x", counts, alt="x").decode()
         inks = re.findall(r'fill="(#fefefe|#010101)"', drawn)
@@ -90,3 +108,18 @@ def test_points_of_lines_tell_their_values() -> None:
         "10 participants · mine 3 [1, 4]",
         "20 participants · mine 2",
     ]
+
+
+def test_no_group_covers_the_others_where_points_are_many() -> None:
+    n = 4_000
+    groups = pd.Series(["first", "second"] * (n // 2), name="group")
+    across, up = np.random.default_rng(0).normal(0, 1, (2, n))
+    drawn = draw_embedding("x", across, up, groups, hover=["id"] * n, alt="x").decode()
+    assert "<title>" not in drawn
+    (raster,) = re.findall(r'href="data:image/png;base64,([^"]+)"', drawn)
+    pixels = mpl.image.imread(io.BytesIO(base64.b64decode(raster)))[..., :3].reshape(-1, 3)
+    one, other = (
+        (np.abs(pixels - mpl.colors.to_rgb(c)).max(axis=1) < 0.02).sum()
+        for c in ("#0073b2", "#d55e00")
+    )
+    assert 0.5 < one / other < 2
