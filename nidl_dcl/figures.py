@@ -223,7 +223,7 @@ def draw_curves(
     alt : str
         The picture in words, for those who cannot see it.
     """
-    texts = {}
+    texts: dict[str, list[str]] = {}
     with drawing(name, 4.4, 2.9) as sheet:
         figure, axes = sheet.figure, sheet.axes
         at = np.asarray(x, dtype=np.float64)
@@ -305,7 +305,7 @@ def draw_embedding(
                     **({} if numbers is None else {"c": numbers[now]}),
                     gid=gid,
                     rasterized=raster,
-                    zorder=2 + turn / _TURNS,
+                    zorder=2 + turn / _TURNS / 4,  # below the spines, which would part the raster
                 )
             return layer
 

@@ -90,6 +90,8 @@ class Sheet:
             legend = self.figure.legend(handles, blank, markerscale=scale, **place)
             for text, label in zip(legend.get_texts(), labels, strict=True):
                 text.set_text(label)
+            for sign in legend.legend_handles:
+                sign.set_rasterized(False)
 
     def svg(self, alt: str, hover: Mapping[str, Sequence[str]] | None = None) -> bytes:
         """Return the drawing as an SVG that can be inlined and says `alt` to screen readers.
