@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nidl_dcl.figures import draw_curves, draw_embedding, draw_slices, slice_indices
+from nidl_dcl.figures import RASTER_ABOVE, draw_curves, draw_embedding, draw_slices, slice_indices
 from nidl_dcl.page import Gallery, format_cell, format_number, row_names
 from nidl_dcl.results import Results, as_list, as_number
 from nidl_dcl.sheet import clean
@@ -181,6 +181,11 @@ def show_embeddings(results: Results, gallery: Gallery) -> dict[str, Any]:
         found["notes"].append(
             f"{_MOST_PHENOTYPES} of {len(drawn_ones)} phenotypes are drawn; the others are in "
             "figures/embedding_2d.tsv too."
+        )
+    if len(table) > RASTER_ABOVE:
+        found["notes"].append(
+            f"More than {RASTER_ABOVE} points are drawn as one image, without values under the "
+            "pointer; each point is a row of figures/embedding_2d.tsv."
         )
     labels = ("first axis", "second axis")
     if len(shares) == 2:

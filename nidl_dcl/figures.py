@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from nidl_dcl.sheet import MUTED, OKABE_ITO, PAPER, STYLE, clean, drawing
 
 __all__ = [
+    "RASTER_ABOVE",
     "draw_confusion",
     "draw_curves",
     "draw_embedding",
@@ -33,8 +35,11 @@ __all__ = [
 ]
 
 _MARKERS = "os^DvPX"
-_RASTER_ABOVE = 500
+RASTER_ABOVE = 500
 """More points than this become one picture inside the SVG, without values under the pointer."""
+_TURNS = 20
+_FOR_RASTER = ("#0073b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4ea")
+"""Much the same colours, none of which a dark page exchanges: it could do so in the legend only."""
 
 
 def is_numeric(values: pd.Series) -> bool:
@@ -221,12 +226,18 @@ def draw_curves(
     alt : str
         The picture in words, for those who cannot see it.
     """
+    texts: dict[str, list[str]] = {}
     with drawing(name, 4.4, 2.9) as sheet:
         figure, axes = sheet.figure, sheet.axes
         at = np.asarray(x, dtype=np.float64)
         for (label, curve), colour in zip(curves.items(), OKABE_ITO, strict=False):
             values = np.asarray(curve, dtype=np.float64)
             seen = np.isfinite(values) & np.isfinite(at)
+            gid = f"points{len(texts)}"
+            texts[gid] = [
+                f"{xlabel} {one:g} · {label} {value:.4g}"
+                for one, value in zip(at[seen], values[seen], strict=True)
+            ]
             axes.plot(
                 *(at[seen], values[seen]),
                 color=colour,
@@ -234,6 +245,7 @@ def draw_curves(
                 marker="o" if seen.sum() <= 40 else "",
                 markersize=3,
                 linestyle="-" if colour == OKABE_ITO[0] else (0, (4, 1.5)),
+                gid=gid,
             )
         if level is not None and np.isfinite(level[1]):
             axes.axhline(level[1], color=MUTED, linestyle=(0, (1, 1.2)), label=clean(level[0]))
@@ -242,7 +254,7 @@ def draw_curves(
         axes.margins(y=0.12)
         if len(curves) + (level is not None) > 1:
             figure.legend(loc="outside upper left", ncols=3)
-    return sheet.svg(alt)
+    return sheet.svg(alt, texts)
 
 
 def draw_embedding(
@@ -277,19 +289,28 @@ def draw_embedding(
     across, up = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     missing = values.isna().to_numpy()
     points: dict[str, NDArray[Any]] = {}
-    look = {"s": 20 if len(across) <= _RASTER_ABOVE else 8, "linewidths": 0.4}
+    raster = len(across) > RASTER_ABOVE
+    look = {"s": 6, "linewidths": 0.3} if raster else {"s": 20, "linewidths": 0.6}
+    # Where points hide one another, groups are laid in turn, so that none covers the others.
+    turns = np.arange(len(across)) % (_TURNS if raster else 1)
     with drawing(name, 4.4, 4.1) as sheet:
         figure, axes = sheet.figure, sheet.axes
 
         def scatter(chosen: NDArray[np.bool_], **kwargs: Any) -> Any:
             gid = f"points{len(points)}"
             points[gid] = np.flatnonzero(chosen)
-            return axes.scatter(
-                *(across[chosen], up[chosen]),
-                **{**look, "edgecolors": MUTED, **kwargs},
-                gid=gid,
-                rasterized=len(across) > _RASTER_ABOVE,
-            )
+            numbers = kwargs.pop("c", None)
+            for turn in range(turns.max(initial=0) + 1):
+                now = chosen & (turns == turn)
+                layer = axes.scatter(
+                    *(across[now], up[now]),
+                    **{**look, "edgecolors": MUTED, **kwargs},
+                    **({} if numbers is None else {"c": numbers[now]}),
+                    gid=gid,
+                    rasterized=raster,
+                    zorder=2 + turn / _TURNS / 4,  # below the spines, which would part the raster
+                )
+            return layer
 
         handles, labels = [], []
         if missing.any():
@@ -298,7 +319,9 @@ def draw_embedding(
             )
             labels.append(f"missing ({missing.sum():,})")
         if is_numeric(values) and not missing.all():
-            seen = scatter(~missing, c=values[~missing].to_numpy(dtype=np.float64), cmap="viridis")
+            scale = values.to_numpy(dtype=np.float64)
+            norm = Normalize(np.nanmin(scale), np.nanmax(scale))
+            seen = scatter(~missing, c=scale, norm=norm, cmap="viridis")
             bar = figure.colorbar(seen, ax=axes, shrink=0.85, aspect=30, pad=0.02)
             bar.set_label(clean(values.name))
             bar.outline.set_visible(False)
@@ -309,19 +332,19 @@ def draw_embedding(
                 .sort_index(kind="stable")
                 .sort_values(ascending=False, kind="stable")
             )
-            shown = list(levels.index[: len(OKABE_ITO) if len(levels) <= len(OKABE_ITO) else 6])
+            colours = _FOR_RASTER if raster else OKABE_ITO
+            most = len(colours) if len(levels) <= len(colours) else len(colours) - 1
+            shown = list(levels.index[:most])
             for order, level in enumerate(shown):
                 chosen = (text == level).fillna(False).to_numpy(dtype=bool)
-                handles.insert(
-                    order, scatter(chosen, color=OKABE_ITO[order], marker=_MARKERS[order])
-                )
+                handles.insert(order, scatter(chosen, color=colours[order], marker=_MARKERS[order]))
                 labels.insert(order, f"{clean(level, 24)} ({levels[level]:,})")
             rest = ~missing & ~text.isin(shown).to_numpy()
             if rest.any():
                 handles.append(scatter(rest, color=MUTED, marker="."))
                 labels.append(f"other, {len(levels) - len(shown):,} levels ({rest.sum():,})")
         axes.set(xlabel=clean(axis_labels[0]), ylabel=clean(axis_labels[1]))
-        sheet.legend(handles, labels)
+        sheet.legend(handles, labels, scale=1.8 if raster else 1.0)
     texts = {gid: [hover[i] for i in rows] for gid, rows in points.items()} if hover else {}
     return sheet.svg(alt, texts)
 
@@ -360,11 +383,11 @@ def draw_identity(
             *(true, predicted),
             color=OKABE_ITO[0],
             edgecolors=PAPER,
-            s=22 if true.size <= _RASTER_ABOVE else 8,
-            alpha=0.75 if true.size <= _RASTER_ABOVE else 0.4,
+            s=22 if true.size <= RASTER_ABOVE else 8,
+            alpha=0.75 if true.size <= RASTER_ABOVE else 0.4,
             linewidths=0.3,
             gid="points",
-            rasterized=true.size > _RASTER_ABOVE,
+            rasterized=true.size > RASTER_ABOVE,
         )
         axes.set(xlabel=f"{clean(label)}, true", ylabel=f"{clean(label)}, predicted")
     return sheet.svg(alt, {"points": list(hover)})
@@ -393,7 +416,7 @@ def draw_confusion(name: str, counts: pd.DataFrame, *, alt: str) -> bytes:
                     *(column, row, f"{cells[row, column]:,.0f}\n{part:.0%}"),
                     ha="center",
                     va="center",
-                    color="#fefefe" if part < 0.55 else "#010101",
+                    color="#fefefe" if part < 0.47 else "#010101",
                     fontsize=10 if cells.shape[0] <= 6 else 7,
                 )
         for axis, names in ((axes.xaxis, counts.columns), (axes.yaxis, counts.index)):
@@ -436,16 +459,23 @@ def draw_intervals(
             colour = OKABE_ITO[0] if order == 0 else MUTED
             if np.isfinite([low, high]).all():
                 axes.plot([low, high], [order, order], color=colour, linewidth=2.4)
-            axes.plot([mean], [order], "o", color=colour, markersize=7 if order == 0 else 5.5)
+            size = 7 if order == 0 else 5.5
+            axes.plot([mean], [order], "o", color=colour, markersize=size, gid=f"points{order}")
         if chance is not None and np.isfinite(chance):
-            line = axes.axvline(chance, color=OKABE_ITO[5], linestyle=(0, (4, 2)), linewidth=1.2)
+            line = axes.axvline(chance, color=OKABE_ITO[1], linestyle=(0, (4, 2)), linewidth=1.2)
             sheet.legend([line], ["chance, from permutations"])
         axes.set_yticks(range(len(rows)), [clean(label, 30) for label in rows["label"]])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(clean(xlabel, 60))
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    return sheet.svg(alt)
+    texts = {
+        f"points{i}": [text]
+        for i, text in enumerate(
+            map(_interval, *(rows[c] for c in ("label", "mean", "low", "high")))
+        )
+    }
+    return sheet.svg(alt, texts)
 
 
 def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: str) -> bytes:
@@ -463,6 +493,7 @@ def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: st
     alt : str
         The picture in words.
     """
+    texts = {}
     with drawing(name, 4.4, 3.2) as sheet:
         figure, axes = sheet.figure, sheet.axes
         groups = list(points.groupby("features", sort=False))
@@ -481,6 +512,11 @@ def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: st
                 markersize=5 if order == 0 else 4,
                 linestyle="-" if order == 0 else (0, (4, 1.5)),
             )
+            axes.lines[-1].set_gid(f"points{order}")
+            texts[f"points{order}"] = [
+                f"{size:,.0f} participants · {_interval(label, *score)}"
+                for size, *score in zip(sizes, mean, low, high, strict=True)
+            ]
             axes.vlines(at, low, high, color=colour, linewidth=1.6 if order == 0 else 0.9)
         axes.set_xscale("log")
         ticks = sorted(points["n_participants"].unique())
@@ -488,4 +524,10 @@ def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: st
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel="labelled participants to learn from", ylabel=clean(ylabel, 60))
         figure.legend(loc="outside upper left", ncols=3)
-    return sheet.svg(alt)
+    return sheet.svg(alt, texts)
+
+
+def _interval(label: object, mean: float, low: float, high: float) -> str:
+    """Return a score with its interval as the pointer shows it."""
+    ends = f" [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else ""
+    return f"{label} {mean:.3g}{ends}"

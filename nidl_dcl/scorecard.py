@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from nidl_dcl.figures import (
+    RASTER_ABOVE,
     draw_confusion,
     draw_identity,
     draw_intervals,
@@ -205,6 +206,8 @@ def _draw_predictions(
         alt=alt,
     )
     caption = f"Predicted against true {what}, one point per image; on the dashed line both agree."
+    if len(pairs) > RASTER_ABOVE:
+        caption += " The points are one picture, without values under the pointer."
     ids = [c for c in ("participant_id", "session_id", "run") if c in used]
     behind = used.loc[pairs.index, ids].join(pairs)
     return gallery.svg(name, drawn, alt, caption, table=behind)

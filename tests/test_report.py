@@ -6,8 +6,6 @@ import hashlib
 import html
 import json
 import re
-import shutil
-import subprocess
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -571,75 +569,3 @@ def test_hostile_names_make_plain_file_names(hostile: Path) -> None:
     names = [path.name for path in (hostile.parent / "figures").iterdir()]
     assert len(names) > 20
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+\.(svg|png|tsv|json|npy)", name) for name in names)
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("no Chromium on this machine")
-
-
-def browse(chromium: str, page: Path, profile: Path) -> tuple[str, str]:
-    """Return the document as Chromium sees it after scripts ran, and its console."""
-    result = subprocess.run(
-        [
-            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-            *("--disable-sync", f"--user-data-dir={profile}"),
-            *("--window-size=1500,1000", "--virtual-time-budget=5000"),
-            *("--enable-logging=stderr", "--dump-dom", page.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    console = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
-    return result.stdout, "\n".join(console)
-
-
-PROBE = """<script>
-const head = document.querySelector("#scores th:nth-child(4) button");
-const order = () => [...document.querySelectorAll("#scores tbody th")].map(x => x.textContent);
-head.click(); const up = order(); head.click(); const down = order();
-const root = document.documentElement;
-const over = root.scrollWidth - root.clientWidth;
-parent.postMessage(JSON.stringify({over, width: innerWidth, up, down}), "*");
-</script></body>"""
-
-FRAME = """<!DOCTYPE html><title></title><script>onmessage = e => document.title = e.data</script>
-<iframe src="probed.html" width="{width}" height="900" style="border: 0"></iframe>"""
-"""A window of Chromium is never narrower than 500 pixels, a frame is."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [400, 1400])
-def test_in_a_browser_nothing_overflows_and_tables_sort(
-    chromium: str, page: Page, tmp_path: Path, width: int
-) -> None:
-    policy = r'<meta http-equiv="Content-Security-Policy"[^>]*>'
-    source = re.sub(policy, "", page.source).replace("</body>", PROBE)
-    write_text(tmp_path / "probed.html", source)
-    write_text(tmp_path / "frame.html", FRAME.format(width=width))
-    dom, console = browse(chromium, tmp_path / "frame.html", tmp_path / "profile")
-    seen = json.loads(html.unescape(re.findall("<title>(.*?)</title>", dom)[0]))
-    assert seen == {"over": 0, "width": width, "up": ["sex", "age"], "down": ["age", "sex"]}
-    assert console == ""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", [True, False], ids=["with policy", "by escaping alone"])
-def test_in_a_browser_hostile_names_run_nothing(
-    chromium: str, hostile: Path, tmp_path: Path, policy: bool
-) -> None:
-    source = hostile.read_text()
-    if not policy:
-        source = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", source)
-    write_text(tmp_path / "page.html", source)
-    dom, console = browse(chromium, tmp_path / "page.html", tmp_path / "profile")
-    title = re.findall("<title>(.*?)</title>", dom)[0]
-    assert title.startswith("Demo study&lt;script&gt;")
-    assert '<th scope="col"><button>' in dom
-    assert console == ""
