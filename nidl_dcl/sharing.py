@@ -43,6 +43,9 @@ hashes of ids in the model, so that participants of a training are recognised by
 The documentation of nidl_dcl (sharing) says what is not protected.
 """
 
+Targets = Mapping[str, frozenset[str] | None]
+"""Columns that were predicted, with the classes of each; None for numbers."""
+
 _ORDER = ("participant_id", "session_id", "run", "source", "path")
 
 _OPTIONS = frozenset(
@@ -219,23 +222,25 @@ def _holds_files(folder: Path) -> bool:
     return any(p.name != ".lock" and not p.name.endswith(".part") for p in files)
 
 
-def _targets(private: Path) -> frozenset[str]:
+def _targets(private: Path) -> Targets:
     """Return the columns that were predicted: of phenotypes they alone are shown by image."""
-    found = set()
+    found: dict[str, frozenset[str] | None] = {}
     for file in private.glob("desc-*metrics.json"):
         try:
-            found.add(str(json.loads(file.read_text("utf-8"))["target"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            metrics = json.loads(file.read_text("utf-8"))
+            classes = metrics.get("classes")
+            found[str(metrics["target"])] = None if classes is None else frozenset(classes)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-    return frozenset(found)
+    return found
 
 
 # -- rules, one for each kind of file ---------------------------------------------------------
 
-Rule = Callable[[Path, Pseudonyms, Collection[str]], bytes | None]
+Rule = Callable[[Path, Pseudonyms, Targets], bytes | None]
 
 
-def _same(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes | None:
+def _same(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     """Give a file away as it is; `Sharing.publish` copies it."""
     raise NotImplementedError
 
@@ -276,8 +281,8 @@ def _renamed(table: pd.DataFrame, names: Pseudonyms) -> pd.DataFrame:
     return made.sort_values(known, kind="stable") if known else made
 
 
-def _images(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes:
-    """Give away a table of images; the texts of reasons may quote a value."""
+def _images(file: Path, names: Pseudonyms, targets: Targets) -> bytes:
+    """Give away a table of images, without values that were not used: they may be any text."""
     table = _renamed(_read(file), names)
     if "row" in table:
         table["row"] = [str(i) for i in range(len(table))]
@@ -286,10 +291,11 @@ def _images(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes:
             text if text.startswith("confound") else text.partition(": ")[0]
             for text in table["reason"]
         ]
+        table.loc[table["status"] == "dropped", "target"] = "n/a"
     return to_tsv(table).encode()
 
 
-def _matrix(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes | None:
+def _matrix(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     """Give away embeddings, in the order of their table."""
     order, matrix = _new_order(file, names), np.load(file, allow_pickle=False)
     if len(order) != len(matrix):  # a run was killed between the two
@@ -299,7 +305,7 @@ def _matrix(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes | 
     return stream.getvalue()
 
 
-def _parquet(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes | None:
+def _parquet(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     order, table = _new_order(file, names), pd.read_parquet(file, engine="pyarrow")
     if len(order) != len(table):
         return None
@@ -318,26 +324,31 @@ def _new_order(file: Path, names: Pseudonyms) -> NDArray[np.int64]:
     return _renamed(_read(file.with_suffix(".tsv")), names).index.to_numpy(dtype=np.int64)
 
 
-def _inputs(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes:
+def _inputs(file: Path, names: Pseudonyms, targets: Targets) -> bytes:
     """Give away the list of images without its messages, which quote names and headers."""
     table = _renamed(_read(file), names)
     return to_tsv(table.assign(message="n/a")).encode()
 
 
-def _plane(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes:
-    """Give away the embeddings in two dimensions, of the phenotypes only those predicted."""
-    shown = {escape_control(target) for target in targets}
+def _plane(file: Path, names: Pseudonyms, targets: Targets) -> bytes:
+    """Give away the embeddings in two dimensions, of the phenotypes only what was predicted."""
     table = _renamed(_read(file), names)
-    kept = [c for c in table if c in ("participant_id", "session_id", "x", "y") or c in shown]
-    return to_tsv(table[kept]).encode()
+    kept = table[["participant_id", "session_id", "x", "y"]].copy()
+    for target, classes in targets.items():
+        column = escape_control(target)
+        if column in table and column not in kept:
+            numbers = pd.to_numeric(table[column], errors="coerce").notna()
+            shown = numbers if classes is None else table[column].isin(classes)
+            kept[column] = table[column].where(shown, "n/a")
+    return to_tsv(kept).encode()
 
 
-def _ledger(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes:
+def _ledger(file: Path, names: Pseudonyms, targets: Targets) -> bytes:
     table = _read(file)
     return to_tsv(table.assign(config=[names.checksum(text) for text in table["config"]])).encode()
 
 
-def _sidecar(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes | None:
+def _sidecar(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     content = _json(file)
     for column, text in _DESCRIPTIONS.items():
         if isinstance(content.get(column), dict):
@@ -345,7 +356,7 @@ def _sidecar(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes |
     return _written(content, names)
 
 
-def _metrics(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes | None:
+def _metrics(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     content = _json(file)
     made_of = dict(content.get("provenance") or {})
     if "data" in made_of:
@@ -363,7 +374,7 @@ def _metrics(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes |
     return _written(content, names)
 
 
-def _readout(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes | None:
+def _readout(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     content = _json(file)
     content["members"] = {**content["members"], "participants": []}
     confounds = (content.get("confounds") or {}).get("names", ())
@@ -378,7 +389,7 @@ def _not_asked_for(columns: Collection[str]) -> list[str]:
     return [what for what in ("age", "sex") if what not in known]
 
 
-def _model(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes | None:
+def _model(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     content = _json(file)
     content["exposure"] = _without_ids(content.get("exposure") or {})
     content["provenance"] = {"config": (content.get("provenance") or {}).get("config", {})}
@@ -401,7 +412,7 @@ def _without_ids(exposure: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _run(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes | None:
+def _run(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     run = _json(file)
 
     def told(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -423,18 +434,18 @@ def _run(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes | Non
     return _written(content, names)
 
 
-def _config(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes:
+def _config(file: Path, names: Pseudonyms, targets: Targets) -> bytes:
     options = yaml.safe_load(file.read_text("utf-8"))
     kept = {**_PLACEHOLDERS, **{k: v for k, v in options.items() if k in _OPTIONS}}
     text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
     return names.text(text).encode("utf-8", "backslashreplace")
 
 
-def _text(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes:
+def _text(file: Path, names: Pseudonyms, targets: Targets) -> bytes:
     return names.text(file.read_text("utf-8")).encode()
 
 
-def _facts(file: Path, names: Pseudonyms, targets: Collection[str]) -> bytes:
+def _facts(file: Path, names: Pseudonyms, targets: Targets) -> bytes:
     return _written(_json(file), names)
 
 
