@@ -26,7 +26,15 @@ from nidl_dcl.cohort import cohort_columns
 from nidl_dcl.errors import NidlDclError, OutputInUseError, UsageError
 from nidl_dcl.json_files import read_json
 from nidl_dcl.pseudonyms import Pseudonyms, default_key, read_key
-from nidl_dcl.writing import escape_control, replacing, to_json, to_tsv, write_bytes, write_json
+from nidl_dcl.writing import (
+    escape_control,
+    replacing,
+    to_json,
+    to_npy,
+    to_tsv,
+    write_bytes,
+    write_json,
+)
 
 __all__ = ["MARK", "Sharing", "is_shared"]
 
@@ -37,9 +45,9 @@ ABOUT = """
 ## Shared
 
 This folder was written with `--share`. Participants, sessions and images have pseudonyms, made with a
-key that is not here; rows are in the order of the pseudonyms. Left out are pictures of heads, paths,
-names of the dataset, of the computer and of its user, phenotypes that were not predicted, and the
-hashes of ids in the model, so that participants of a training are recognised by their images alone.
+key that is not here; rows are in the order of the pseudonyms. Left out are pictures of heads, logs,
+paths, names of the dataset, of the computer and of its user, phenotypes that were not predicted, and
+the hashes of ids in the model, so that participants of a training are recognised by their images alone.
 The documentation of nidl_dcl (sharing) says what is not protected.
 """
 
@@ -300,9 +308,7 @@ def _matrix(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     order, matrix = _new_order(file, names), np.load(file, allow_pickle=False)
     if len(order) != len(matrix):  # a run was killed between the two
         return None
-    stream = io.BytesIO()
-    np.save(stream, matrix[order], allow_pickle=False)
-    return stream.getvalue()
+    return bytes(to_npy(matrix[order]))
 
 
 def _parquet(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:

@@ -27,10 +27,7 @@ __all__ = [
     "remove_stale",
     "replacing",
     "to_json",
-<<<<<<< HEAD
     "to_npy",
-=======
->>>>>>> cab4ccc (--share: a study is kept in a private folder, and what others may have goes to OUTPUT_DIR by rules)
     "to_tsv",
     "write_bytes",
     "write_json",
@@ -197,11 +194,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def to_json(value: Any) -> str:
-<<<<<<< HEAD
     """Return `value` as JSON text (see `write_json`)."""
-=======
-    """Return `value` as indented JSON text (see `write_json`)."""
->>>>>>> cab4ccc (--share: a study is kept in a private folder, and what others may have goes to OUTPUT_DIR by rules)
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
