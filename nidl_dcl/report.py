@@ -104,6 +104,7 @@ def write_report(
         "title": str(results.json("dataset_description.json").get("Name") or "Report of nidl_dcl"),
         "citation": results.text("logs/CITATION.md").strip(),
         "rerun": results.has("code/config.yaml"),
+        "shared": results.has("logs/sharing.json"),
         "run": _run(results),
         "under_way": _UNDER_WAY if under_way else "",
         "unfinished": _unfinished(results, under_way=under_way, error=error),
