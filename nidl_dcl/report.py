@@ -14,6 +14,7 @@ from typing import Any
 import nidl_dcl
 from nidl_dcl.errors import UsageError
 from nidl_dcl.exhibits import show_embeddings, show_training, show_views
+from nidl_dcl.occlusion_figure import show_occlusion
 from nidl_dcl.page import (
     Gallery,
     Table,
@@ -37,6 +38,7 @@ _SECTIONS = {
     "training": "Training",
     "embeddings": "Embeddings",
     "predictions": "Predictions",
+    "occlusion": "Where it looks",
     "external": "External validity",
     "exposure": "Exposure",
     "site": "Site audit",
@@ -89,6 +91,7 @@ def write_report(output_dir: str | Path, *, model: str = "dcl") -> Path:
         "training": show_training(results, gallery),
         "embeddings": show_embeddings(results, gallery),
         "targets": [score_target(found, gallery) for found in results.targets()],
+        "occlusion": show_occlusion(results, gallery),
         "external": [score_external(metrics) for metrics in results.external()],
     }
     names = dict.fromkeys(name for t in context["targets"] for name in t["baselines"])
