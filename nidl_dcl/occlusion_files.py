@@ -400,10 +400,12 @@ def _describe(
     with_untrained = _correlation(mean, untrained)
     of = task.target if task.stored.task == "regression" else f"{task.target} {name}"
     sentences = [
-        f"Hiding a block of the mean brain changes the prediction of {of} ({units}) by up to "
-        f"{abs(changes[0]):.3g}: at x {x:.0f}, y {y:.0f}, z {z:.0f} mm ({place}), what is there "
-        f"makes it {'higher' if changes[0] > 0 else 'lower'}. Over all blocks it adds "
-        f"{changes.min():.3g} to {changes.max():.3g}.",
+        (
+            f"Hiding a block of the mean brain changes the prediction of {of} ({units}) by up to "
+            f"{abs(changes[0]):.3g}: at x {x:.0f}, y {y:.0f}, z {z:.0f} mm ({place}), what is there "
+            f"makes it {'higher' if changes[0] > 0 else 'lower'}. Over all blocks it adds "
+            f"{changes.min():.3g} to {changes.max():.3g}."
+        )
     ]
     if held is not None:
         sentences.append(
