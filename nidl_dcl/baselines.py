@@ -23,7 +23,7 @@ from nidl_dcl.options import RunOptions
 from nidl_dcl.quality import MEASURES, measure_quality
 from nidl_dcl.randomness import key_seed
 
-__all__ = ["baseline_features", "read_voxels"]
+__all__ = ["baseline_features", "read_voxels", "untrained_encoder"]
 
 _UNTRAINED_SEEDS = 3
 
@@ -79,18 +79,23 @@ def baseline_features(
     known = load_model(folder, trust=trust)
     untrained = []
     for number in range(_UNTRAINED_SEEDS):
-        seed = key_seed(run.random_seed, "untrained", number)
-        fresh = DCL(**{**known.get_params(), "random_state": seed})
-        fresh.__dict__["_fitted"] = True
+        fresh = untrained_encoder(known, run.random_seed, number)
         matrix, _ = embed_volumes(
             fresh,
             volumes,
-            digest=f"{seed:016x}",
+            digest="untrained",
             num_workers=run.nprocs or 0,
             progress=partial(_retitled, console, f"untrained encoder {number + 1}"),
         )
         untrained.append(matrix[list(rows)])
     return {"untrained": untrained, "voxels": Baseline(voxels, pca=True)}
+
+
+def untrained_encoder(known: DCL, seed: int, number: int = 0) -> DCL:
+    """Return a model like `known` before training, one of several by its number."""
+    fresh = DCL(**{**known.get_params(), "random_state": key_seed(seed, "untrained", number)})
+    fresh.__dict__["_fitted"] = True
+    return fresh
 
 
 def _coarse(volume: np.ndarray, factor: Sequence[int]) -> np.ndarray:

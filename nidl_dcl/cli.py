@@ -271,6 +271,7 @@ def demo(
     *,
     n_participants: int = 120,
     max_epochs: int = 40,
+    occlusion: bool = False,
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
     """Write a synthetic BIDS dataset and run a study on it.
@@ -283,6 +284,8 @@ def demo(
         Size of the dataset.
     max_epochs
         Length of the training.
+    occlusion
+        Also map where the read-outs look.
     """
     from nidl_dcl import stages
 
@@ -292,6 +295,7 @@ def demo(
         run,
         n_participants=n_participants,
         max_epochs=max_epochs,
+        occlusion=occlusion,
         console=Console(),
         command=["nidl-dcl", *sys.argv[1:]],
     )

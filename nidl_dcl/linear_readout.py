@@ -105,6 +105,24 @@ class LinearReadOut:
             return np.column_stack([expit(-logits[:, 0]), expit(logits[:, 0])])
         return np.asarray(softmax(logits, axis=1))
 
+    def changes(self, differences: NDArray[np.floating]) -> Array:
+        """Return by how much differences of features change the answer, whatever the confounds.
+
+        Parameters
+        ----------
+        differences : ndarray, shape (n, n_features)
+
+        Returns
+        -------
+        ndarray, shape (n, n_outputs)
+            In units of the target; of two classes the log-odds of the second one; of more, for each
+            class, its logit less the mean of all.
+        """
+        logits = np.asarray(differences, dtype=np.float64) / self.scale @ self.coefficients.T
+        if len(self.labels) > 2:
+            logits = logits - logits.mean(axis=1, keepdims=True)
+        return np.asarray(logits)
+
 
 def fit_linear_readout(
     design: Design,

@@ -191,8 +191,16 @@ class PredictionOptions:
     other_people: bool = False
     """With --readout: participants of this cohort are other people, even where ids are equal."""
 
+    occlusion: bool = False
+    """Also map where each read-out looks: by how much hiding a block changes the prediction."""
+
     def __post_init__(self) -> None:
         """Refuse what cannot be done."""
+        if self.harmonize and self.occlusion:
+            raise UsageError(
+                "--occlusion needs a read-out of all participants, and --harmonize keeps none. "
+                "Leave one of them out."
+            )
         if self.harmonize and importlib.util.find_spec("pycombat") is None:
             raise UsageError(
                 "--harmonize needs the package pycombat: pip install 'nidl_dcl[harmonize]'."

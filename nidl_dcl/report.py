@@ -17,6 +17,7 @@ from nidl_dcl.audits import audit_holdout, audit_sites
 from nidl_dcl.errors import UsageError
 from nidl_dcl.exhibits import show_embeddings, show_training, show_views
 from nidl_dcl.image_exhibits import show_average, show_outliers, show_retrieval
+from nidl_dcl.occlusion_figure import show_occlusion
 from nidl_dcl.page import (
     Gallery,
     Table,
@@ -44,6 +45,7 @@ _SECTIONS = {
     "outliers": "Outlying scans",
     "predictions": "Predictions",
     "holdout": "Held-out people",
+    "occlusion": "Where it looks",
     "external": "External validity",
     "exposure": "Exposure",
     "site": "Site audit",
@@ -116,6 +118,7 @@ def write_report(
         "retrieval": show_retrieval(results),
         "outliers": show_outliers(results, gallery),
         "targets": [score_target(target, gallery) for target in found],
+        "occlusion": show_occlusion(results, gallery),
         "holdout": audit_holdout(found),
         "sites": audit_sites(found),
         "combat": any(

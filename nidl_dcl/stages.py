@@ -59,6 +59,7 @@ from nidl_dcl.folds import make_design
 from nidl_dcl.holdout import note_score, recorded_share, refuse_seen
 from nidl_dcl.live_page import LivePage
 from nidl_dcl.model_folder import load_model, read_description, save_model
+from nidl_dcl.occlusion_files import Occlusion, occlude
 from nidl_dcl.options import (
     DataOptions,
     PredictionOptions,
@@ -544,6 +545,11 @@ def predict(
             if why:
                 console.say(f"{target}: only the other cohort's read-out is applied. {why}")
             rows.append({**(done or {"target": target}), **told(outside)})
+        if prediction.occlusion:
+            before = None if baselines is None else baselines["untrained"][0]
+            seen = Occlusion(output.path, output.work, module, kept, cohort, aside, before)
+            made = occlude(seen, labels, prediction, run, trust=trust, console=console)
+            skipped = skipped and not made
         quality = output.path / "logs" / "quality.tsv"
         if reading.cache_info().currsize or not quality.is_file():
             keep_tsv(quality, reading()[1])
@@ -677,6 +683,7 @@ def demo(
     *,
     n_participants: int,
     max_epochs: int,
+    occlusion: bool = False,
     console: Quiet | None = None,
     command: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], Path]:
@@ -690,6 +697,8 @@ def demo(
         Options.
     n_participants, max_epochs : int
         Size and length.
+    occlusion : bool, default=False
+        Also map where the read-outs look.
     console : Quiet, optional
         Told of messages and progress.
     command : sequence of str
@@ -719,6 +728,7 @@ def demo(
         output_dir=output_dir / "study",
         target=["age", "sex"],
         training=TrainingOptions(max_epochs=max_epochs),
+        prediction=PredictionOptions(occlusion=occlusion),
         run=run,
     )
     config = {**asdict(options.training), **asdict(run), "n_participants": n_participants}
