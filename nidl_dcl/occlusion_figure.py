@@ -83,7 +83,7 @@ def _show(
                         alt,
                         of,
                         str(output.get("Units")),
-                        f"figures/{stem}.nii.gz",
+                        f"{stem}.nii.gz",
                     )
                 )
         rows = places[places["output"].astype(str) == name] if "output" in places else places
