@@ -119,7 +119,7 @@ def retrieve_participants(
         "unit": unit,
         "sentence": (
             f"For {first.share:.0%} of {first.n_images} images the nearest neighbour in cosine "
-            f"similarity is another {unit} of the same participant (chance {first.chance:.1%}{rest})."
+            f"similarity is another {unit} of the same participant (chance {100 * first.chance:.2g}%{rest})."
         ),
     }
 

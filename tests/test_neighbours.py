@@ -50,6 +50,7 @@ def test_retrieval_is_what_a_loop_over_images_finds() -> None:
     assert row["n_participants"] == 36
     assert row["low"] < row["share"] < row["high"]
     assert words["unit"] == "session"
+    assert f"(chance {100 * row.chance:.2g}%)" in words["sentence"]
 
 
 def test_images_of_the_same_session_do_not_count_where_there_are_sessions() -> None:
