@@ -101,8 +101,8 @@ def pretrain(
     output = _output(bids_dir, output_dir, run, data, training)
     with output.writing():
         folder = stages.pretrain(output, data, training, run, console, group=group)
-    _validate(output.path, run)
-    sys.stdout.write(f"{folder}\n")
+    _validate(output.public, run)
+    sys.stdout.write(f"{output.public / folder.relative_to(output.path)}\n")
 
 
 @app.command
@@ -138,7 +138,7 @@ def embed(
     output = _output(bids_dir, output_dir, run, data)
     with output.writing():
         stages.embed(output, data, run, model_folder=model, trust=trust or (), console=console)
-    _validate(output.path, run)
+    _validate(output.public, run)
 
 
 @app.command
@@ -172,7 +172,7 @@ def predict(
         rows = stages.predict(
             output, target, data, run, prediction, trust=trust or (), console=Console()
         )
-    _validate(output.path, run)
+    _validate(output.public, run)
     sys.stdout.write(stages.summary_table(rows) + "\n")
 
 
@@ -261,8 +261,8 @@ def study(
     )
     with output.writing():
         rows = stages.study(output, options, console)
-    _validate(output.path, run)
-    sys.stdout.write(stages.summary_table(rows) + f"\n\n{output.path / 'report.html'}\n")
+    _validate(output.public, run)
+    sys.stdout.write(stages.summary_table(rows) + f"\n\n{output.public / 'report.html'}\n")
 
 
 @app.command
@@ -367,13 +367,18 @@ def _output(bids_dir: Path, output_dir: Path, run: RunOptions, *options: Any) ->
 
     _set_threads(run)
     config = {k: v for group in (*options, run) for k, v in asdict(group).items()}
-    return Output(
+    output = Output(
         bids_dir,
         output_dir,
         work_dir=run.work_dir,
         command=["nidl-dcl", *sys.argv[1:]],
         config=config,
+        share=run.share,
+        share_key=run.share_key,
     )
+    if run.share:
+        Console().say(f"With real ids, for yourself alone: {output.path}")
+    return output
 
 
 def _validate(folder: Path, run: RunOptions) -> None:

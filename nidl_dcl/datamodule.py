@@ -348,11 +348,12 @@ class BIDSDataModule(L.LightningDataModule):
         """Return whom a model trained on this data has seen (see `nidl_dcl.exposure`)."""
         used = (self.images["split"] != "holdout").to_numpy()
         people = self.images["participant_id"].astype(str)
-        seen = sorted(people[used].unique())
+        contents = [c for c, is_used in zip(self.contents, used, strict=True) if is_used]
         return exposure_of(
-            seen,
-            [c for c, is_used in zip(self.contents, used, strict=True) if is_used],
-            f"{key_seed(self.random_state, 'salt', *seen):08x}",
+            sorted(people[used].unique()),
+            contents,
+            # Of images, not of ids, which could be tried until the salt fits.
+            f"{key_seed(self.random_state, 'salt', *sorted(set(contents))):08x}",
             people[self.images["split"] == "val"].unique(),
         )
 

@@ -20,6 +20,7 @@ from nidl_dcl.embedding import COLUMNS, read_embeddings
 from nidl_dcl.errors import UsageError
 from nidl_dcl.phenotypes import read_phenotypes
 from nidl_dcl.places import dataset_root
+from nidl_dcl.sharing import is_shared
 
 __all__ = ["load_embeddings"]
 
@@ -64,7 +65,8 @@ def load_embeddings(
     Warns
     -----
     UserWarning
-        When the dataset, or a table, is no longer where it was; the table then goes without it.
+        When the dataset, or a table, is no longer where it was, or the output was made with
+        ``--share``; the table then goes without it.
 
     Examples
     --------
@@ -89,6 +91,13 @@ def load_embeddings(
         ) from error
     matrix = np.asarray(found.matrix, dtype=np.float32)
     if not phenotypes:
+        return table, matrix
+    if is_shared(folder):
+        warnings.warn(
+            f"{folder} was made with --share: its ids are pseudonyms, so the table has no "
+            "phenotypes. Whoever made it has them in the private folder. Give phenotypes=False.",
+            stacklevel=2,
+        )
         return table, matrix
     root = _linked(folder) if bids_dir is None else dataset_root(bids_dir)
     if root is None:

@@ -204,7 +204,7 @@ class RunOptions:
     """How the command runs."""
 
     work_dir: Path | None = None
-    """Where volumes, checkpoints and listings are kept; default OUTPUT_DIR/.work (index: none)."""
+    """Where volumes, checkpoints and listings are kept; default OUTPUT_DIR/.work (index: none; --share: OUTPUT_DIR-private)."""
 
     nprocs: int | None = None
     """Number of loading workers; changes no result. Default: 0, or measured where there is a GPU."""
@@ -227,6 +227,12 @@ class RunOptions:
     validate: bool = False
     """Run the BIDS validator on the output at the end (package bids-validator-deno)."""
 
+    share: bool = False
+    """Write OUTPUT_DIR so that it can be given away: no pictures of heads, pseudonyms for ids."""
+
+    share_key: Path | None = None
+    """With --share: file of the key that makes the pseudonyms; default: in the user's configuration."""
+
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         if self.nprocs is not None:
@@ -236,6 +242,8 @@ class RunOptions:
             _require("threads", self.threads, 1)
         if not (self.model_name.isalnum() and self.model_name.isascii()):
             raise UsageError(f"--model-name takes letters and digits, got {self.model_name!r}.")
+        if self.share_key is not None and not self.share:
+            raise UsageError("--share-key is the key of --share: give both.")
         if self.parquet and importlib.util.find_spec("pyarrow") is None:
             raise UsageError(
                 "--parquet needs the package pyarrow: pip install 'nidl_dcl[parquet]'."
@@ -265,7 +273,16 @@ _GROUPS = {
 }
 _LARGEST = 10**6
 _OWN = ("bids_dir", "output_dir", "target", "model", "trust")
-_PATHS = ("bids_dir", "output_dir", "model", "bids_filter_file", "init", "work_dir", "readout")
+_PATHS = (
+    "bids_dir",
+    "output_dir",
+    "model",
+    "bids_filter_file",
+    "init",
+    "work_dir",
+    "readout",
+    "share_key",
+)
 
 
 def read_options(file: str | Path) -> dict[str, Any]:

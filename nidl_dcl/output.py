@@ -23,6 +23,7 @@ from nidl_dcl.failures import describe, exit_status
 from nidl_dcl.json_files import read_json
 from nidl_dcl.model_folder import versions
 from nidl_dcl.run_log import Logged, RunLog
+from nidl_dcl.sharing import ABOUT, Sharing, is_shared
 from nidl_dcl.writing import remove_stale, write_json, write_text
 
 __all__ = ["CITATION", "Output", "check_places"]
@@ -62,7 +63,7 @@ Derived from the BIDS dataset {source} by decoupled contrastive learning.
 | `desc-<model><Target>_externalmetrics.json` | scores of a read-out that another cohort gave |
 | `models/desc-<model>/` | the model: weights (safetensors) and description (JSON) |
 | `logs/inputs.tsv` | every candidate image and what became of it |
-| `logs/phenotypes.tsv` | whom each row of the phenotype tables belongs to |
+| `logs/phenotypes.tsv` | whom each row of the phenotype tables belongs to (not where ids are pseudonyms) |
 | `logs/metrics.csv` | training curves |
 | `logs/run.json` | what was run, when, with which versions |
 | `logs/<UTC time>_<command>.log` | what each run said and did |
@@ -107,6 +108,17 @@ class Output:
         For the record.
     config : mapping
         For the record.
+    share : bool, default=False
+        Write to a private folder, and to `output_dir` what can be given away.
+    share_key : Path, optional
+        See `Sharing`.
+
+    Attributes
+    ----------
+    path : Path
+        Where stages read and write.
+    public : Path
+        `output_dir`: the same folder unless it is shared.
     """
 
     def __init__(
@@ -117,11 +129,22 @@ class Output:
         work_dir: Path | None = None,
         command: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
+        share: bool = False,
+        share_key: Path | None = None,
     ) -> None:
         check_places(bids_dir, output_dir)
         self.bids_dir = bids_dir.resolve()
-        self.path = output_dir.resolve()
+        self.path = self.public = output_dir.resolve()
         self.work = self.path / ".work" if work_dir is None else work_dir.resolve()
+        self.sharing: Sharing | None = None
+        if share:
+            self.sharing = Sharing(bids_dir, output_dir, work_dir=work_dir, key_file=share_key)
+            self.path, self.work = self.sharing.private, self.sharing.work
+        elif is_shared(self.path):
+            raise UsageError(
+                f"{output_dir} was made with another configuration: share was True, is False. Give "
+                "--share, or choose another OUTPUT_DIR."
+            )
         self.record: dict[str, Any] = {
             "command": list(command),
             "config": dict(config or {}),
@@ -148,8 +171,7 @@ class Output:
         OutputInUseError
             When another run holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path / ".lock"):
+        with self._held():
             self._folder = _identity(self.path)
             self._describe()
             self.record["earlier"] = self._earlier_runs()
@@ -180,7 +202,7 @@ class Output:
         )
         self.save_record()
         apart = [] if self.path in self.work.parents else [self.work]
-        stale = remove_stale([self.path, *apart])
+        stale = remove_stale({self.path, self.public, *apart})
         if stale:
             self.log.write(f"Removed {len(stale)} temporary files of runs that were killed.")
 
@@ -189,7 +211,7 @@ class Output:
         assert self.log is not None
         self.record["exit_status"] = exit_status(error)
         self.record["error"] = describe(error)
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             self.save_record()
         self.log.write_traceback(error)
         self.log.write(f"Exit status {exit_status(error)}: {' '.join(describe(error).split())}")
@@ -202,14 +224,30 @@ class Output:
         return Logged(console, self.log)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+    def _held(self) -> Iterator[None]:
+        """Hold the folder, or both folders of a study that is shared."""
+        self.public.mkdir(parents=True, exist_ok=True)
+        with _locked(self.public / ".lock", told=self.sharing is None):
+            if self.sharing is None:
+                yield
+                return
+            self.sharing.begin()
+            with _locked(self.path / ".lock"):
+                yield
+
+    @contextmanager
+    def stage(self, name: str, *, share: bool = False) -> Iterator[dict[str, Any]]:
         """Record a stage: name, start, seconds, the step it resumed from, whether it was skipped.
 
         Raises
         ------
+        UsageError
+            When it is to be shared, and this output is not.
         OSError
             When the folder is not the one that was locked any more.
         """
+        if share and self.sharing is None:
+            raise UsageError("--share is for the whole output: make it by Output(…, share=True).")
         entry: dict[str, Any] = {
             "name": name,
             "started": _now(),
@@ -225,7 +263,7 @@ class Output:
             self._require_folder()
         except BaseException:
             entry["seconds"] = round(time.monotonic() - start, 2)
-            with suppress(OSError):  # the error under way says more
+            with suppress(OSError, ValueError):  # the error under way says more
                 self.save_record()
             raise
         entry["seconds"] = round(time.monotonic() - start, 2)
@@ -243,9 +281,11 @@ class Output:
             self.log.write(f"{name}: begins")
 
     def save_record(self) -> None:
-        """Write ``logs/run.json``."""
+        """Write ``logs/run.json``; with it, OUTPUT_DIR gets what can be given away by now."""
         self._require_folder()
         write_json(self.path / "logs" / "run.json", self.record)
+        if self.sharing is not None:
+            self.sharing.publish()
 
     def _require_folder(self) -> None:
         """Refuse to go on in a folder that was removed, or whose disk is gone, since it was locked."""
@@ -263,12 +303,16 @@ class Output:
 
     def _describe(self) -> None:
         """Write what makes the folder a BIDS derivative, where it is missing."""
-        source = self.bids_dir
-        link = os.path.relpath(source, self.path)
-        name = _dataset_name(source)
+        name = _dataset_name(self.bids_dir)
+        self._describe_as(self.path, name, os.path.relpath(self.bids_dir, self.path))
+        if self.sharing is not None:
+            self._describe_as(self.public, "(not named)", self.sharing.names.dataset, ABOUT)
+
+    @staticmethod
+    def _describe_as(folder: Path, name: str, link: str, more: str = "") -> None:
         files: dict[str, Any] = {
             "dataset_description.json": {
-                "Name": f"nidl_dcl embeddings of {name}",
+                "Name": "nidl_dcl embeddings" + ("" if more else f" of {name}"),
                 "BIDSVersion": "1.10.0",
                 "DatasetType": "derivative",
                 "License": "n/a",
@@ -282,13 +326,13 @@ class Output:
                 "SourceDatasets": [{"URL": link}],
                 "DatasetLinks": {"raw": link},
             },
-            "README.md": _README.format(source=name),
+            "README.md": _README.format(source=name) + more,
             "CHANGES": f"{__version__} {_now()[:10]}\n - Written by nidl_dcl {__version__}.\n",
             ".bidsignore": "\n".join(_IGNORED) + "\n",
             "logs/CITATION.md": CITATION.format(version=__version__),
         }
         for file, content in files.items():
-            target = self.path / file
+            target = folder / file
             if not target.exists():
                 if isinstance(content, str):
                     write_text(target, content)
@@ -324,7 +368,7 @@ def check_places(bids_dir: Path, output_dir: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, *, told: bool = True) -> Iterator[None]:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
@@ -336,7 +380,8 @@ def _locked(path: Path) -> Iterator[None]:
                 "OUTPUT_DIR."
             ) from error
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        if told:
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         _HELD.add(handle)
         yield
     finally:

@@ -83,6 +83,7 @@ def write_report(output_dir: str | Path, *, model: str = "dcl") -> Path:
         "title": str(results.json("dataset_description.json").get("Name") or "Report of nidl_dcl"),
         "citation": results.text("logs/CITATION.md").strip(),
         "rerun": results.has("code/config.yaml"),
+        "shared": results.has("logs/sharing.json"),
         "run": _run(results),
         "inputs": _inputs(results),
         "views": show_views(results, gallery),

@@ -125,6 +125,10 @@ def index(
     from nidl_dcl.bids_index import find_images
 
     console = console or Quiet()
+    if run.share:
+        raise UsageError(
+            "index lists ids and paths, and writes to no OUTPUT_DIR: leave --share out."
+        )
     module = data_module(bids_dir, data, run, work=run.work_dir, max_skipped=1.0, console=console)
     if check:
         try:
@@ -184,7 +188,7 @@ def pretrain(
     console = output.heard(console)
     folder = output.path / "models" / f"desc-{run.model_name}"
     check_training(training)
-    with output.stage("pretrain") as entry:
+    with output.stage("pretrain", share=run.share) as entry:
         training = _known_shape(training, folder)
         module = data_module(
             output.bids_dir, data, run, training=training, work=output.work, console=console
@@ -293,7 +297,7 @@ def embed(
             f"{output.path} has no model {run.model_name!r}. Run `nidl-dcl pretrain`, or give "
             "--model FOLDER."
         )
-    with output.stage("embed") as entry:
+    with output.stage("embed", share=run.share) as entry:
         description = read_description(source)
         digest = str(description["sha256"]["weights.safetensors"])
         _refuse_another_model(own, source, digest)
@@ -388,7 +392,7 @@ def predict(
     """
     console = output.heard(console)
     prediction = prediction or PredictionOptions()
-    with output.stage("predict") as entry:
+    with output.stage("predict", share=run.share) as entry:
         embeddings = read_embeddings(output.path, run.model_name)
         if embeddings is None:
             raise UsageError(
@@ -399,7 +403,7 @@ def predict(
         description = read_description(folder)
         digest = embeddings.config.get("model_sha256")
         readouts = find_readouts(
-            output.path, prediction.readout, targets, model=run.model_name, model_sha256=digest
+            output.public, prediction.readout, targets, model=run.model_name, model_sha256=digest
         )
         contract = Preparation.from_dict(description["input_contract"])
         module = data_module(
@@ -536,8 +540,10 @@ def report(output: Output, run: RunOptions) -> Path:
     run : RunOptions
         The model's label.
     """
-    with output.stage("report"):
-        return write_report(output.path, model=run.model_name)
+    with output.stage("report", share=run.share):
+        if output.sharing is not None:
+            write_report(output.path, model=run.model_name)
+        return write_report(output.public, model=run.model_name)
 
 
 def configure(output: Output, options: StudyOptions, console: Quiet | None = None) -> None:
@@ -575,7 +581,7 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
         digest = str(description["sha256"]["weights.safetensors"])
         _refuse_another_model(folder, options.model, digest)
         find_readouts(
-            output.path,
+            output.public,
             options.prediction.readout,
             options.target,
             model=run.model_name,
@@ -626,7 +632,7 @@ def study(
     rows = predict(
         output, options.target, data, run, options.prediction, trust=trust, console=console
     )
-    if output.worked or _report_is_old(output.path):
+    if output.worked or any(map(_report_is_old, {output.path, output.public})):
         report(output, run)
     return rows
 
@@ -682,12 +688,21 @@ def demo(
         run=run,
     )
     config = {**asdict(options.training), **asdict(run), "n_participants": n_participants}
+    work = run.work_dir
+    if run.share and work is None:
+        work = output_dir.with_name(f"{output_dir.resolve().name}-private")
     output = Output(
-        bids_dir, options.output_dir, work_dir=run.work_dir, command=command, config=config
+        bids_dir,
+        options.output_dir,
+        work_dir=work,
+        command=command,
+        config=config,
+        share=run.share,
+        share_key=run.share_key,
     )
     with output.writing():
         rows = study(output, options, console)
-    return rows, output.path / "report.html"
+    return rows, output.public / "report.html"
 
 
 def dry_run(

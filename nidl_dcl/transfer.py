@@ -130,7 +130,9 @@ def keep_readout(
     training = describe_cohort(images, participants, columns, cohort.quality().iloc[used])
     training["target"] = {k: metrics[k] for k in ("distribution", "classes") if k in metrics}
     people = sorted(set(participants))
-    salt = f"{key_seed(cohort.random_seed, 'read-out', *people):08x}"
+    contents = sorted({c for i in used if (c := cohort.contents[i])})
+    # Of images, not of ids, which could be tried until the salt fits.
+    salt = f"{key_seed(cohort.random_seed, 'read-out', *contents):08x}"
     stored = StoredReadOut(
         target=metrics["target"],
         task=metrics["task"],
@@ -146,7 +148,7 @@ def keep_readout(
         members={
             "salt": salt,
             "participants": salted(people, salt),
-            "images": salted((c for i in used if (c := cohort.contents[i])), salt),
+            "images": salted(contents, salt),
         },
     )
     write_readout(file, stored)

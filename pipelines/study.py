@@ -19,8 +19,14 @@ from nidl_dcl.output import Output
 def main(file: str) -> None:
     options = read_study(file)
     console = Console()
+    run = options.run
     output = Output(
-        options.bids_dir, options.output_dir, work_dir=options.run.work_dir, command=sys.argv
+        options.bids_dir,
+        options.output_dir,
+        work_dir=run.work_dir,
+        command=sys.argv,
+        share=run.share,
+        share_key=run.share_key,
     )
     with output.writing():
         # 0. What cannot be studied is refused before anything is computed.
@@ -32,7 +38,7 @@ def main(file: str) -> None:
                 output,
                 options.data,
                 options.training,
-                options.run,
+                run,
                 console,
                 group=options.prediction.group,
             )
@@ -41,7 +47,7 @@ def main(file: str) -> None:
         embeddings = stages.embed(
             output,
             options.data,
-            options.run,
+            run,
             model_folder=options.model,
             console=console,
             group=options.prediction.group,
@@ -50,11 +56,11 @@ def main(file: str) -> None:
 
         # 3. Phenotypes from embeddings, cross-validated by participant, beside their baselines.
         rows = stages.predict(
-            output, options.target, options.data, options.run, options.prediction, console=console
+            output, options.target, options.data, run, options.prediction, console=console
         )
 
         # 4. One page about all of it.
-        page = stages.report(output, options.run)
+        page = stages.report(output, run)
     print(stages.summary_table(rows))
     print(page)
 
