@@ -168,9 +168,10 @@ def test_no_picture_of_a_head_is_given_away(home: Path) -> None:
     assert "<img" in (private_of(home) / "report.html").read_text()
     found = re.findall("data:image/png;base64,([A-Za-z0-9+/=\\s]+)", page)
     assert found
-    for picture in found:  # scales of colours, the same along one side
+    for picture in found:  # scales of colours, the same along one side, and tables of few colours
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
-        assert (pixels == pixels[:, :1]).all() or (pixels == pixels[:1]).all()
+        colours = np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)
+        assert (pixels == pixels[:, :1]).all() or (pixels == pixels[:1]).all() or len(colours) <= 4
 
 
 def test_scores_are_those_of_the_study_that_is_not_shared(home: Path) -> None:
