@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import importlib.util
 import io
 import json
 import os
@@ -44,6 +45,7 @@ WORDS = (
     *("--mask", "none", "--holdout", "0.2", "--max-skipped", "0.3", "--confounds", "dose"),
     *("--group", "family"),
 )
+PARQUET = ("--parquet",) if importlib.util.find_spec("pyarrow") else ()
 VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
 
 
@@ -92,6 +94,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name, more in (("plainstudy", ()), ("given", ("--share",))):
         words = ["study", bids, home / name, *WORDS, "--phenotypes", home / "payroll.tsv", *more]
+        words += PARQUET
         subprocess.run(
             [sys.executable, "-c", code, *map(str, words)],
             check=True,
@@ -226,6 +229,16 @@ def test_a_row_of_the_matrix_belongs_to_the_same_person_as_before(home: Path) ->
         np.testing.assert_array_equal(row, rows[source])
 
 
+@pytest.mark.skipif(not PARQUET, reason="pyarrow is not installed")
+def test_the_parquet_table_holds_the_same_rows_in_the_same_order(home: Path) -> None:
+    whole = pd.read_parquet(home / "given" / "desc-dcl_embeddings.parquet")
+    rows = table(home / "given" / "desc-dcl_embeddings.tsv")
+    assert list(whole["source"]) == list(rows["source"])
+    assert list(whole["row"]) == list(range(len(rows)))
+    matrix = np.load(home / "given" / "desc-dcl_embeddings.npy")
+    np.testing.assert_array_equal(whole.iloc[:, -matrix.shape[1] :].to_numpy(), matrix)
+
+
 def test_reasons_and_phenotypes_keep_their_values_to_themselves(home: Path) -> None:
     given = table(home / "given" / "desc-dclAge_predictions.tsv")
     assert {"n/a", "target not a number", "target missing"} <= set(given["reason"])
@@ -295,7 +308,7 @@ def test_the_same_command_again_writes_nothing_but_the_record(
 
     before = times()
     words = ["study", at_home / "asylumfolder", at_home / "given", *WORDS]
-    done = run(*words, "--phenotypes", at_home / "payroll.tsv", "--share")
+    done = run(*words, "--phenotypes", at_home / "payroll.tsv", "--share", *PARQUET)
     assert done.status == 0, done.err
     after = times()
     assert {name for name in after if after[name] != before.get(name)} == {"run.json"}
