@@ -80,7 +80,7 @@ def baseline_features(
     untrained = []
     for number in range(_UNTRAINED_SEEDS):
         seed = key_seed(run.random_seed, "untrained", number)
-        fresh = DCL(**{**known.get_params(), "random_state": seed})
+        fresh = DCL(**{**known.get_params(), "random_state": seed, "devices": 1})
         fresh.__dict__["_fitted"] = True
         matrix, _ = embed_volumes(
             fresh,
