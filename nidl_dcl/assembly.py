@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from nidl_dcl.console import Quiet
 from nidl_dcl.datamodule import BIDSDataModule
@@ -14,15 +22,19 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.json_files import read_json
 from nidl_dcl.model_folder import import_module_class, load_model, read_description
 from nidl_dcl.options import DataOptions, RunOptions, TrainingOptions
+from nidl_dcl.processes import Place, Team, find_place, run_processes
 from nidl_dcl.volumes import Preparation
 
 __all__ = [
     "check_training",
     "data_module",
     "new_model",
+    "on_one_process",
     "refuse_changes",
     "run_options",
+    "start_processes",
     "take_weights",
+    "team_of",
     "training_config",
 ]
 
@@ -139,6 +151,93 @@ def run_options(training: TrainingOptions) -> dict[str, Any]:
         "strategy": training.strategy,
         "precision": training.precision,
     }
+
+
+def start_processes(training: TrainingOptions, command: Sequence[str]) -> int | None:
+    """Run `command` as the processes of this machine that a training wants, and wait for them.
+
+    Returns
+    -------
+    int or None
+        Their exit status; None where one process is enough, or somebody else starts them.
+
+    Raises
+    ------
+    UsageError
+        For devices that there are not, or several machines that nobody named.
+    """
+    if find_place().processes > 1:
+        return None
+    here, _ = _processes_here(training)
+    if here * training.num_nodes == 1:
+        return None
+    if training.num_nodes > 1:
+        missing = [n for n in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
+        if missing:
+            raise UsageError(
+                f"--num-nodes {training.num_nodes}: start the command on every node by srun or "
+                f"torchrun, or set {', '.join(missing)}."
+            )
+    node = int(os.environ.get("NODE_RANK", "0"))
+    return run_processes(command, here, node=node, nodes=training.num_nodes)
+
+
+def on_one_process(training: TrainingOptions) -> TrainingOptions:
+    """Return the options for one process, of which "auto" may have wanted several.
+
+    Raises
+    ------
+    UsageError
+        When several were asked for.
+    """
+    here, _ = _processes_here(training)
+    if here * training.num_nodes == 1:
+        return training
+    if training.devices == "auto" and training.num_nodes == 1:
+        return replace(training, devices="1", strategy="auto")
+    raise UsageError(
+        f"--devices {training.devices} --num-nodes {training.num_nodes}: several processes train "
+        "through the command nidl-dcl only, or with a team (nidl_dcl.assembly.team_of)."
+    )
+
+
+def team_of(training: TrainingOptions) -> Team:
+    """Return the processes of a training, among which this one is.
+
+    Raises
+    ------
+    UsageError
+        When another number of processes was started than the options ask for.
+    """
+    place = find_place()
+    if place.processes == 1:
+        return Team(Place())
+    (here, device), nodes = _processes_here(training), training.num_nodes
+    if here * nodes != place.processes:
+        raise UsageError(
+            f"{place.starter} started {place.processes} processes, and the options ask for "
+            f"{here * nodes} ({here} a node, {nodes} node{'s' * (nodes > 1)}). Make --devices times "
+            f"--num-nodes {place.processes}, with --strategy ddp."
+        )
+    return Team(place, device)
+
+
+def _processes_here(training: TrainingOptions) -> tuple[int, str]:
+    """Return how many processes of this machine train, and on what kind of device each."""
+    try:
+        trainer = L.Trainer(
+            **run_options(training),
+            plugins=[LightningEnvironment()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UsageError(f"--accelerator, --devices, --strategy or --precision: {error}") from error
+    spawning = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    parallel = isinstance(trainer.strategy, ParallelStrategy) and not spawning
+    return int(trainer.num_devices) if parallel else 1, trainer.strategy.root_device.type
 
 
 def _encoder_class(name: str) -> Any:

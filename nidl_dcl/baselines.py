@@ -93,7 +93,8 @@ def baseline_features(
 
 def untrained_encoder(known: DCL, seed: int, number: int = 0) -> DCL:
     """Return a model like `known` before training, one of several by its number."""
-    fresh = DCL(**{**known.get_params(), "random_state": key_seed(seed, "untrained", number)})
+    own = {"random_state": key_seed(seed, "untrained", number), "devices": 1}
+    fresh = DCL(**{**known.get_params(), **own})
     fresh.__dict__["_fitted"] = True
     return fresh
 

@@ -20,7 +20,7 @@ from cyclopts.config import Yaml
 
 import nidl_dcl
 from nidl_dcl.console import Console
-from nidl_dcl.errors import UsageError
+from nidl_dcl.errors import LostProcessError, NonFiniteError, OnAnotherProcessError, UsageError
 from nidl_dcl.failures import describe, exit_status
 from nidl_dcl.options import (
     DataOptions,
@@ -33,6 +33,9 @@ from nidl_dcl.options import (
 )
 
 __all__ = ["main"]
+
+_COMMAND: list[str] = []
+"""What Python was started with, to start more processes of it."""
 
 _Data = Annotated[DataOptions, Parameter(name="*", group="Data")]
 _Training = Annotated[TrainingOptions, Parameter(name="*", group="Training")]
@@ -98,9 +101,14 @@ def pretrain(
         _set_threads(run)
         _say_lines(stages.dry_run(bids_dir, output_dir, data, training, run, console))
         return
-    output = _output(bids_dir, output_dir, run, data, training)
-    with output.writing():
-        folder = stages.pretrain(output, data, training, run, console, group=group)
+    with _team(training) as team:
+        if team.rank > 0:
+            _set_threads(run)
+            stages.follow(team, bids_dir, output_dir, data, run)
+            return
+        output = _output(bids_dir, output_dir, run, data, training)
+        with output.writing(console.say):
+            folder = stages.pretrain(output, data, training, run, console, group=group, team=team)
     _validate(output.public, run)
     sys.stdout.write(f"{output.public / folder.relative_to(output.path)}\n")
 
@@ -136,8 +144,13 @@ def embed(
         _say_lines(stages.dry_run(bids_dir, output_dir, data, None, run, console))
         return
     output = _output(bids_dir, output_dir, run, data)
-    with output.writing():
-        stages.embed(output, data, run, model_folder=model, trust=trust or (), console=console)
+    told: dict[str, Any] = {"model_folder": model, "trust": trust or (), "console": console}
+    if (data.participant_label or data.session_label) and not run.share:
+        with output.beside_others():
+            stages.embed_part(output, data, run, **told)
+    elif not _is_not_first():
+        with output.writing(console.say):
+            stages.embed(output, data, run, **told)
     _validate(output.public, run)
 
 
@@ -167,8 +180,10 @@ def predict(
     """
     from nidl_dcl import stages
 
+    if _is_not_first():
+        return
     output = _output(bids_dir, output_dir, run, data, prediction)
-    with output.writing():
+    with output.writing(Console().say):
         rows = stages.predict(
             output, target, data, run, prediction, trust=trust or (), console=Console()
         )
@@ -196,6 +211,8 @@ def report(
 
     if not output_dir.is_dir():
         raise UsageError(f"OUTPUT_DIR {output_dir} is not a folder.")
+    if _is_not_first():
+        return
     output = _output(bids_dir, output_dir, run)
     with output.writing():
         page = stages.report(output, run)
@@ -247,7 +264,6 @@ def study(
         )
         _say_lines(lines)
         return
-    output = _output(bids_dir, output_dir, run, data, training, prediction)
     options = StudyOptions(
         bids_dir=bids_dir,
         output_dir=output_dir,
@@ -259,8 +275,16 @@ def study(
         prediction=prediction,
         run=run,
     )
-    with output.writing():
-        rows = stages.study(output, options, console)
+    if model is not None and _is_not_first():
+        return
+    with _team(training if model is None else None) as team:
+        if team.rank > 0:
+            _set_threads(run)
+            stages.follow(team, bids_dir, output_dir, data, run)
+            return
+        output = _output(bids_dir, output_dir, run, data, training, prediction)
+        with output.writing(console.say):
+            rows = stages.study(output, options, console, team)
     _validate(output.public, run)
     sys.stdout.write(stages.summary_table(rows) + f"\n\n{output.public / 'report.html'}\n")
 
@@ -290,6 +314,8 @@ def demo(
     from nidl_dcl import stages
 
     _set_threads(run)
+    if _is_not_first():
+        return
     rows, page = stages.demo(
         output_dir,
         run,
@@ -345,6 +371,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         Words after the command's name; those of the process by default.
     """
     words = sys.argv[1:] if argv is None else argv
+    _COMMAND[:] = sys.orig_argv[1:] if argv is None else ["-m", "nidl_dcl", *words]
     verbose = "-v" in words or "--verbose" in words
     signal.signal(signal.SIGTERM, _terminated)
     unraisable, sys.unraisablehook = sys.unraisablehook, _deliver_again
@@ -354,6 +381,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _fail(f"{error} See nidl-dcl --help.", 2)
     except BaseException as error:
         status = exit_status(error)
+        if isinstance(error, OnAnotherProcessError | _ProcessesEnded):
+            sys.exit(status)  # it is said where it happened
         if isinstance(error, SystemExit) and status != 143:
             sys.exit(status)
         if verbose and isinstance(error, Exception):
@@ -383,6 +412,30 @@ def _output(bids_dir: Path, output_dir: Path, run: RunOptions, *options: Any) ->
     if run.share:
         Console().say(f"With real ids, for yourself alone: {output.path}")
     return output
+
+
+class _ProcessesEnded(SystemExit):
+    """The processes that this one started have ended, and said what there was to say."""
+
+
+def _team(training: TrainingOptions | None) -> Any:
+    """Return the processes of a training, with this one among them; start them if nobody did."""
+    from nidl_dcl.assembly import start_processes, team_of
+    from nidl_dcl.processes import Place, Team
+
+    if training is None:
+        return Team(Place())
+    status = start_processes(training, [sys.executable, *_COMMAND])
+    if status is not None:
+        raise _ProcessesEnded(status)
+    return team_of(training)
+
+
+def _is_not_first() -> bool:
+    """Return whether this is one of several processes in a command that one does alone."""
+    from nidl_dcl.processes import find_place
+
+    return find_place().rank > 0
 
 
 def _validate(folder: Path, run: RunOptions) -> None:
@@ -443,5 +496,11 @@ def _deliver_again(lost: Any) -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
+    loaded = sys.modules.get("nidl_dcl.processes")
+    place = None if loaded is None else loaded.find_place()
+    if place is not None and place.rank > 0:
+        if status in (130, 143) or isinstance(sys.exception(), LostProcessError | NonFiniteError):
+            sys.exit(status)  # the first process says it
+        message = f"Process {place.rank} of {place.processes}: {message.strip()}"
     sys.stderr.write(f"nidl-dcl: {message.strip()}\n")
     sys.exit(status)

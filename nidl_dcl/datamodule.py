@@ -180,6 +180,7 @@ class BIDSDataModule(L.LightningDataModule):
         self._images: pd.DataFrame | None = None
         self._inputs: pd.DataFrame | None = None
         self._phenotype_columns: list[str] = []
+        self.matches = pd.DataFrame(columns=["participant_id", "id", "rule", "source"])
 
     # -- tables ------------------------------------------------------------------------------
 

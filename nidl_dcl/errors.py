@@ -7,9 +7,11 @@ from __future__ import annotations
 
 __all__ = [
     "InputsUnusableError",
+    "LostProcessError",
     "NidlDclError",
     "NoRoomError",
     "NonFiniteError",
+    "OnAnotherProcessError",
     "OutputInUseError",
     "UsageError",
 ]
@@ -45,3 +47,15 @@ class NonFiniteError(NidlDclError, FloatingPointError, ValueError):
 
 class NoRoomError(NidlDclError, OSError):
     """A disk, or a quota, is full: exit status 1; the files that were there are whole."""
+
+
+class LostProcessError(NidlDclError, RuntimeError):
+    """Another process of a training has ended or does not answer: exit status 1."""
+
+
+class OnAnotherProcessError(NidlDclError, RuntimeError):
+    """An error of another process of a training, which has said it there, with its exit status."""
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status

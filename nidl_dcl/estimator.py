@@ -655,6 +655,7 @@ def _without_noise() -> Iterator[None]:
             ".*callbacks used to create the checkpoint.*",
             ".*local rank has zero length.*",
             ".*sync_dist=True.*",
+            ".*srun. command is available.*",
         ):
             warnings.filterwarnings("ignore", message)
         yield

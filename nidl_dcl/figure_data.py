@@ -25,6 +25,7 @@ from nidl_dcl.randomness import key_seed
 from nidl_dcl.writing import keep_tsv, to_tsv, write_bytes, write_json, write_npy, write_tsv
 
 __all__ = [
+    "shows_plane",
     "write_average",
     "write_mosaic",
     "write_outliers",
@@ -74,6 +75,19 @@ def write_mosaic(figures: Path, module: BIDSDataModule) -> None:
     volumes = [module.volumes[int(i)][0].numpy() for i in chosen]
     write_bytes(picture, draw_mosaic(volumes, names, module.preparation.spacing))
     write_tsv(listing, table)
+
+
+def shows_plane(figures: Path, module: BIDSDataModule) -> bool:
+    """Return whether the plane that is there shows the module's images."""
+    if len(module.images) < 2:
+        return True
+    try:
+        text = (figures / "embedding_2d.tsv").read_text("utf-8")
+    except OSError:
+        return False
+    ids = module.images[["participant_id", "session_id"]]
+    shown = ["\t".join(line.split("\t")[:2]) for line in text.splitlines()]
+    return shown == to_tsv(ids).splitlines()
 
 
 def write_plane(figures: Path, module: BIDSDataModule, matrix: np.ndarray) -> None:

@@ -8,11 +8,12 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from nidl_dcl.console import Quiet
 from nidl_dcl.errors import OutputInUseError, UsageError
 from nidl_dcl.failures import describe, exit_status
 from nidl_dcl.json_files import read_json
+from nidl_dcl.lock import Lock, held
 from nidl_dcl.model_folder import versions
 from nidl_dcl.run_log import Logged, RunLog
 from nidl_dcl.sharing import ABOUT, Sharing, is_shared
 from nidl_dcl.writing import remove_stale, write_json, write_text
 
-__all__ = ["CITATION", "Output", "check_places"]
+__all__ = ["CITATION", "PATIENCE", "Output", "check_places"]
 
 CITATION = """\
 # How to cite
@@ -93,6 +95,20 @@ _COMMANDS = ("pretrain", "embed", "predict", "report", "study", "demo")
 
 _REMEMBERED = 50
 """Earlier commands that ``logs/run.json`` tells of."""
+
+PATIENCE = 600.0
+"""Seconds that a part waits for the folder."""
+
+_TOLD_OF_PARTS = (
+    "selection",
+    "command",
+    "host",
+    "log",
+    "started",
+    "stages",
+    "exit_status",
+    "error",
+)
 
 
 class Output:
@@ -161,36 +177,137 @@ class Output:
         self.worked = False
         self.log: RunLog | None = None
         self._folder: tuple[int, int] | None = None
+        self._lock: Lock | None = None
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, say: Callable[[str], None] | None = None) -> Iterator[None]:
         """Hold the folder's lock, and keep ``logs/run.json`` true to the end.
+
+        Parameters
+        ----------
+        say : callable, optional
+            Told when it takes a while to know whether the folder is free.
 
         Raises
         ------
         OutputInUseError
             When another run holds it.
         """
-        with self._held():
+        with self._held(say) as self._lock:
             self._folder = _identity(self.path)
             self._describe()
-            self.record["earlier"] = self._earlier_runs()
-            self.log = RunLog(self.path / "logs", _name_of(self.record["command"]))
-            self.record["log"] = f"logs/{self.log.path.name}"
+            before = self._record_before()
+            self.record["earlier"] = _earlier_runs(before)
+            self.record["parts"] = before.get("parts", [])
             try:
-                with self.log.with_warnings():
-                    self._begin()
+                with self._logging():
                     yield
-                    self.record["exit_status"] = 0
-                    self.save_record()
-                    self.log.stage = "end"
-                    self.log.write("Done: exit status 0.")
-            except BaseException as error:
-                self._tell_failure(error)
-                raise
             finally:
-                self.log.close()
-                self.log = None
+                self._lock = None
+
+    @contextmanager
+    def beside_others(self) -> Iterator[None]:
+        """Log a run that holds the folder at its end only, in `joining`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._logging():
+            yield
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        self.log = RunLog(self.path / "logs", _name_of(self.record["command"]))
+        self.record["log"] = f"logs/{self.log.path.name}"
+        try:
+            with self.log.with_warnings():
+                self._begin()
+                yield
+                self.end_record()
+                self.save_record()
+                self.log.stage = "end"
+                self.log.write("Done: exit status 0.")
+        except BaseException as error:
+            self._tell_failure(error)
+            raise
+        finally:
+            self.log.close()
+            self.log = None
+
+    @contextmanager
+    def joining(
+        self,
+        say: Callable[[str], None],
+        done: Callable[[], bool],
+        patience: float = PATIENCE,
+    ) -> Iterator[bool]:
+        """Hold the folder's lock for a merge of parts, after those who hold it now.
+
+        Parameters
+        ----------
+        say : callable
+            Told of waiting.
+        done : callable
+            Asked while waiting: whether another run has merged what there is to merge.
+        patience : float
+            Seconds to wait at most.
+
+        Yields
+        ------
+        bool
+            Whether the lock is held; False when there is nothing left to do.
+
+        Raises
+        ------
+        OutputInUseError
+            When the folder stays in use.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        end = time.monotonic() + patience
+        told = False
+        while not done():
+            with ExitStack() as stack:
+                try:
+                    self._lock = stack.enter_context(held(self.path / ".lock", say))
+                except OutputInUseError as error:
+                    if time.monotonic() > end:
+                        raise OutputInUseError(
+                            f"{error} This part of the embeddings is kept, and merged by the next "
+                            f"run of `nidl-dcl embed` there; it waited {patience:.0f} s."
+                        ) from error
+                    if not told and time.monotonic() > end - patience + 1:
+                        say(f"{error} Waiting {patience:.0f} s at most to merge this part.")
+                        told = True
+                    # Of several who wait, none shall ask at the same times.
+                    time.sleep(0.1 + 0.4 * secrets.randbelow(1000) / 1000)
+                    continue
+                try:
+                    self._describe()
+                    yield True
+                    self._lock.check()
+                finally:
+                    self._lock = None
+                return
+        yield False
+
+    def add_part_records(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Tell of parts in ``logs/run.json``, each under its selection; the rest of it stays.
+
+        Parameters
+        ----------
+        records : sequence of mapping
+            Records of runs with a ``selection``.
+        """
+        told = self._record_before()
+        for record in records:
+            if not told:
+                told = {**record, "earlier": []}
+                del told["selection"]
+            part = {name: record.get(name) for name in _TOLD_OF_PARTS}
+            others = told.get("parts", [])
+            told["parts"] = [
+                *(other for other in others if other.get("selection") != part["selection"]),
+                part,
+            ]
+        told["parts"] = sorted(told["parts"], key=lambda part: json.dumps(part["selection"]))
+        write_json(self.path / "logs" / "run.json", told)
 
     def _begin(self) -> None:
         """Say what is run, and remove what killed runs left half-written."""
@@ -201,6 +318,8 @@ class Output:
             "\n".join(f"{name}: {json.dumps(self.record[name], default=str)}" for name in told)
         )
         self.save_record()
+        if self._lock is None:
+            return
         apart = [] if self.path in self.work.parents else [self.work]
         stale = remove_stale({self.path, self.public, *apart})
         if stale:
@@ -209,9 +328,8 @@ class Output:
     def _tell_failure(self, error: BaseException) -> None:
         """Record and log why a run ends, as far as the disk lets it."""
         assert self.log is not None
-        self.record["exit_status"] = exit_status(error)
-        self.record["error"] = describe(error)
-        with suppress(OSError, ValueError):
+        self.end_record(error)
+        with suppress(OSError, ValueError, OutputInUseError):
             self.save_record()
         self.log.write_traceback(error)
         self.log.write(f"Exit status {exit_status(error)}: {' '.join(describe(error).split())}")
@@ -224,16 +342,14 @@ class Output:
         return Logged(console, self.log)
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def _held(self, say: Callable[[str], None] | None) -> Iterator[Lock]:
         """Hold the folder, or both folders of a study that is shared."""
         self.public.mkdir(parents=True, exist_ok=True)
-        with _locked(self.public / ".lock", told=self.sharing is None):
-            if self.sharing is None:
-                yield
-                return
-            self.sharing.begin()
-            with _locked(self.path / ".lock"):
-                yield
+        with ExitStack() as stack:
+            if self.sharing is not None:
+                stack.enter_context(_locked(self.public / ".lock"))
+                self.sharing.begin()
+            yield stack.enter_context(held(self.path / ".lock", say))
 
     @contextmanager
     def stage(self, name: str, *, share: bool = False) -> Iterator[dict[str, Any]]:
@@ -263,7 +379,7 @@ class Output:
             self._require_folder()
         except BaseException:
             entry["seconds"] = round(time.monotonic() - start, 2)
-            with suppress(OSError, ValueError):  # the error under way says more
+            with suppress(OSError, ValueError, OutputInUseError):  # the error under way says more
                 self.save_record()
             raise
         entry["seconds"] = round(time.monotonic() - start, 2)
@@ -280,26 +396,41 @@ class Output:
             self.log.stage = name
             self.log.write(f"{name}: begins")
 
+    def end_record(self, error: BaseException | None = None) -> None:
+        """Note how the command ended."""
+        self.record["exit_status"] = 0 if error is None else exit_status(error)
+        if error is not None:
+            self.record["error"] = describe(error)
+
     def save_record(self) -> None:
-        """Write ``logs/run.json``; with it, OUTPUT_DIR gets what can be given away by now."""
-        self._require_folder()
-        write_json(self.path / "logs" / "run.json", self.record)
-        if self.sharing is not None:
-            self.sharing.publish()
+        """Write ``logs/run.json``, while this process holds the folder.
+
+        With it, OUTPUT_DIR gets what can be given away by now, where the study is shared.
+
+        Raises
+        ------
+        OutputInUseError
+            When another run has taken it over.
+        """
+        if self._lock is not None:
+            self._require_folder()
+            self._lock.check()
+            write_json(self.path / "logs" / "run.json", self.record)
+            if self.sharing is not None:
+                self.sharing.publish()
 
     def _require_folder(self) -> None:
         """Refuse to go on in a folder that was removed, or whose disk is gone, since it was locked."""
         if self._folder is not None and _identity(self.path) != self._folder:
             raise OSError(errno.ESTALE, "it is another folder than before", str(self.path))
 
-    def _earlier_runs(self) -> list[dict[str, Any]]:
-        """Return what earlier commands did here, oldest first."""
+    def _record_before(self) -> dict[str, Any]:
+        """Return what ``logs/run.json`` says now; empty when it is missing or damaged."""
         try:
             before = read_json(self.path / "logs" / "run.json")
-            told = {name: before[name] for name in ("command", "started", "stages", "exit_status")}
-            return [*before["earlier"], told][-_REMEMBERED:]
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
+        except (OSError, ValueError):
+            return {}
+        return before if isinstance(before, dict) else {}
 
     def _describe(self) -> None:
         """Write what makes the folder a BIDS derivative, where it is missing."""
@@ -368,20 +499,17 @@ def check_places(bids_dir: Path, output_dir: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, *, told: bool = True) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a folder that may be given away, by a lock that names nobody."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip() or "another run"
             raise OutputInUseError(
-                f"{path.parent} is being written by {holder}. Wait for it, or choose another "
+                f"{path.parent} is being written by another run. Wait for it, or choose another "
                 "OUTPUT_DIR."
             ) from error
-        os.ftruncate(handle, 0)
-        if told:
-            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         _HELD.add(handle)
         yield
     finally:
@@ -400,6 +528,15 @@ def _let_go() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go)
+
+
+def _earlier_runs(before: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what earlier commands did, oldest first."""
+    try:
+        told = {name: before[name] for name in ("command", "started", "stages", "exit_status")}
+        return [*before["earlier"], told][-_REMEMBERED:]
+    except (KeyError, TypeError):
+        return []
 
 
 def _identity(folder: Path) -> tuple[int, int]:

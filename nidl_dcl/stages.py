@@ -7,11 +7,13 @@ line and the scripts in `pipelines/` call these functions and nothing below them
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,14 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import cpu_count
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from nidl_dcl.assembly import (
     check_training,
     data_module,
     new_model,
+    on_one_process,
     refuse_changes,
     run_options,
     take_weights,
@@ -36,6 +41,7 @@ from nidl_dcl.cohort import cohort_columns
 from nidl_dcl.console import Quiet
 from nidl_dcl.cost import choose_workers, measure_cost
 from nidl_dcl.datamodule import BIDSDataModule
+from nidl_dcl.dcl import DCL
 from nidl_dcl.embedding import (
     COLUMNS,
     Embeddings,
@@ -45,9 +51,10 @@ from nidl_dcl.embedding import (
     write_embeddings,
     write_parquet,
 )
-from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.errors import InputsUnusableError, OnAnotherProcessError, UsageError
 from nidl_dcl.exposure import recognise, records_images, validated
 from nidl_dcl.figure_data import (
+    shows_plane,
     write_average,
     write_mosaic,
     write_outliers,
@@ -68,8 +75,19 @@ from nidl_dcl.options import (
     TrainingOptions,
     study_yaml,
 )
-from nidl_dcl.output import Output, check_places
+from nidl_dcl.output import PATIENCE, Output, check_places
+from nidl_dcl.parts import (
+    Part,
+    Selection,
+    as_text,
+    merge_embeddings,
+    merge_inputs,
+    merge_matches,
+    waiting_parts,
+)
 from nidl_dcl.prediction import predict_phenotype, site_audit
+from nidl_dcl.processes import Place, Team
+from nidl_dcl.randomness import key_seed
 from nidl_dcl.readout_file import readout_path
 from nidl_dcl.report import write_report
 from nidl_dcl.targets import target_labels
@@ -77,6 +95,7 @@ from nidl_dcl.together import joined
 from nidl_dcl.training import (
     AtomicCheckpoints,
     Checkpoints,
+    EndTogether,
     Progress,
     TrainingCurve,
     sound_checkpoint,
@@ -98,6 +117,8 @@ __all__ = [
     "demo",
     "dry_run",
     "embed",
+    "embed_part",
+    "follow",
     "index",
     "predict",
     "pretrain",
@@ -108,6 +129,9 @@ __all__ = [
 
 SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre")
 """Columns, in any case, that are audited as sites."""
+
+_INPUTS = Path("logs") / "inputs.tsv"
+_MATCHES = Path("logs") / "phenotypes.tsv"
 
 
 def index(
@@ -168,6 +192,7 @@ def pretrain(
     console: Quiet | None = None,
     *,
     group: str | None = None,
+    team: Team | None = None,
     live: LivePage | None = None,
 ) -> Path:
     """Train an encoder on the dataset and write its model folder.
@@ -182,6 +207,8 @@ def pretrain(
         Told of messages and progress.
     group : str, optional
         Column whose equal values (a family) are held out together.
+    team : Team, optional
+        The processes that train; this is the first of them.
     live : LivePage, optional
         Written before training and now and then in it.
 
@@ -198,6 +225,8 @@ def pretrain(
         When too few images are usable.
     """
     console = output.heard(console)
+    if team is None:
+        team, training = Team(Place()), on_one_process(training)
     folder = output.path / "models" / f"desc-{run.model_name}"
     check_training(training)
     with output.stage("pretrain", share=run.share) as entry:
@@ -212,12 +241,11 @@ def pretrain(
             init = read_description(training.init)["exposure"]
             refuse_seen(module.images, module.contents, init, training.init)
         config = training_config(data, training, run, module.preparation, module.group)
-        # Several outputs may share a work folder.
-        place = hashlib.blake2b(bytes(output.path), digest_size=6).hexdigest()
-        checkpoints = output.work / f"checkpoints-{run.model_name}-{place}"
+        # In the output, since a work folder may be one of this machine, and gone on the next.
+        checkpoints = output.path / ".work" / f"checkpoints-{run.model_name}"
         if _is_trained(folder, config):
             console.say(f"{folder.name} is trained already.")
-            shutil.rmtree(checkpoints, ignore_errors=True)  # if a kill left any
+            _remove(checkpoints)  # if a kill left any
             _write_descriptions(output.path, run.model_name)
             entry["skipped"] = True
             return folder
@@ -236,22 +264,6 @@ def pretrain(
             entry["resumed_from_step"] = step_of(resume)
             output.save_record()
             console.say(f"Training goes on from step {entry['resumed_from_step']}.")
-        model = new_model(training, run.random_seed)
-        if training.init is not None:
-            take_weights(model, training.init)
-        model.set_params(
-            **run_options(training),
-            max_epochs=training.max_epochs,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            plugins=[AtomicCheckpoints()],
-            callbacks=[
-                TrainingCurve(output.path / "logs" / "metrics.csv"),
-                Checkpoints(checkpoints),
-                Progress(console.progress),
-                *([live] if live is not None else []),
-            ],
-        )
         console.say(
             f"Training {training.encoder} on {len(module.participants('train'))} participants, "
             f"{training.max_epochs} epochs, volumes of "
@@ -260,7 +272,12 @@ def pretrain(
         if run.nprocs is None and torch.cuda.is_available():
             module.num_workers = choose_workers(measure_cost(module, training, run), cpu_count())
             console.say(f"{module.num_workers} loading workers keep the GPU busy.")
-        model.fit(module, ckpt_path=resume)
+        curve = output.path / "logs" / "metrics.csv"
+        orders = _Orders(
+            training, data.holdout, module.group, module.num_workers, curve, checkpoints, resume
+        )
+        team.tell(orders)
+        model = _train(team, module, orders, run, console, live)
         save_model(
             model,
             folder,
@@ -268,9 +285,128 @@ def pretrain(
             exposure=model.exposure,
             provenance={"config": config, "source": output.bids_dir.name},
         )
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        _remove(checkpoints)
         _write_descriptions(output.path, run.model_name)
     return folder
+
+
+@dataclass(frozen=True)
+class _Orders:
+    """What the first process of a training tells the others."""
+
+    training: TrainingOptions
+    holdout: float | None
+    group: str | None
+    num_workers: int
+    curve: Path
+    checkpoints: Path
+    resume: Path | None
+
+
+def follow(
+    team: Team,
+    bids_dir: Path,
+    output_dir: Path,
+    data: DataOptions,
+    run: RunOptions,
+) -> None:
+    """Take part in a training that another process leads; nothing is written to the output.
+
+    Parameters
+    ----------
+    team : Team
+        The processes that train; this is not the first of them.
+    bids_dir, output_dir : Path
+        As of the process that leads.
+    data, run
+        Options.
+
+    Raises
+    ------
+    UsageError
+        When this process sees other images than the first one.
+    LostProcessError
+        When another process ends early.
+    """
+    orders = team.tell()
+    if not isinstance(orders, _Orders):
+        return  # there is nothing to train, or an error that the first process says
+    work = Output(bids_dir, output_dir, work_dir=run.work_dir).work
+
+    def make() -> BIDSDataModule:
+        module = data_module(bids_dir, data, run, training=orders.training, work=work)
+        module.num_workers = orders.num_workers
+        return module
+
+    _train(team, make, orders, run, Quiet())
+
+
+def _train(
+    team: Team,
+    data: BIDSDataModule | Callable[[], BIDSDataModule],
+    orders: _Orders,
+    run: RunOptions,
+    console: Quiet,
+    live: LivePage | None = None,
+) -> DCL:
+    """Return the trained model, the same on every process."""
+
+    def prepare() -> BIDSDataModule:
+        module = data if isinstance(data, BIDSDataModule) else data()
+        module.check()
+        if team.rank > 0:
+            module.hold_out(orders.holdout or 0.0, orders.group)
+        if team.place.local_rank == 0:  # the others find what it prepared
+            module.setup()
+        return module
+
+    module: Any = team.here(prepare)
+    known = team.each(lambda: (socket.gethostname(), _sees(module)))
+    for rank, (host, seen) in enumerate(known):
+        if seen != known[0][1]:
+            problem = (
+                f"Process {rank} on {host} sees other images of {module.bids_dir} than the first "
+                f"one on {known[0][0]}: {seen} and not {known[0][1]}. Every node must read the same "
+                "dataset."
+            )
+            raise UsageError(problem) if team.rank == 0 else OnAnotherProcessError(problem, 2)
+    training = orders.training
+    model = new_model(training, run.random_seed)
+    if training.init is not None:
+        take_weights(model, training.init)
+    ending = EndTogether()
+    alone = team.processes == 1
+    model.set_params(
+        **run_options(training),
+        max_epochs=training.max_epochs,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        # Not Slurm's environment, which would requeue the job by itself.
+        plugins=[
+            AtomicCheckpoints(),
+            LightningEnvironment() if alone else TorchElasticEnvironment(),
+        ],
+        callbacks=[
+            TrainingCurve(orders.curve),
+            Checkpoints(orders.checkpoints),
+            Progress(console.progress),
+            ending,
+            *([] if live is None else [live]),
+        ],
+    )
+    team.run(lambda: model.fit(module, ckpt_path=orders.resume))
+    team.disband()
+    if ending.told:
+        raise SystemExit(143)
+    return model
+
+
+def _sees(module: BIDSDataModule) -> dict[str, Any]:
+    """Return what must be the same for processes to train on the same images."""
+    module.setup()
+    assert module.volumes is not None
+    names = [module.volumes.name(i) for i in range(len(module.volumes))]
+    return {**module.identity(), "images": f"{len(names)} ({key_seed(*names):08x})"}
 
 
 def embed(
@@ -305,23 +441,11 @@ def embed(
     Embeddings
     """
     console = output.heard(console)
-    own = output.path / "models" / f"desc-{run.model_name}"
-    source = own if model_folder is None else model_folder
-    if source == own and not own.exists():
-        raise UsageError(
-            f"{output.path} has no model {run.model_name!r}. Run `nidl-dcl pretrain`, or give "
-            "--model FOLDER."
-        )
+    source = _model_to_embed_with(output, run, model_folder)
+    selection = Selection.of(data.participant_label, data.session_label)
+    figures = output.path / "figures"
     with output.stage("embed", share=run.share) as entry:
-        description = read_description(source)
-        digest = str(description["sha256"]["weights.safetensors"])
-        _refuse_another_model(own, source, digest)
-        model = load_model(source, trust=trust)
-        if not model.fitted or model.preparation is None:
-            raise UsageError(
-                f"{source} is not a fitted model with an input contract, so images cannot be "
-                "prepared for it. Train it with `nidl-dcl pretrain`."
-            )
+        model, digest = _fitted_model(output, run, source, trust)
         module = data_module(
             output.bids_dir,
             data,
@@ -330,54 +454,116 @@ def embed(
             work=output.work,
             console=console,
         )
+        _merge_parts(output, run, source, digest)
         _check_inputs(output, module)
         _hold_out(module, data, run, source, group)
         _set_up(output, module, console)
-        _draw_volumes(output, module, console)
-        if own != source and not (own / "model.json").is_file():
-            own.mkdir(parents=True, exist_ok=True)
-            for name in ("weights.safetensors", "model.json"):
-                write_bytes(own / name, (source / name).read_bytes())
-        assert module.volumes is not None
-        matrix, computed = embed_volumes(
-            model,
-            module.volumes,
-            digest=digest,
-            memory=output.work / "features",
-            num_workers=run.nprocs or 0,
-            progress=console.progress,
-        )
-        config = {"model_sha256": digest, "preparation": model.preparation.to_dict()}
-        table = module.images.copy()
-        table["split"] = _splits(module, description)
-        table["row"] = range(len(table))
-        embeddings = _merged(
-            read_embeddings(output.path, run.model_name),
-            Embeddings(table[list(COLUMNS)], matrix, config),
-            restricted=bool(data.participant_label or data.session_label),
-        )
+        _keep_model(output, run, source)
+        before = read_embeddings(output.path, run.model_name)
+        found, computed = _embedded(output, run, module, model, source, console)
+        embeddings = _merged(before, found, selection)
         changed = not is_written(output.path, run.model_name, embeddings)
         table_there = (output.path / f"desc-{run.model_name}_embeddings.parquet").is_file()
         if run.parquet and (changed or not table_there):
             write_parquet(output.path, run.model_name, embeddings)
         _write_descriptions(output.path, run.model_name)
         entry["skipped"] = not changed and computed == 0
-        figures = output.path / "figures"
-        if changed:
-            write_plane(figures, module, matrix)
-        everything = range(len(module.images))
-        if changed or not _are_there(figures, "outliers.tsv", "outlier_1.png"):
-            write_outliers(figures, module, everything, matrix)
-        if changed or not _are_there(figures, "retrieval.tsv", "retrieval.json"):
-            write_retrieval(figures, module, everything, {"embeddings": [matrix]}, run.random_seed)
+        if before is None or not selection:  # pictures are of all
+            _draw_volumes(output, module, console)
+            if changed or not shows_plane(figures, module):
+                write_plane(figures, module, found.matrix)
+            everything, matrix = range(len(module.images)), found.matrix
+            if changed or not _are_there(figures, "outliers.tsv", "outlier_1.png"):
+                write_outliers(figures, module, everything, matrix)
+            if changed or not _are_there(figures, "retrieval.tsv", "retrieval.json"):
+                features = {"embeddings": [matrix]}
+                write_retrieval(figures, module, everything, features, run.random_seed)
         if changed:
             # Last, since from here on a run that goes on finds nothing left to write.
             write_embeddings(output.path, run.model_name, embeddings)
-        console.say(
-            f"Embeddings: {len(embeddings.table)} images of "
-            f"{embeddings.table['participant_id'].nunique()} participants, {computed} computed now."
-        )
+        _say_embedded(console, embeddings, computed)
     return embeddings
+
+
+def embed_part(
+    output: Output,
+    data: DataOptions,
+    run: RunOptions,
+    *,
+    model_folder: Path | None = None,
+    trust: Sequence[str] = (),
+    console: Quiet | None = None,
+    group: str | None = None,
+    patience: float = PATIENCE,
+) -> Embeddings:
+    """Embed some participants or sessions, beside others that do so at the same time.
+
+    Images are prepared and encoded without holding the output. What was found is kept there as a
+    part; whoever holds the output next merges all parts that wait.
+
+    Parameters
+    ----------
+    output : Output
+        Dataset and output folder; not held.
+    data : DataOptions
+        With participants or sessions.
+    run : RunOptions
+        Options.
+    model_folder, trust, console, group
+        As `embed`.
+    patience : float
+        Seconds to wait, at most, for the folder.
+
+    Returns
+    -------
+    Embeddings
+        Those of the part.
+
+    Raises
+    ------
+    OutputInUseError
+        When the folder stays in use; the part is kept for the next run.
+    """
+    console = output.heard(console)
+    selection = Selection.of(data.participant_label, data.session_label)
+    source = _model_to_embed_with(output, run, model_folder)
+    model, digest = _fitted_model(output, run, source, trust)
+    module = data_module(
+        output.bids_dir,
+        data,
+        run,
+        preparation=model.preparation,
+        work=output.work,
+        console=console,
+    )
+    found, computed, failure = None, 0, None
+    try:
+        with output.stage("embed", share=run.share) as entry:
+            module.check()
+            _hold_out(module, data, run, source, group)
+            _prepare(module, console)
+            found, computed = _embedded(output, run, module, model, source, console)
+            entry["skipped"] = computed == 0
+    except Exception as error:
+        if not module.is_indexed:
+            raise
+        failure = error
+    output.end_record(failure)
+    record = {**output.record, "selection": asdict(selection)}
+    part = Part(selection, module.inputs, module.matches, found, record)
+    file = part.write(output.path, run.model_name, digest)
+    try:
+        with output.joining(console.say, lambda: not file.exists(), patience) as holding:
+            if holding:
+                _merge_parts(output, run, source, digest)
+    except UsageError:
+        file.unlink(missing_ok=True)  # of another model than the output's
+        raise
+    if failure is not None:
+        raise failure
+    assert found is not None
+    _say_embedded(console, found, computed)
+    return found
 
 
 def predict(
@@ -415,6 +601,10 @@ def predict(
     console = output.heard(console)
     prediction = prediction or PredictionOptions()
     with output.stage("predict", share=run.share) as entry:
+        own = output.path / "models" / f"desc-{run.model_name}"
+        if (own / "model.json").is_file():
+            weights = str(read_description(own)["sha256"]["weights.safetensors"])
+            _merge_parts(output, run, own, weights)
         embeddings = read_embeddings(output.path, run.model_name)
         if embeddings is None:
             raise UsageError(
@@ -633,7 +823,10 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
 
 
 def study(
-    output: Output, options: StudyOptions, console: Quiet | None = None
+    output: Output,
+    options: StudyOptions,
+    console: Quiet | None = None,
+    team: Team | None = None,
 ) -> list[dict[str, Any]]:
     """Pretrain, embed, predict and report; with a model folder, without pretraining.
 
@@ -645,6 +838,8 @@ def study(
         What is to be done.
     console : Quiet, optional
         Told of messages and progress.
+    team : Team, optional
+        The processes that train; this is the first of them.
 
     Returns
     -------
@@ -660,7 +855,9 @@ def study(
         live.write()
     with live.following():
         if options.model is None:
-            pretrain(output, data, options.training, run, console, group=group, live=live)
+            pretrain(
+                output, data, options.training, run, console, group=group, team=team, live=live
+            )
             if output.worked:
                 live.write()
         embed(
@@ -727,7 +924,7 @@ def demo(
         bids_dir=bids_dir,
         output_dir=output_dir / "study",
         target=["age", "sex"],
-        training=TrainingOptions(max_epochs=max_epochs),
+        training=TrainingOptions(max_epochs=max_epochs, devices="1"),
         prediction=PredictionOptions(occlusion=occlusion),
         run=run,
     )
@@ -874,6 +1071,13 @@ def _with_ends(row: Mapping[str, Any], inside: str = "") -> str:
 # -- parts of the stages ---------------------------------------------------------------------
 
 
+def _remove(checkpoints: Path) -> None:
+    """Remove checkpoints, and the work folder around them when nothing else is kept there."""
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    with suppress(OSError):
+        checkpoints.parent.rmdir()
+
+
 def _is_trained(folder: Path, config: Mapping[str, Any]) -> bool:
     """Return whether the model is there already; refuse one that was trained otherwise."""
     if not (folder / "model.json").is_file():
@@ -916,16 +1120,32 @@ def _report_is_old(folder: Path) -> bool:
 
 def _check_inputs(output: Output, module: BIDSDataModule) -> None:
     """Open every image, and write what became of each even if the dataset is refused."""
-    logs = output.path / "logs"
     try:
         module.check()
     finally:
         if module.is_indexed:
-            keep_tsv(logs / "inputs.tsv", module.inputs)
-    keep_tsv(logs / "phenotypes.tsv", module.matches)
+            _keep_inputs(output, module)
+    matches = as_text(module.matches)
+    before = _logged(output, "phenotypes.tsv", matches)
+    keep_tsv(output.path / _MATCHES, merge_matches(before, matches, _selected(module)))
+
+
+def _keep_inputs(output: Output, module: BIDSDataModule) -> None:
+    """Write what became of each image; of those that were not asked for, what was known before."""
+    inputs = as_text(module.inputs)
+    before = _logged(output, "inputs.tsv", inputs)
+    keep_tsv(output.path / _INPUTS, merge_inputs(before, inputs, _selected(module)))
 
 
 def _set_up(output: Output, module: BIDSDataModule, console: Quiet) -> None:
+    """Prepare the volumes; images that only preparing finds unusable have their rows, too."""
+    try:
+        _prepare(module, console)
+    finally:
+        _keep_inputs(output, module)
+
+
+def _prepare(module: BIDSDataModule, console: Quiet) -> None:
     """Prepare the volumes, after saying how much will be written where."""
     volumes = module.plan()
     if missing := len(volumes.missing()):
@@ -934,10 +1154,7 @@ def _set_up(output: Output, module: BIDSDataModule, console: Quiet) -> None:
             f"each, in {volumes.folder}."
         )
     before = len(module.images)
-    try:
-        module.setup()
-    finally:  # images that only preparing finds unusable have their rows, too
-        keep_tsv(output.path / "logs" / "inputs.tsv", module.inputs)
+    module.setup()
     if len(module.images) < before:
         console.say(f"{before - len(module.images)} images cannot be prepared (logs/inputs.tsv).")
 
@@ -1136,23 +1353,136 @@ def _splits(module: BIDSDataModule, description: Mapping[str, Any]) -> list[str 
     return [str(s) or None for s in split]
 
 
-def _merged(before: Embeddings | None, now: Embeddings, *, restricted: bool) -> Embeddings:
-    """Keep rows of images that this run was told to leave alone."""
-    if before is None:
-        return now
-    if before.config.get("model_sha256") != now.config["model_sha256"]:
+def _model_to_embed_with(output: Output, run: RunOptions, given: Path | None) -> Path:
+    """Return the folder of the model: the one given, or the output's own."""
+    own = output.path / "models" / f"desc-{run.model_name}"
+    if given is None and not own.exists():
+        raise UsageError(
+            f"{output.path} has no model {run.model_name!r}. Run `nidl-dcl pretrain`, or give "
+            "--model FOLDER."
+        )
+    return own if given is None else given
+
+
+def _fitted_model(
+    output: Output, run: RunOptions, source: Path, trust: Sequence[str]
+) -> tuple[Any, str]:
+    """Return the model that embeds, on one device, and the checksum of its weights."""
+    digest = str(read_description(source)["sha256"]["weights.safetensors"])
+    _refuse_another_model(output.path / "models" / f"desc-{run.model_name}", source, digest)
+    model = load_model(source, trust=trust)
+    if not model.fitted or model.preparation is None:
+        raise UsageError(
+            f"{source} is not a fitted model with an input contract, so images cannot be "
+            "prepared for it. Train it with `nidl-dcl pretrain`."
+        )
+    return model.set_params(devices=1), digest
+
+
+def _embedded(
+    output: Output,
+    run: RunOptions,
+    module: BIDSDataModule,
+    model: Any,
+    source: Path,
+    console: Quiet,
+) -> tuple[Embeddings, int]:
+    """Return the embeddings of a module's images, and how many had to be computed."""
+    assert module.volumes is not None
+    description = read_description(source)
+    digest = str(description["sha256"]["weights.safetensors"])
+    matrix, computed = embed_volumes(
+        model,
+        module.volumes,
+        digest=digest,
+        memory=output.work / "features",
+        num_workers=run.nprocs or 0,
+        progress=console.progress,
+    )
+    table = module.images.copy()
+    table["split"] = _splits(module, description)
+    table["row"] = range(len(table))
+    config = {"model_sha256": digest, "preparation": model.preparation.to_dict()}
+    return Embeddings(table[list(COLUMNS)], matrix, config), computed
+
+
+def _keep_model(output: Output, run: RunOptions, source: Path) -> None:
+    """Copy the model into the output, where it is not there."""
+    own = output.path / "models" / f"desc-{run.model_name}"
+    if own != source and not (own / "model.json").is_file():
+        own.mkdir(parents=True, exist_ok=True)
+        for name in ("weights.safetensors", "model.json"):
+            write_bytes(own / name, (source / name).read_bytes())
+
+
+def _merge_parts(output: Output, run: RunOptions, source: Path, digest: str) -> None:
+    """Merge the parts that wait in the output, which is held; the files of the parts go last."""
+    files = waiting_parts(output.path, run.model_name, digest)
+    parts = [part for file in files if (part := Part.read(file)) is not None]
+    if not parts:
+        return
+    own = output.path / "models" / f"desc-{run.model_name}"
+    _refuse_another_model(own, source, digest)
+    before = embeddings = read_embeddings(output.path, run.model_name)
+    inputs, matches = (_logged(output, name, None) for name in ("inputs.tsv", "phenotypes.tsv"))
+    for part in parts:
+        inputs = merge_inputs(inputs, part.inputs, part.selection)
+        matches = merge_matches(matches, part.matches, part.selection)
+        if part.embeddings is not None:
+            embeddings = _merged(embeddings, part.embeddings, part.selection)
+    assert inputs is not None
+    assert matches is not None
+    keep_tsv(output.path / _INPUTS, inputs)
+    keep_tsv(output.path / _MATCHES, matches)
+    if embeddings is not None and embeddings is not before:
+        _keep_model(output, run, source)
+        write_embeddings(output.path, run.model_name, embeddings)
+        kept = output.path / f"desc-{run.model_name}_embeddings.parquet"
+        if run.parquet or kept.is_file():
+            write_parquet(output.path, run.model_name, embeddings)
+        _write_descriptions(output.path, run.model_name)
+    output.add_part_records([part.record for part in parts])
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _logged(output: Output, name: str, like: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Return a table of ``logs/`` as text; None where there is none with the same columns."""
+    try:
+        text = (output.path / "logs" / name).read_text("utf-8")
+        table = pd.read_csv(
+            io.StringIO(text),
+            sep="\t",
+            dtype=str,
+            keep_default_na=False,
+            na_values=["n/a"],
+            quoting=3,
+        )
+    except (OSError, ValueError):
+        return None
+    return table if like is None or list(table.columns) == list(like.columns) else None
+
+
+def _selected(module: BIDSDataModule) -> Selection:
+    asked = module.selection
+    return Selection.of(asked["participant_label"] or (), asked["session_label"] or ())
+
+
+def _merged(before: Embeddings | None, now: Embeddings, selection: Selection) -> Embeddings:
+    """Keep rows of images that a run was told to leave alone."""
+    if before is not None and before.config.get("model_sha256") != now.config["model_sha256"]:
         raise UsageError(
             "The embeddings in OUTPUT_DIR come from another model. Choose another --model-name or "
             "another OUTPUT_DIR."
         )
-    if not restricted:
-        return now
-    fresh = set(now.table["source"])
-    old = [i for i, source in enumerate(before.table["source"]) if source not in fresh]
-    table = pd.concat([before.table.iloc[old], now.table.astype(object)], ignore_index=True)
-    matrix = np.concatenate([before.matrix[old], now.matrix])
-    order = table.sort_values("source", kind="stable").index.to_numpy()
-    return Embeddings(table.iloc[order], matrix[order], now.config)
+    return merge_embeddings(before, now, selection)
+
+
+def _say_embedded(console: Quiet, embeddings: Embeddings, computed: int) -> None:
+    console.say(
+        f"Embeddings: {len(embeddings.table)} images of "
+        f"{embeddings.table['participant_id'].nunique()} participants, {computed} computed now."
+    )
 
 
 def _write_descriptions(folder: Path, label: str) -> None:

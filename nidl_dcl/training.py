@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import re
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from nidl_dcl.distributed import any_process
 from nidl_dcl.writing import replacing, write_text
 
 __all__ = [
     "AtomicCheckpoints",
     "Checkpoints",
+    "EndTogether",
     "Progress",
     "TrainingCurve",
     "sound_checkpoint",
@@ -92,6 +95,31 @@ class Checkpoints(Checkpoint):
                 old.with_suffix(".sha256").unlink(missing_ok=True)
 
 
+class EndTogether(L.Callback):
+    """Has several processes end after the same step when one of them got a SIGTERM.
+
+    Lightning's own handler would send messages between processes in the midst of others.
+    """
+
+    told = False
+    """Whether a SIGTERM came."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signal; Lightning restores what was there before."""
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, self._note)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        """Agree with the others."""
+        if trainer.world_size > 1 and any_process(self.told, trainer.strategy.root_device):
+            trainer._signal_connector.received_sigterm = True
+
+    def _note(self, *args: Any) -> None:
+        self.told = True
+
+
 def sound_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
     """Return the newest checkpoint whose checksum holds, saying which ones do not; None without."""
     found = [path for path in folder.glob("step-*.ckpt") if path.stem[5:].isdecimal()]
@@ -129,9 +157,10 @@ class TrainingCurve(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the row of this epoch."""
+        # Several processes add their values up here, so each of them must ask.
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         if not trainer.is_global_zero:
             return
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
