@@ -36,13 +36,14 @@ from nidl_dcl.occlusion import (
     lay_blocks,
     spread_changes,
 )
+from nidl_dcl.occlusion_words import describe_map, where
 from nidl_dcl.options import PredictionOptions, RunOptions
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.readout_file import StoredReadOut, read_readout, readout_path
 from nidl_dcl.transfer import Cohort
 from nidl_dcl.writing import write_bytes, write_json, write_npy, write_tsv
 
-__all__ = ["Occlusion", "occlude"]
+__all__ = ["Occlusion", "forget_old", "occlude"]
 
 RULES = 1
 """Of what is hidden and whose volumes are taken; raised when a map would come out otherwise."""
@@ -154,7 +155,7 @@ def occlude(
     for target, task in zip(labels, tasks, strict=True):
         if task is None:
             console.say(f"{target}: there is no read-out, hence nothing to say where it looks.")
-    missing = [t for t in tasks if t is not None and not _is_made(t, study)]
+    missing = [t for t in tasks if t is not None and not _is_made(t)]
     if not missing:
         return False
     mean = np.zeros(study.volume(int(averaged[0])).shape)
@@ -208,6 +209,29 @@ def occlude(
             len(averaged),
         )
     return True
+
+
+def forget_old(output_dir: Path, model: str, labels: Iterable[str]) -> None:
+    """Remove maps of a read-out that is another one by now, or gone.
+
+    Parameters
+    ----------
+    output_dir : Path
+    model : str
+        Its label in file names.
+    labels : iterable of str
+        Of targets.
+    """
+    for label in labels:
+        stem = output_dir / "figures" / f"desc-{model}{label}_occlusion"
+        about, readout = _beside(stem, ".json"), readout_path(output_dir, model, label)
+        if not about.is_file():
+            continue
+        now = read_readout(readout).sha256 if readout.is_file() else None
+        if now is None or _made_of(stem).get("readout") != now:
+            about.unlink()  # first, since without it there is nothing to show
+            for file in stem.parent.glob(f"{stem.name}*"):
+                file.unlink()
 
 
 def _task(
@@ -330,9 +354,10 @@ def _write(
         units = "logit, less the mean of all classes"
     outputs, tables, maps, own_maps = [], [], [], []
     for k, name in enumerate(names):
+        of = f"{task.target} {name}" if linear.labels else task.target
         average = own[:, :, k].mean(axis=0)
         table = pd.DataFrame(blocks.centres_mm.round(1) + 0.0, columns=["x", "y", "z"])
-        table["place"] = [_where(*row) for row in table[["x", "y", "z"]].to_numpy()]
+        table["place"] = [where(*row) for row in table[["x", "y", "z"]].to_numpy()]
         table["change"] = mean[:, k]
         for column, values in (
             ("change_participants", average),
@@ -347,7 +372,7 @@ def _write(
         maps.append(spread_changes(mean[:, k], blocks))
         own_maps.append(spread_changes(average, blocks.chosen(few)))
         outputs.append(
-            _describe(name, units, task, tables[-1], mean[few, k], own[:, :, k], untrained[:, k])
+            describe_map(name, units, of, tables[-1], mean[few, k], own[:, :, k], untrained[:, k])
         )
     sidecar = {
         "Description": "What each place of the volume adds to the prediction: that of the whole "
@@ -378,89 +403,6 @@ def _write(
     write_json(_beside(task.stem, ".json"), sidecar)
 
 
-def _describe(
-    name: str,
-    units: str,
-    task: _Task,
-    table: pd.DataFrame,
-    mean: Array,
-    own: Array,
-    untrained: Array,
-) -> dict[str, Any]:
-    """Return the extremes and the checks of one map, as numbers and in words."""
-    changes, place = table["change"].to_numpy(), str(table["place"].iloc[0])
-    x, y, z = (float(v) for v in table[["x", "y", "z"]].iloc[0])
-    total = np.abs(changes).sum()
-    tenth = max(1, round(len(changes) / 10))
-    held = float(np.abs(changes[:tenth]).sum() / total) if total > 0 else None
-    pairs = [_correlation(a, b) for i, a in enumerate(own) for b in own[:i]]
-    known = [r for r in pairs if r is not None]
-    with_own = _correlation(mean, own.mean(axis=0))
-    among = float(np.mean(known)) if known else None
-    with_untrained = _correlation(mean, untrained)
-    of = task.target if task.stored.task == "regression" else f"{task.target} {name}"
-    sentences = [
-        (
-            f"Hiding a block of the mean brain changes the prediction of {of} ({units}) by up to "
-            f"{abs(changes[0]):.3g}: at x {x:.0f}, y {y:.0f}, z {z:.0f} mm ({place}), what is there "
-            f"makes it {'higher' if changes[0] > 0 else 'lower'}. Over all blocks it adds "
-            f"{changes.min():.3g} to {changes.max():.3g}."
-        )
-    ]
-    if held is not None:
-        sentences.append(
-            f"The strongest tenth of the blocks holds {100 * held:.0f} % of all change; 10 % would "
-            "be the same everywhere."
-        )
-    checks = []
-    if with_own is not None:
-        checks.append(
-            f"the map of the mean brain correlates with that of {len(own)} participants' own "
-            f"volumes by r = {with_own:.2f}"
-        )
-    if among is not None:
-        checks.append(f"their maps with one another by {among:.2f} on average")
-    if with_untrained is not None:
-        checks.append(
-            "that of the mean brain with that of the encoder before training, with a read-out of "
-            f"its own, by {with_untrained:.2f} (near 1: the map shows the form of the network "
-            "rather than what it learnt)"
-        )
-    if checks:
-        text = "; ".join(checks)
-        sentences.append(text[0].upper() + text[1:] + ".")
-    return {
-        "Name": name,
-        "Units": units,
-        "Minimum": float(changes.min()),
-        "Maximum": float(changes.max()),
-        "Peak": [x, y, z],
-        "PeakChange": float(changes[0]),
-        "PeakPlace": place,
-        "StrongestTenth": held,
-        "CorrelationParticipants": with_own,
-        "CorrelationAmongParticipants": among,
-        "CorrelationUntrained": with_untrained,
-        "Sentences": sentences,
-    }
-
-
-def _where(x: float, y: float, z: float) -> str:
-    """Say roughly where a place lies from the middle of the volume."""
-    words = [
-        low if value < -15 else high
-        for value, low, high in ((x, "left", "right"), (y, "back", "front"), (z, "low", "high"))
-        if abs(value) > 15
-    ]
-    return " ".join(words) or "middle"
-
-
-def _correlation(a: Array, b: Array) -> float | None:
-    if len(a) < 3 or not (np.ptp(a) > 0 and np.ptp(b) > 0):
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
-
-
 def _nifti(data: NDArray[np.float32], spacing: Sequence[float]) -> bytes:
     """Return a compressed NIfTI image, its origin in the middle of the volume; bytes never vary."""
     if data.ndim == 4 and data.shape[3] == 1:
@@ -474,15 +416,18 @@ def _nifti(data: NDArray[np.float32], spacing: Sequence[float]) -> bytes:
     return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
 
 
-def _is_made(task: _Task, study: Occlusion) -> bool:
+def _is_made(task: _Task) -> bool:
     files = [".nii.gz", ".tsv", "participants.nii.gz"]
+    there = all(_beside(task.stem, ending).is_file() for ending in files)
+    return there and _made_of(task.stem) == task.basis
+
+
+def _made_of(stem: Path) -> dict[str, Any]:
+    """Return what a map was made from, nothing where that cannot be told."""
     try:
-        known = json.loads(_beside(task.stem, ".json").read_text("utf-8"))
-        return bool(known["provenance"] == task.basis) and all(
-            _beside(task.stem, ending).is_file() for ending in files
-        )
+        return dict(json.loads(_beside(stem, ".json").read_text("utf-8"))["provenance"])
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return {}
 
 
 def _beside(stem: Path, ending: str) -> Path:

@@ -66,7 +66,7 @@ from nidl_dcl.folds import make_design
 from nidl_dcl.holdout import note_score, recorded_share, refuse_seen
 from nidl_dcl.live_page import LivePage
 from nidl_dcl.model_folder import load_model, read_description, save_model
-from nidl_dcl.occlusion_files import Occlusion, occlude
+from nidl_dcl.occlusion_files import Occlusion, forget_old, occlude
 from nidl_dcl.options import (
     DataOptions,
     PredictionOptions,
@@ -740,6 +740,8 @@ def predict(
             seen = Occlusion(output.path, output.work, module, kept, cohort, aside, before)
             made = occlude(seen, labels, prediction, run, trust=trust, console=console)
             skipped = skipped and not made
+        else:
+            forget_old(output.path, run.model_name, labels.values())
         quality = output.path / "logs" / "quality.tsv"
         if reading.cache_info().currsize or not quality.is_file():
             keep_tsv(quality, reading()[1])

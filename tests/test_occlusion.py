@@ -345,6 +345,19 @@ def test_a_study_without_the_option_has_no_map_and_says_how_to_get_one(copied, r
     assert "<img" not in section
 
 
+def test_a_map_does_not_outlive_its_readout(copied, run):
+    bids, out = copied
+    file = out / "models/desc-dcl/desc-dclAge_readout.json"
+    kept = json.loads(file.read_text())
+    assert run("predict", bids, out, "--target", "age", "sex").status == 0
+    assert len(maps_of(out)) == 9  # of the same read-out they stay
+    file.write_text(json.dumps(kept | {"intercept": [kept["intercept"][0] + 1]}))
+    assert run("predict", bids, out, "--target", "age", "sex").status == 0
+    left = [path.name for path in (out / "figures").glob("*occlusion*")]
+    assert left
+    assert all("Sex" in name for name in left)
+
+
 def test_confounds_and_families_have_maps_too(make_heads, run, tmp_path, copied):
     bids, out = copied
     done = run("predict", bids, out, "--target", "age", "--confounds", "sex", "--occlusion")
