@@ -90,6 +90,7 @@ from nidl_dcl.processes import Place, Team
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.readout_file import readout_path
 from nidl_dcl.report import write_report
+from nidl_dcl.summary import summary_table
 from nidl_dcl.targets import target_labels
 from nidl_dcl.together import joined
 from nidl_dcl.training import (
@@ -127,10 +128,14 @@ __all__ = [
     "summary_table",
 ]
 
+
 SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre")
 """Columns, in any case, that are audited as sites."""
 
+
 _INPUTS = Path("logs") / "inputs.tsv"
+
+
 _MATCHES = Path("logs") / "phenotypes.tsv"
 
 
@@ -1025,54 +1030,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows of `predict` as a table to print, and one of external validity below it."""
-    shown = []
-    with_confounds = any("confounds" in row for row in rows)
-    for row in rows:
-        if "metric" not in row:  # nothing was cross-validated here
-            continue
-        shown.append(
-            {
-                "target": row["target"],
-                "metric": row["metric"],
-                "score [95 % interval]": _with_ends(row),
-                "chance": _two(row.get("chance")),
-                "dummy": _two(row.get("dummy")),
-                "untrained encoder": _two(row.get("untrained")),
-                "voxels": _two(row.get("voxels")),
-                "half the labels": _two(row.get("half")),
-                **({"confounds": _two(row.get("confounds"))} if with_confounds else {}),
-                "n": row["n"],
-            }
-        )
-    outside = [
-        {
-            "read out from another cohort": row["target"],
-            "metric": row["metric"],
-            "here [95 % interval]": _with_ends(row),
-            "in its own cohort": _with_ends(row, "internal"),
-            "dummy": _two(row.get("dummy")),
-            "n": row["n"],
-            "n there": row["n_internal"],
-            "in both, not scored": row["n_overlap"],
-        }
-        for row in (given["external"] for given in rows if given.get("external"))
-    ]
-    tables = [pd.DataFrame(part).to_string(index=False) for part in (shown, outside) if part]
-    return "\n\n".join(tables)
-
-
-def _with_ends(row: Mapping[str, Any], inside: str = "") -> str:
-    """Return a score with its interval, of another cohort's by the prefix of its names."""
-    low, high = (row.get(f"{inside}_{end}" if inside else end) for end in ("low", "high"))
-    ends = "" if low is None else f" [{low:.2f}, {high:.2f}]"
-    return _two(row[inside or "score"]) + ends
-
-
-# -- parts of the stages ---------------------------------------------------------------------
-
-
 def _remove(checkpoints: Path) -> None:
     """Remove checkpoints, and the work folder around them when nothing else is kept there."""
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -1177,6 +1134,7 @@ def _kept(kept: Sequence[tuple[str, int]]) -> list[str]:
 
 
 def _tell_inputs(module: BIDSDataModule, console: Quiet) -> None:
+    """Say how many images each step left, and what is wrong with which."""
     for line in _kept(module.kept):
         console.say(line)
     odd = module.inputs[module.inputs["code"] != "ok"]
@@ -1298,6 +1256,7 @@ def _held_out(images: pd.DataFrame, groups: pd.Series[Any], console: Quiet) -> n
 def _recognised(
     module: BIDSDataModule, exposure: Mapping[str, Any], rows: Sequence[int]
 ) -> list[str | None]:
+    """Return how pretraining knows each image's participant: by image, by id, not, or unknown."""
     images = module.images.iloc[list(rows)]
     return recognise(images["participant_id"], [module.contents[i] for i in rows], exposure)
 
@@ -1338,6 +1297,7 @@ def _tell_people(
 
 
 def _digest(*columns: Any) -> str:
+    """Return a checksum of values as text."""
     text = "\x1f".join(str(value) for column in columns for value in column)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -1550,12 +1510,9 @@ def _done_before(stem: Path, config: Mapping[str, Any], data: str) -> dict[str, 
 
 
 def _named(console: Quiet, what: str) -> Callable[[int, int], None]:
+    """Return a function of steps done and in all that tells the console of `what`."""
     return lambda done, total: console.progress(what, done, total)
 
 
 def _beside(stem: Path, ending: str) -> Path:
     return stem.with_name(stem.name + ending)
-
-
-def _two(value: Any) -> str:
-    return "" if value is None else f"{value:.2f}"
