@@ -42,6 +42,7 @@ from nidl_dcl.console import Quiet
 from nidl_dcl.cost import choose_workers, measure_cost
 from nidl_dcl.datamodule import BIDSDataModule
 from nidl_dcl.dcl import DCL
+from nidl_dcl.descriptions import write_descriptions
 from nidl_dcl.embedding import (
     COLUMNS,
     Embeddings,
@@ -251,7 +252,7 @@ def pretrain(
         if _is_trained(folder, config):
             console.say(f"{folder.name} is trained already.")
             _remove(checkpoints)  # if a kill left any
-            _write_descriptions(output.path, run.model_name)
+            write_descriptions(output.path, run.model_name)
             entry["skipped"] = True
             return folder
         if len(module.participants("train")) < 2:
@@ -291,7 +292,7 @@ def pretrain(
             provenance={"config": config, "source": output.bids_dir.name},
         )
         _remove(checkpoints)
-        _write_descriptions(output.path, run.model_name)
+        write_descriptions(output.path, run.model_name)
     return folder
 
 
@@ -471,7 +472,7 @@ def embed(
         table_there = (output.path / f"desc-{run.model_name}_embeddings.parquet").is_file()
         if run.parquet and (changed or not table_there):
             write_parquet(output.path, run.model_name, embeddings)
-        _write_descriptions(output.path, run.model_name)
+        write_descriptions(output.path, run.model_name)
         entry["skipped"] = not changed and computed == 0
         if before is None or not selection:  # pictures are of all
             _draw_volumes(output, module, console)
@@ -1402,7 +1403,7 @@ def _merge_parts(output: Output, run: RunOptions, source: Path, digest: str) -> 
         kept = output.path / f"desc-{run.model_name}_embeddings.parquet"
         if run.parquet or kept.is_file():
             write_parquet(output.path, run.model_name, embeddings)
-        _write_descriptions(output.path, run.model_name)
+        write_descriptions(output.path, run.model_name)
     output.add_part_records([part.record for part in parts])
     for file in files:
         file.unlink(missing_ok=True)
@@ -1444,29 +1445,6 @@ def _say_embedded(console: Quiet, embeddings: Embeddings, computed: int) -> None
     console.say(
         f"Embeddings: {len(embeddings.table)} images of "
         f"{embeddings.table['participant_id'].nunique()} participants, {computed} computed now."
-    )
-
-
-def _write_descriptions(folder: Path, label: str) -> None:
-    """Write the BIDS table that says what ``desc-<label>`` means."""
-    path, sidecar = folder / "descriptions.tsv", folder / "descriptions.json"
-    rows = {label: "Decoupled contrastive learning embeddings and their predictions"}
-    if path.is_file():
-        known = pd.read_csv(path, sep="\t", dtype=str)
-        before = dict(zip(known["desc_id"].str[5:], known["description"], strict=True))
-        if label in before and sidecar.is_file():
-            return
-        rows = {**before, **rows}
-    table = pd.DataFrame(
-        {"desc_id": [f"desc-{name}" for name in rows], "description": list(rows.values())}
-    )
-    write_tsv(path, table)
-    write_json(
-        sidecar,
-        {
-            "desc_id": {"Description": "Label in file names"},
-            "description": {"Description": "What files with the label hold"},
-        },
     )
 
 
