@@ -53,7 +53,7 @@ from nidl_dcl.embedding import (
     write_parquet,
 )
 from nidl_dcl.errors import InputsUnusableError, OnAnotherProcessError, UsageError
-from nidl_dcl.exposure import recognise, records_images, validated
+from nidl_dcl.exposure import records_images
 from nidl_dcl.figure_data import (
     shows_plane,
     write_average,
@@ -64,7 +64,7 @@ from nidl_dcl.figure_data import (
     write_views,
 )
 from nidl_dcl.folds import make_design
-from nidl_dcl.holdout import note_score, recorded_share, refuse_seen
+from nidl_dcl.holdout import refuse_seen
 from nidl_dcl.live_page import LivePage
 from nidl_dcl.model_folder import load_model, read_description, save_model
 from nidl_dcl.occlusion_files import Occlusion, forget_old, occlude
@@ -91,9 +91,17 @@ from nidl_dcl.processes import Place, Team
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.readout_file import readout_path
 from nidl_dcl.report import write_report
+from nidl_dcl.roles import (
+    checksum,
+    held_out_rows,
+    hold_out,
+    pretraining_splits,
+    recognised,
+    tell_people,
+    undivided_groups,
+)
 from nidl_dcl.summary import summary_table
 from nidl_dcl.targets import target_labels
-from nidl_dcl.together import joined
 from nidl_dcl.training import (
     AtomicCheckpoints,
     Checkpoints,
@@ -242,7 +250,7 @@ def pretrain(
         )
         _check_inputs(output, module)
         _tell_inputs(module, console)
-        data = _hold_out(module, data, run, folder, group)
+        data = hold_out(module, data, run, folder, group)
         if training.init is not None and data.holdout:
             init = read_description(training.init)["exposure"]
             refuse_seen(module.images, module.contents, init, training.init)
@@ -462,7 +470,7 @@ def embed(
         )
         _merge_parts(output, run, source, digest)
         _check_inputs(output, module)
-        _hold_out(module, data, run, source, group)
+        hold_out(module, data, run, source, group)
         _set_up(output, module, console)
         _keep_model(output, run, source)
         before = read_embeddings(output.path, run.model_name)
@@ -546,7 +554,7 @@ def embed_part(
     try:
         with output.stage("embed", share=run.share) as entry:
             module.check()
-            _hold_out(module, data, run, source, group)
+            hold_out(module, data, run, source, group)
             _prepare(module, console)
             found, computed = _embedded(output, run, module, model, source, console)
             entry["skipped"] = computed == 0
@@ -629,7 +637,7 @@ def predict(
         )
         labels = _check_targets(module, targets, prediction)
         _set_up(output, module, console)
-        data = _hold_out(module, data, run, folder, prediction.group)
+        data = hold_out(module, data, run, folder, prediction.group)
         images = module.images
         place = {source: row for row, source in enumerate(embeddings.table["source"])}
         kept = [i for i, source in enumerate(images["source"]) if source in place]
@@ -637,10 +645,10 @@ def predict(
         matrix = embeddings.matrix[[place[source] for source in images["source"]]]
         persons = [module.persons[i] for i in kept]
         _refuse_unusable(images, persons, targets, prediction)
-        groups = _groups(images, persons, prediction.group)
-        how = _recognised(module, description["exposure"], kept)
+        groups = undivided_groups(images, persons, prediction.group)
+        how = recognised(module, description["exposure"], kept)
         knows_images = records_images(description["exposure"])
-        aside = _held_out(images, groups, console)
+        aside = held_out_rows(images, groups, console)
         reading = cache(partial(read_voxels, module, kept, console))
         cohort = Cohort(
             images,
@@ -673,7 +681,7 @@ def predict(
                 "holdout": data.holdout or 0.0,
             }
             fingerprint = _fingerprint(images, target, prediction, site, matrix, about.values())
-            fingerprint += _digest(persons, groups, aside, how)
+            fingerprint += checksum(persons, groups, aside, how)
             provenance = {"config": config, "data": fingerprint}
             given, units = readouts.get(target), module.units(target)
             basis: dict[str, Any] = {
@@ -729,7 +737,7 @@ def predict(
                     why = str(error)
                 else:
                     done = result.summary()
-                    _tell_people(output, result.metrics, run, config, fingerprint, console)
+                    tell_people(output, result.metrics, run, config, fingerprint, console)
                     metrics = {**result.metrics, "summary": done, "provenance": provenance}
                     write_tsv(_beside(stem, "_predictions.tsv"), result.predictions)
                     write_json(_beside(stem, "_predictions.json"), result.columns)
@@ -821,7 +829,7 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     )
     _check_inputs(output, module)
     _check_targets(module, options.target, options.prediction)
-    data = _hold_out(module, data, run, options.model or folder, options.prediction.group)
+    data = hold_out(module, data, run, options.model or folder, options.prediction.group)
     _refuse_unusable(module.images, module.persons, options.target, options.prediction)
     if options.model is None and (folder / "model.json").is_file():
         config = training_config(data, training, run, module.preparation, module.group)
@@ -1187,8 +1195,8 @@ def _refuse_unusable(
     """
     if prediction.readout is not None:
         return
-    groups, problems = _groups(images, persons, prediction.group), []
-    aside, labels = _held_out(images, groups, Quiet()), groups.to_numpy()
+    groups, problems = undivided_groups(images, persons, prediction.group), []
+    aside, labels = held_out_rows(images, groups, Quiet()), groups.to_numpy()
     people = np.array(persons, dtype=object)
     for target in dict.fromkeys(targets):
         try:
@@ -1211,109 +1219,6 @@ def _site_column(module: BIDSDataModule, prediction: PredictionOptions, target: 
         return prediction.site
     columns = (str(c) for c in module.phenotype_columns)
     return next((c for c in columns if c.lower() in SITE_COLUMNS and c != target), None)
-
-
-def _hold_out(
-    module: BIDSDataModule, data: DataOptions, run: RunOptions, model: Path, group: str | None
-) -> DataOptions:
-    """Hold out whom the options say, else whom the model's training did; return what is so.
-
-    Raises
-    ------
-    UsageError
-        When the model has seen one of them, or was trained on this dataset with another share.
-    """
-    if not (model / "model.json").is_file():
-        module.hold_out(data.holdout or 0.0, group if data.holdout else None)
-        return replace(data, holdout=module.holdout or None)
-    description = read_description(model)
-    exposure = description.get("exposure") or {}
-    config = (description.get("provenance") or {}).get("config") or {}
-    how = recognise(module.images["participant_id"], module.contents, exposure)
-    recorded = recorded_share(description, module.bids_dir.name, how)
-    share = (recorded or 0.0) if data.holdout is None else data.holdout
-    if recorded:
-        refuse_changes(config, {"random_seed": run.random_seed}, model)
-        group = config.get("group")
-    module.hold_out(share, group if share else None)
-    refuse_seen(module.images, module.contents, exposure, model)
-    if recorded is not None:
-        refuse_changes({"holdout": recorded}, {"holdout": share}, model)
-    return replace(data, holdout=share or None)
-
-
-def _held_out(images: pd.DataFrame, groups: pd.Series[Any], console: Quiet) -> np.ndarray:
-    """Return which images are held out: those of groups of which everybody is."""
-    alone = images["split"] == "holdout"
-    aside = alone.groupby(groups.to_numpy()).transform("all")
-    if moved := images.loc[alone & ~aside, "participant_id"].nunique():
-        console.say(
-            f"{moved} participants are not held out after all: others of their --group are not. "
-            "Give --group when pretraining, too."
-        )
-    return np.asarray(aside, dtype=bool)
-
-
-def _recognised(
-    module: BIDSDataModule, exposure: Mapping[str, Any], rows: Sequence[int]
-) -> list[str | None]:
-    """Return how pretraining knows each image's participant: by image, by id, not, or unknown."""
-    images = module.images.iloc[list(rows)]
-    return recognise(images["participant_id"], [module.contents[i] for i in rows], exposure)
-
-
-def _tell_people(
-    output: Output,
-    metrics: dict[str, Any],
-    run: RunOptions,
-    config: Mapping[str, Any],
-    fingerprint: str,
-    console: Quiet,
-) -> None:
-    """Say who counts once; note in the ledger, before it is known elsewhere, what was held out."""
-    if metrics["duplicates"]:
-        console.say(metrics["duplicates"]["sentence"])
-    last = metrics["holdout"]
-    if last is None:
-        return
-    last["times_scored"] = None
-    if last["scores"]:
-        metric = metrics["headline"]["metric"]
-        made_of = json.dumps({**config, "data": fingerprint}, sort_keys=True)
-        row = {
-            "target": metrics["target"],
-            "n_participants": last["n_participants"],
-            "predicted_from": f"embeddings of {run.model_name} and the baselines",
-            "metric": metric,
-            "score": last["scores"][metric]["mean"],
-            "config": _digest([made_of]),
-        }
-        times = last["times_scored"] = note_score(output.path, row)
-        if times > 1:
-            last["sentence"] += (
-                f" Held-out participants were scored {times} times for {metrics['target']} here "
-                "(logs/holdout.tsv): if anything was chosen in between, this score is no longer new."
-            )
-    console.say(last["sentence"])
-
-
-def _digest(*columns: Any) -> str:
-    """Return a checksum of values as text."""
-    text = "\x1f".join(str(value) for column in columns for value in column)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _splits(module: BIDSDataModule, description: Mapping[str, Any]) -> list[str | None]:
-    """Return what this model's pretraining did with each person; None where it is not known."""
-    exposure = description.get("exposure") or {}
-    how = pd.Series(_recognised(module, exposure, range(len(module.images))), dtype=object)
-    val = pd.Series(validated(module.images["participant_id"], exposure))
-    table = pd.DataFrame({"seen": how.isin(["image", "id"]), "known": how.notna(), "val": val})
-    table = table.groupby(module.persons).transform("max")
-    split = np.select(
-        [table["val"], table["seen"], table["known"]], ["val", "train", "holdout"], ""
-    )
-    return [str(s) or None for s in split]
 
 
 def _model_to_embed_with(output: Output, run: RunOptions, given: Path | None) -> Path:
@@ -1363,7 +1268,7 @@ def _embedded(
         progress=console.progress,
     )
     table = module.images.copy()
-    table["split"] = _splits(module, description)
+    table["split"] = pretraining_splits(module, description)
     table["row"] = range(len(table))
     config = {"model_sha256": digest, "preparation": model.preparation.to_dict()}
     return Embeddings(table[list(COLUMNS)], matrix, config), computed
@@ -1446,14 +1351,6 @@ def _say_embedded(console: Quiet, embeddings: Embeddings, computed: int) -> None
         f"Embeddings: {len(embeddings.table)} images of "
         f"{embeddings.table['participant_id'].nunique()} participants, {computed} computed now."
     )
-
-
-def _groups(
-    images: pd.DataFrame, shared: Sequence[str | None], column: str | None
-) -> pd.Series[Any]:
-    """Return the groups that no split divides: participants, those who share an image, families."""
-    families = [] if column is None else [images[column]]
-    return pd.Series(joined(images["participant_id"], shared, *families), dtype=object)
 
 
 def _fingerprint(
