@@ -7,7 +7,6 @@ line and the scripts in `pipelines/` call these functions and nothing below them
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 import socket
@@ -56,8 +55,6 @@ from nidl_dcl.errors import InputsUnusableError, OnAnotherProcessError, UsageErr
 from nidl_dcl.exposure import records_images
 from nidl_dcl.figure_data import (
     shows_plane,
-    write_average,
-    write_mosaic,
     write_outliers,
     write_plane,
     write_retrieval,
@@ -65,6 +62,18 @@ from nidl_dcl.figure_data import (
 )
 from nidl_dcl.folds import make_design
 from nidl_dcl.holdout import refuse_seen
+from nidl_dcl.intake import (
+    INPUTS,
+    MATCHES,
+    check_inputs,
+    draw_volumes,
+    index,
+    kept_lines,
+    logged,
+    prepare,
+    set_up,
+    tell_inputs,
+)
 from nidl_dcl.live_page import LivePage
 from nidl_dcl.model_folder import load_model, read_description, save_model
 from nidl_dcl.occlusion_files import Occlusion, forget_old, occlude
@@ -80,7 +89,6 @@ from nidl_dcl.output import PATIENCE, Output, check_places
 from nidl_dcl.parts import (
     Part,
     Selection,
-    as_text,
     merge_embeddings,
     merge_inputs,
     merge_matches,
@@ -142,62 +150,6 @@ SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre")
 """Columns, in any case, that are audited as sites."""
 
 
-_INPUTS = Path("logs") / "inputs.tsv"
-
-
-_MATCHES = Path("logs") / "phenotypes.tsv"
-
-
-def index(
-    bids_dir: Path,
-    data: DataOptions,
-    run: RunOptions,
-    *,
-    check: bool = False,
-    console: Quiet | None = None,
-) -> str:
-    """Return every candidate image as TSV text, the columns those of ``logs/inputs.tsv``.
-
-    Parameters
-    ----------
-    bids_dir : Path
-        The dataset.
-    data, run : DataOptions, RunOptions
-        Which images; how many workers.
-    check : bool, default=False
-        Whether images are opened; otherwise they are judged by name.
-    console : Quiet, optional
-        Told of progress, and how many images each step leaves.
-    """
-    from nidl_dcl.bids_index import find_images
-
-    console = console or Quiet()
-    if run.share:
-        raise UsageError(
-            "index lists ids and paths, and writes to no OUTPUT_DIR: leave --share out."
-        )
-    module = data_module(bids_dir, data, run, work=run.work_dir, max_skipped=1.0, console=console)
-    if check:
-        try:
-            with suppress(InputsUnusableError):  # which the table says better
-                module.check()
-        except UsageError as error:
-            if data.mask != "auto" or "mask" not in str(error):
-                raise
-            console.say(f"{error} Masks are not checked.")
-            return index(bids_dir, replace(data, mask="none"), run, check=True, console=console)
-        inputs, kept = module.inputs, module.kept
-    else:
-        cache = None if run.work_dir is None else run.work_dir / "index"
-        found = find_images(
-            bids_dir, **module.selection, mask="none", cache=cache, progress=console.progress
-        )
-        inputs, kept = found.inputs, found.kept
-    for line in _kept(kept):
-        console.say(line)
-    return to_tsv(inputs)
-
-
 def pretrain(
     output: Output,
     data: DataOptions,
@@ -248,8 +200,8 @@ def pretrain(
         module = data_module(
             output.bids_dir, data, run, training=training, work=output.work, console=console
         )
-        _check_inputs(output, module)
-        _tell_inputs(module, console)
+        check_inputs(output, module)
+        tell_inputs(module, console)
         data = hold_out(module, data, run, folder, group)
         if training.init is not None and data.holdout:
             init = read_description(training.init)["exposure"]
@@ -268,8 +220,8 @@ def pretrain(
                 f"{output.bids_dir}: contrastive training needs at least 2 participants, "
                 f"{len(module.participants('train'))} is left for it."
             )
-        _set_up(output, module, console)
-        _draw_volumes(output, module, console)
+        set_up(output, module, console)
+        draw_volumes(output, module, console)
         write_views(output.path / "figures", module)
         if live is not None:
             live.write()
@@ -469,9 +421,9 @@ def embed(
             console=console,
         )
         _merge_parts(output, run, source, digest)
-        _check_inputs(output, module)
+        check_inputs(output, module)
         hold_out(module, data, run, source, group)
-        _set_up(output, module, console)
+        set_up(output, module, console)
         _keep_model(output, run, source)
         before = read_embeddings(output.path, run.model_name)
         found, computed = _embedded(output, run, module, model, source, console)
@@ -483,7 +435,7 @@ def embed(
         write_descriptions(output.path, run.model_name)
         entry["skipped"] = not changed and computed == 0
         if before is None or not selection:  # pictures are of all
-            _draw_volumes(output, module, console)
+            draw_volumes(output, module, console)
             if changed or not shows_plane(figures, module):
                 write_plane(figures, module, found.matrix)
             everything, matrix = range(len(module.images)), found.matrix
@@ -555,7 +507,7 @@ def embed_part(
         with output.stage("embed", share=run.share) as entry:
             module.check()
             hold_out(module, data, run, source, group)
-            _prepare(module, console)
+            prepare(module, console)
             found, computed = _embedded(output, run, module, model, source, console)
             entry["skipped"] = computed == 0
     except Exception as error:
@@ -636,7 +588,7 @@ def predict(
             output.bids_dir, data, run, preparation=contract, work=output.work, console=console
         )
         labels = _check_targets(module, targets, prediction)
-        _set_up(output, module, console)
+        set_up(output, module, console)
         data = hold_out(module, data, run, folder, prediction.group)
         images = module.images
         place = {source: row for row, source in enumerate(embeddings.table["source"])}
@@ -827,7 +779,7 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     module = data_module(
         output.bids_dir, data, run, training=training, work=output.work, console=console
     )
-    _check_inputs(output, module)
+    check_inputs(output, module)
     _check_targets(module, options.target, options.prediction)
     data = hold_out(module, data, run, options.model or folder, options.prediction.group)
     _refuse_unusable(module.images, module.persons, options.target, options.prediction)
@@ -996,7 +948,7 @@ def dry_run(
     preparation = module.preparation
     megabytes = module.plan().entry_bytes * len(module.images) / 1e6
     lines = [
-        *_kept(module.kept),
+        *kept_lines(module.kept),
         (
             f"volumes of {' x '.join(map(str, preparation.shape or ()))} voxels of "
             f"{' x '.join(f'{s:g}' for s in preparation.spacing)} mm, "
@@ -1086,71 +1038,8 @@ def _report_is_old(folder: Path) -> bool:
     return any(file.stat().st_mtime_ns > page.stat().st_mtime_ns for file in files)
 
 
-def _check_inputs(output: Output, module: BIDSDataModule) -> None:
-    """Open every image, and write what became of each even if the dataset is refused."""
-    try:
-        module.check()
-    finally:
-        if module.is_indexed:
-            _keep_inputs(output, module)
-    matches = as_text(module.matches)
-    before = _logged(output, "phenotypes.tsv", matches)
-    keep_tsv(output.path / _MATCHES, merge_matches(before, matches, _selected(module)))
-
-
-def _keep_inputs(output: Output, module: BIDSDataModule) -> None:
-    """Write what became of each image; of those that were not asked for, what was known before."""
-    inputs = as_text(module.inputs)
-    before = _logged(output, "inputs.tsv", inputs)
-    keep_tsv(output.path / _INPUTS, merge_inputs(before, inputs, _selected(module)))
-
-
-def _set_up(output: Output, module: BIDSDataModule, console: Quiet) -> None:
-    """Prepare the volumes; images that only preparing finds unusable have their rows, too."""
-    try:
-        _prepare(module, console)
-    finally:
-        _keep_inputs(output, module)
-
-
-def _prepare(module: BIDSDataModule, console: Quiet) -> None:
-    """Prepare the volumes, after saying how much will be written where."""
-    volumes = module.plan()
-    if missing := len(volumes.missing()):
-        console.say(
-            f"Preparing {missing} volumes: {missing * volumes.entry_bytes / 1e6:.1f} MB, a file "
-            f"each, in {volumes.folder}."
-        )
-    before = len(module.images)
-    module.setup()
-    if len(module.images) < before:
-        console.say(f"{before - len(module.images)} images cannot be prepared (logs/inputs.tsv).")
-
-
-def _draw_volumes(output: Output, module: BIDSDataModule, console: Quiet) -> None:
-    """Write what prepared volumes look like: some of them, their average, those far from it."""
-    write_mosaic(output.path / "figures", module)
-    write_average(output.path / "figures", module, console.progress)
-
-
 def _are_there(folder: Path, *names: str) -> bool:
     return all((folder / name).is_file() for name in names)
-
-
-def _kept(kept: Sequence[tuple[str, int]]) -> list[str]:
-    """Say how many images each step of a selection left."""
-    return [f"{count} image{'' if count == 1 else 's'}: {step}" for step, count in kept]
-
-
-def _tell_inputs(module: BIDSDataModule, console: Quiet) -> None:
-    """Say how many images each step left, and what is wrong with which."""
-    for line in _kept(module.kept):
-        console.say(line)
-    odd = module.inputs[module.inputs["code"] != "ok"]
-    for fault, count in (odd["status"] + ": " + odd["code"]).value_counts().items():
-        console.say(f"{count} {fault} (logs/inputs.tsv)")
-    for note in module.notes:
-        console.say(note)
 
 
 def _check_targets(
@@ -1292,7 +1181,7 @@ def _merge_parts(output: Output, run: RunOptions, source: Path, digest: str) -> 
     own = output.path / "models" / f"desc-{run.model_name}"
     _refuse_another_model(own, source, digest)
     before = embeddings = read_embeddings(output.path, run.model_name)
-    inputs, matches = (_logged(output, name, None) for name in ("inputs.tsv", "phenotypes.tsv"))
+    inputs, matches = (logged(output, name, None) for name in ("inputs.tsv", "phenotypes.tsv"))
     for part in parts:
         inputs = merge_inputs(inputs, part.inputs, part.selection)
         matches = merge_matches(matches, part.matches, part.selection)
@@ -1300,8 +1189,8 @@ def _merge_parts(output: Output, run: RunOptions, source: Path, digest: str) -> 
             embeddings = _merged(embeddings, part.embeddings, part.selection)
     assert inputs is not None
     assert matches is not None
-    keep_tsv(output.path / _INPUTS, inputs)
-    keep_tsv(output.path / _MATCHES, matches)
+    keep_tsv(output.path / INPUTS, inputs)
+    keep_tsv(output.path / MATCHES, matches)
     if embeddings is not None and embeddings is not before:
         _keep_model(output, run, source)
         write_embeddings(output.path, run.model_name, embeddings)
@@ -1312,28 +1201,6 @@ def _merge_parts(output: Output, run: RunOptions, source: Path, digest: str) -> 
     output.add_part_records([part.record for part in parts])
     for file in files:
         file.unlink(missing_ok=True)
-
-
-def _logged(output: Output, name: str, like: pd.DataFrame | None) -> pd.DataFrame | None:
-    """Return a table of ``logs/`` as text; None where there is none with the same columns."""
-    try:
-        text = (output.path / "logs" / name).read_text("utf-8")
-        table = pd.read_csv(
-            io.StringIO(text),
-            sep="\t",
-            dtype=str,
-            keep_default_na=False,
-            na_values=["n/a"],
-            quoting=3,
-        )
-    except (OSError, ValueError):
-        return None
-    return table if like is None or list(table.columns) == list(like.columns) else None
-
-
-def _selected(module: BIDSDataModule) -> Selection:
-    asked = module.selection
-    return Selection.of(asked["participant_label"] or (), asked["session_label"] or ())
 
 
 def _merged(before: Embeddings | None, now: Embeddings, selection: Selection) -> Embeddings:
