@@ -35,7 +35,6 @@ from nidl_dcl.assembly import (
     training_config,
 )
 from nidl_dcl.baselines import baseline_features, read_voxels
-from nidl_dcl.cleaning import encode_confounds, read_confounds, read_target_beside
 from nidl_dcl.cohort import cohort_columns
 from nidl_dcl.console import Quiet
 from nidl_dcl.cost import choose_workers, measure_cost
@@ -60,7 +59,6 @@ from nidl_dcl.figure_data import (
     write_retrieval,
     write_views,
 )
-from nidl_dcl.folds import make_design
 from nidl_dcl.holdout import refuse_seen
 from nidl_dcl.intake import (
     INPUTS,
@@ -98,6 +96,14 @@ from nidl_dcl.prediction import predict_phenotype, site_audit
 from nidl_dcl.processes import Place, Team
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.readout_file import readout_path
+from nidl_dcl.refusals import (
+    check_targets,
+    is_trained,
+    known_shape,
+    refuse_another_model,
+    refuse_unusable,
+    site_column,
+)
 from nidl_dcl.report import write_report
 from nidl_dcl.roles import (
     checksum,
@@ -109,7 +115,6 @@ from nidl_dcl.roles import (
     undivided_groups,
 )
 from nidl_dcl.summary import summary_table
-from nidl_dcl.targets import target_labels
 from nidl_dcl.training import (
     AtomicCheckpoints,
     Checkpoints,
@@ -144,10 +149,6 @@ __all__ = [
     "study",
     "summary_table",
 ]
-
-
-SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre")
-"""Columns, in any case, that are audited as sites."""
 
 
 def pretrain(
@@ -196,7 +197,7 @@ def pretrain(
     folder = output.path / "models" / f"desc-{run.model_name}"
     check_training(training)
     with output.stage("pretrain", share=run.share) as entry:
-        training = _known_shape(training, folder)
+        training = known_shape(training, folder)
         module = data_module(
             output.bids_dir, data, run, training=training, work=output.work, console=console
         )
@@ -209,7 +210,7 @@ def pretrain(
         config = training_config(data, training, run, module.preparation, module.group)
         # In the output, since a work folder may be one of this machine, and gone on the next.
         checkpoints = output.path / ".work" / f"checkpoints-{run.model_name}"
-        if _is_trained(folder, config):
+        if is_trained(folder, config):
             console.say(f"{folder.name} is trained already.")
             _remove(checkpoints)  # if a kill left any
             write_descriptions(output.path, run.model_name)
@@ -587,7 +588,7 @@ def predict(
         module = data_module(
             output.bids_dir, data, run, preparation=contract, work=output.work, console=console
         )
-        labels = _check_targets(module, targets, prediction)
+        labels = check_targets(module, targets, prediction)
         set_up(output, module, console)
         data = hold_out(module, data, run, folder, prediction.group)
         images = module.images
@@ -596,7 +597,7 @@ def predict(
         images = images.iloc[kept].reset_index(drop=True)
         matrix = embeddings.matrix[[place[source] for source in images["source"]]]
         persons = [module.persons[i] for i in kept]
-        _refuse_unusable(images, persons, targets, prediction)
+        refuse_unusable(images, persons, targets, prediction)
         groups = undivided_groups(images, persons, prediction.group)
         how = recognised(module, description["exposure"], kept)
         knows_images = records_images(description["exposure"])
@@ -621,7 +622,7 @@ def predict(
         for target in targets:
             stem = output.path / f"desc-{run.model_name}{labels[target]}"
             own = readout_path(output.path, run.model_name, labels[target])
-            site = _site_column(module, prediction, target)
+            site = site_column(module, prediction, target)
             about = cohort_columns(images, site)
             config = {
                 "random_seed": run.random_seed,
@@ -757,7 +758,7 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     console = output.heard(console)
     data, run = options.data, options.run
     folder = output.path / "models" / f"desc-{run.model_name}"
-    training = _known_shape(options.training, folder)
+    training = known_shape(options.training, folder)
     if options.model is None:
         check_training(training)
         if options.prediction.readout is not None:
@@ -768,7 +769,7 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     else:
         description = read_description(options.model)
         digest = str(description["sha256"]["weights.safetensors"])
-        _refuse_another_model(folder, options.model, digest)
+        refuse_another_model(folder, options.model, digest)
         find_readouts(
             output.public,
             options.prediction.readout,
@@ -780,12 +781,12 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
         output.bids_dir, data, run, training=training, work=output.work, console=console
     )
     check_inputs(output, module)
-    _check_targets(module, options.target, options.prediction)
+    check_targets(module, options.target, options.prediction)
     data = hold_out(module, data, run, options.model or folder, options.prediction.group)
-    _refuse_unusable(module.images, module.persons, options.target, options.prediction)
+    refuse_unusable(module.images, module.persons, options.target, options.prediction)
     if options.model is None and (folder / "model.json").is_file():
         config = training_config(data, training, run, module.preparation, module.group)
-        _is_trained(folder, config)
+        is_trained(folder, config)
     here = replace(options, bids_dir=output.bids_dir, output_dir=output.path, data=data)
     write_text(output.path / "code" / "config.yaml", study_yaml(here))
 
@@ -943,8 +944,8 @@ def dry_run(
     module.check()
     if targets is not None:
         prediction = prediction or PredictionOptions()
-        _check_targets(module, targets, prediction)
-        _refuse_unusable(module.images, module.persons, targets, prediction)
+        check_targets(module, targets, prediction)
+        refuse_unusable(module.images, module.persons, targets, prediction)
     preparation = module.preparation
     megabytes = module.plan().entry_bytes * len(module.images) / 1e6
     lines = [
@@ -998,36 +999,6 @@ def _remove(checkpoints: Path) -> None:
         checkpoints.parent.rmdir()
 
 
-def _is_trained(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Return whether the model is there already; refuse one that was trained otherwise."""
-    if not (folder / "model.json").is_file():
-        return False
-    refuse_changes(read_description(folder)["provenance"].get("config", {}), config, folder)
-    return True
-
-
-def _known_shape(training: TrainingOptions, folder: Path) -> TrainingOptions:
-    """Return the options with the shape of the model that is there.
-
-    The default shape comes from the images, so new participants could change it.
-    """
-    if training.shape or not (folder / "model.json").is_file():
-        return training
-    contract = read_description(folder)["input_contract"] or {}
-    return replace(training, shape=list(contract.get("shape") or []))
-
-
-def _refuse_another_model(own: Path, source: Path, digest: str) -> None:
-    """Refuse weights other than those that the output holds."""
-    if not (own / "model.json").is_file():
-        return
-    if read_description(own)["sha256"]["weights.safetensors"] != digest:
-        raise UsageError(
-            f"{own} holds another model than {source}. Choose another --model-name or another "
-            "OUTPUT_DIR."
-        )
-
-
 def _report_is_old(folder: Path) -> bool:
     """Return whether a result was written after the report, before a run was killed."""
     page = folder / "report.html"
@@ -1040,74 +1011,6 @@ def _report_is_old(folder: Path) -> bool:
 
 def _are_there(folder: Path, *names: str) -> bool:
     return all((folder / name).is_file() for name in names)
-
-
-def _check_targets(
-    module: BIDSDataModule, targets: Sequence[str], prediction: PredictionOptions
-) -> dict[str, str]:
-    """Return the label of each target in file names; refuse what cannot be predicted."""
-    if not targets:
-        raise UsageError("--target needs at least one column.")
-    known = module.phenotype_columns
-    columns = [c for c in (prediction.group, prediction.site) if c]
-    for name in (*targets, *columns, *prediction.confounds):
-        if name not in known:
-            raise UsageError(
-                f"No phenotype table of {module.bids_dir} has a column {name!r}; there are: "
-                f"{', '.join(known) or 'none'}."
-            )
-    for target in targets:
-        if target in prediction.confounds:
-            raise UsageError(
-                f"{target!r} is both a --target and one of --confounds: nothing would be left to "
-                "predict. Leave it out of one of them, or predict the targets one by one."
-            )
-        if target == prediction.site:
-            raise UsageError(f"{target!r} is both a --target and the --site. Choose another.")
-        if prediction.harmonize and _site_column(module, prediction, target) is None:
-            raise UsageError(
-                f"--harmonize needs a column of sites besides the target {target!r}. Name it with "
-                f"--site; there are: {', '.join(known)}."
-            )
-    return target_labels(targets)
-
-
-def _refuse_unusable(
-    images: pd.DataFrame,
-    persons: Sequence[str],
-    targets: Sequence[str],
-    prediction: PredictionOptions,
-) -> None:
-    """Refuse targets that have no cross-validation, all in one message, before anything is done.
-
-    With another cohort's read-out, there is something to do without it.
-    """
-    if prediction.readout is not None:
-        return
-    groups, problems = undivided_groups(images, persons, prediction.group), []
-    aside, labels = held_out_rows(images, groups, Quiet()), groups.to_numpy()
-    people = np.array(persons, dtype=object)
-    for target in dict.fromkeys(targets):
-        try:
-            confounds = read_confounds(images[prediction.confounds], labels, aside, target)
-            read = read_target_beside(images[target], labels, aside, confounds, name=target)
-            design = make_design(read, people, labels, n_splits=5, n_repeats=1, seed=0)
-            if confounds:
-                encode_confounds(confounds, design.rows, labels)
-        except InputsUnusableError as error:
-            problems.append(str(error))
-    if problems:
-        if len(problems) < len(set(targets)):
-            problems.append("Nothing was done for the other targets: run again without these.")
-        raise InputsUnusableError(" ".join(problems))
-
-
-def _site_column(module: BIDSDataModule, prediction: PredictionOptions, target: str) -> str | None:
-    """Return the column of sites: the one named, or the first whose name says so."""
-    if prediction.site:
-        return prediction.site
-    columns = (str(c) for c in module.phenotype_columns)
-    return next((c for c in columns if c.lower() in SITE_COLUMNS and c != target), None)
 
 
 def _model_to_embed_with(output: Output, run: RunOptions, given: Path | None) -> Path:
@@ -1126,7 +1029,7 @@ def _fitted_model(
 ) -> tuple[Any, str]:
     """Return the model that embeds, on one device, and the checksum of its weights."""
     digest = str(read_description(source)["sha256"]["weights.safetensors"])
-    _refuse_another_model(output.path / "models" / f"desc-{run.model_name}", source, digest)
+    refuse_another_model(output.path / "models" / f"desc-{run.model_name}", source, digest)
     model = load_model(source, trust=trust)
     if not model.fitted or model.preparation is None:
         raise UsageError(
@@ -1179,7 +1082,7 @@ def _merge_parts(output: Output, run: RunOptions, source: Path, digest: str) -> 
     if not parts:
         return
     own = output.path / "models" / f"desc-{run.model_name}"
-    _refuse_another_model(own, source, digest)
+    refuse_another_model(own, source, digest)
     before = embeddings = read_embeddings(output.path, run.model_name)
     inputs, matches = (logged(output, name, None) for name in ("inputs.tsv", "phenotypes.tsv"))
     for part in parts:
