@@ -8,38 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from joblib import cpu_count
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from nidl_dcl.assembly import (
-    check_training,
-    data_module,
-    new_model,
-    on_one_process,
-    refuse_changes,
-    run_options,
-    take_weights,
-    training_config,
-)
+from nidl_dcl.assembly import check_training, data_module, refuse_changes, training_config
 from nidl_dcl.baselines import baseline_features, read_voxels
 from nidl_dcl.cohort import cohort_columns
 from nidl_dcl.console import Quiet
-from nidl_dcl.cost import choose_workers, measure_cost
 from nidl_dcl.datamodule import BIDSDataModule
-from nidl_dcl.dcl import DCL
 from nidl_dcl.descriptions import write_descriptions
 from nidl_dcl.embedding import (
     COLUMNS,
@@ -50,17 +32,10 @@ from nidl_dcl.embedding import (
     write_embeddings,
     write_parquet,
 )
-from nidl_dcl.errors import InputsUnusableError, OnAnotherProcessError, UsageError
+from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.exposure import records_images
-from nidl_dcl.figure_data import (
-    shows_plane,
-    write_outliers,
-    write_plane,
-    write_retrieval,
-    write_views,
-)
+from nidl_dcl.figure_data import shows_plane, write_outliers, write_plane, write_retrieval
 from nidl_dcl.forecast import dry_run
-from nidl_dcl.holdout import refuse_seen
 from nidl_dcl.intake import (
     INPUTS,
     MATCHES,
@@ -70,10 +45,9 @@ from nidl_dcl.intake import (
     logged,
     prepare,
     set_up,
-    tell_inputs,
 )
 from nidl_dcl.live_page import LivePage
-from nidl_dcl.model_folder import load_model, read_description, save_model
+from nidl_dcl.model_folder import load_model, read_description
 from nidl_dcl.occlusion_files import Occlusion, forget_old, occlude
 from nidl_dcl.options import (
     DataOptions,
@@ -93,8 +67,8 @@ from nidl_dcl.parts import (
     waiting_parts,
 )
 from nidl_dcl.prediction import predict_phenotype, site_audit
-from nidl_dcl.processes import Place, Team
-from nidl_dcl.randomness import key_seed
+from nidl_dcl.pretrain_stage import follow, pretrain
+from nidl_dcl.processes import Team
 from nidl_dcl.readout_file import readout_path
 from nidl_dcl.refusals import (
     check_targets,
@@ -115,15 +89,6 @@ from nidl_dcl.roles import (
     undivided_groups,
 )
 from nidl_dcl.summary import summary_table
-from nidl_dcl.training import (
-    AtomicCheckpoints,
-    Checkpoints,
-    EndTogether,
-    Progress,
-    TrainingCurve,
-    sound_checkpoint,
-    step_of,
-)
 from nidl_dcl.transfer import (
     Cohort,
     applied_before,
@@ -149,231 +114,6 @@ __all__ = [
     "study",
     "summary_table",
 ]
-
-
-def pretrain(
-    output: Output,
-    data: DataOptions,
-    training: TrainingOptions,
-    run: RunOptions,
-    console: Quiet | None = None,
-    *,
-    group: str | None = None,
-    team: Team | None = None,
-    live: LivePage | None = None,
-) -> Path:
-    """Train an encoder on the dataset and write its model folder.
-
-    Parameters
-    ----------
-    output : Output
-        Dataset and output folder; held for writing.
-    data, training, run
-        Options.
-    console : Quiet, optional
-        Told of messages and progress.
-    group : str, optional
-        Column whose equal values (a family) are held out together.
-    team : Team, optional
-        The processes that train; this is the first of them.
-    live : LivePage, optional
-        Written before training and now and then in it.
-
-    Returns
-    -------
-    Path
-        ``models/desc-<model>``.
-
-    Raises
-    ------
-    UsageError
-        For options that cannot be used, or a model trained with others.
-    InputsUnusableError
-        When too few images are usable.
-    """
-    console = output.heard(console)
-    if team is None:
-        team, training = Team(Place()), on_one_process(training)
-    folder = output.path / "models" / f"desc-{run.model_name}"
-    check_training(training)
-    with output.stage("pretrain", share=run.share) as entry:
-        training = known_shape(training, folder)
-        module = data_module(
-            output.bids_dir, data, run, training=training, work=output.work, console=console
-        )
-        check_inputs(output, module)
-        tell_inputs(module, console)
-        data = hold_out(module, data, run, folder, group)
-        if training.init is not None and data.holdout:
-            init = read_description(training.init)["exposure"]
-            refuse_seen(module.images, module.contents, init, training.init)
-        config = training_config(data, training, run, module.preparation, module.group)
-        # In the output, since a work folder may be one of this machine, and gone on the next.
-        checkpoints = output.path / ".work" / f"checkpoints-{run.model_name}"
-        if is_trained(folder, config):
-            console.say(f"{folder.name} is trained already.")
-            _remove(checkpoints)  # if a kill left any
-            write_descriptions(output.path, run.model_name)
-            entry["skipped"] = True
-            return folder
-        if len(module.participants("train")) < 2:
-            raise InputsUnusableError(
-                f"{output.bids_dir}: contrastive training needs at least 2 participants, "
-                f"{len(module.participants('train'))} is left for it."
-            )
-        set_up(output, module, console)
-        draw_volumes(output, module, console)
-        write_views(output.path / "figures", module)
-        if live is not None:
-            live.write()
-        resume = sound_checkpoint(checkpoints, console.say)
-        if resume is not None:
-            entry["resumed_from_step"] = step_of(resume)
-            output.save_record()
-            console.say(f"Training goes on from step {entry['resumed_from_step']}.")
-        console.say(
-            f"Training {training.encoder} on {len(module.participants('train'))} participants, "
-            f"{training.max_epochs} epochs, volumes of "
-            f"{' x '.join(map(str, module.preparation.shape or ()))} voxels."
-        )
-        if run.nprocs is None and torch.cuda.is_available():
-            module.num_workers = choose_workers(measure_cost(module, training, run), cpu_count())
-            console.say(f"{module.num_workers} loading workers keep the GPU busy.")
-        curve = output.path / "logs" / "metrics.csv"
-        orders = _Orders(
-            training, data.holdout, module.group, module.num_workers, curve, checkpoints, resume
-        )
-        team.tell(orders)
-        model = _train(team, module, orders, run, console, live)
-        save_model(
-            model,
-            folder,
-            preparation=module.preparation,
-            exposure=model.exposure,
-            provenance={"config": config, "source": output.bids_dir.name},
-        )
-        _remove(checkpoints)
-        write_descriptions(output.path, run.model_name)
-    return folder
-
-
-@dataclass(frozen=True)
-class _Orders:
-    """What the first process of a training tells the others."""
-
-    training: TrainingOptions
-    holdout: float | None
-    group: str | None
-    num_workers: int
-    curve: Path
-    checkpoints: Path
-    resume: Path | None
-
-
-def follow(
-    team: Team,
-    bids_dir: Path,
-    output_dir: Path,
-    data: DataOptions,
-    run: RunOptions,
-) -> None:
-    """Take part in a training that another process leads; nothing is written to the output.
-
-    Parameters
-    ----------
-    team : Team
-        The processes that train; this is not the first of them.
-    bids_dir, output_dir : Path
-        As of the process that leads.
-    data, run
-        Options.
-
-    Raises
-    ------
-    UsageError
-        When this process sees other images than the first one.
-    LostProcessError
-        When another process ends early.
-    """
-    orders = team.tell()
-    if not isinstance(orders, _Orders):
-        return  # there is nothing to train, or an error that the first process says
-    work = Output(bids_dir, output_dir, work_dir=run.work_dir).work
-
-    def make() -> BIDSDataModule:
-        module = data_module(bids_dir, data, run, training=orders.training, work=work)
-        module.num_workers = orders.num_workers
-        return module
-
-    _train(team, make, orders, run, Quiet())
-
-
-def _train(
-    team: Team,
-    data: BIDSDataModule | Callable[[], BIDSDataModule],
-    orders: _Orders,
-    run: RunOptions,
-    console: Quiet,
-    live: LivePage | None = None,
-) -> DCL:
-    """Return the trained model, the same on every process."""
-
-    def prepare() -> BIDSDataModule:
-        module = data if isinstance(data, BIDSDataModule) else data()
-        module.check()
-        if team.rank > 0:
-            module.hold_out(orders.holdout or 0.0, orders.group)
-        if team.place.local_rank == 0:  # the others find what it prepared
-            module.setup()
-        return module
-
-    module: Any = team.here(prepare)
-    known = team.each(lambda: (socket.gethostname(), _sees(module)))
-    for rank, (host, seen) in enumerate(known):
-        if seen != known[0][1]:
-            problem = (
-                f"Process {rank} on {host} sees other images of {module.bids_dir} than the first "
-                f"one on {known[0][0]}: {seen} and not {known[0][1]}. Every node must read the same "
-                "dataset."
-            )
-            raise UsageError(problem) if team.rank == 0 else OnAnotherProcessError(problem, 2)
-    training = orders.training
-    model = new_model(training, run.random_seed)
-    if training.init is not None:
-        take_weights(model, training.init)
-    ending = EndTogether()
-    alone = team.processes == 1
-    model.set_params(
-        **run_options(training),
-        max_epochs=training.max_epochs,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        # Not Slurm's environment, which would requeue the job by itself.
-        plugins=[
-            AtomicCheckpoints(),
-            LightningEnvironment() if alone else TorchElasticEnvironment(),
-        ],
-        callbacks=[
-            TrainingCurve(orders.curve),
-            Checkpoints(orders.checkpoints),
-            Progress(console.progress),
-            ending,
-            *([] if live is None else [live]),
-        ],
-    )
-    team.run(lambda: model.fit(module, ckpt_path=orders.resume))
-    team.disband()
-    if ending.told:
-        raise SystemExit(143)
-    return model
-
-
-def _sees(module: BIDSDataModule) -> dict[str, Any]:
-    """Return what must be the same for processes to train on the same images."""
-    module.setup()
-    assert module.volumes is not None
-    names = [module.volumes.name(i) for i in range(len(module.volumes))]
-    return {**module.identity(), "images": f"{len(names)} ({key_seed(*names):08x})"}
 
 
 def embed(
@@ -913,13 +653,6 @@ def demo(
     with output.writing():
         rows = study(output, options, console)
     return rows, output.public / "report.html"
-
-
-def _remove(checkpoints: Path) -> None:
-    """Remove checkpoints, and the work folder around them when nothing else is kept there."""
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    with suppress(OSError):
-        checkpoints.parent.rmdir()
 
 
 def _report_is_old(folder: Path) -> bool:

@@ -551,7 +551,7 @@ def test_each_line_of_a_log_has_time_stage_and_memory_and_the_last_says_how_it_e
 def test_the_log_of_a_failed_run_has_the_traceback_and_ends_with_what_to_do(
     heads_made: Path, tmp_path: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nidl_dcl import stages
+    from nidl_dcl import pretrain_stage
 
     def fault(*args: Any, **kwargs: Any) -> None:
         import warnings
@@ -559,7 +559,7 @@ def test_the_log_of_a_failed_run_has_the_traceback_and_ends_with_what_to_do(
         warnings.warn("the dog looks hungry", stacklevel=1)
         raise RuntimeError("the dog ate\nit")
 
-    monkeypatch.setattr(stages, "check_training", fault)
+    monkeypatch.setattr(pretrain_stage, "check_training", fault)
     done = run("pretrain", heads_made, tmp_path, *SMALL)
     assert done.status == 1
     assert done.err.startswith("Warning: the dog looks hungry\n")

@@ -130,7 +130,7 @@ def test_only_trusted_packages_are_imported(rows: torch.Tensor, tmp_path: Path) 
     "path",
     [
         "os:system",
-        "nidl_dcl.stages:shutil.rmtree",
+        "nidl_dcl.pretrain_stage:shutil.rmtree",
         "nidl_dcl.dcl:torch.hub.load",
         "torch.nn:Missing",
         "nidl_dcl:load_model",
