@@ -21,33 +21,15 @@ from nidl_dcl.assembly import check_training, data_module, refuse_changes, train
 from nidl_dcl.baselines import baseline_features, read_voxels
 from nidl_dcl.cohort import cohort_columns
 from nidl_dcl.console import Quiet
-from nidl_dcl.datamodule import BIDSDataModule
-from nidl_dcl.descriptions import write_descriptions
-from nidl_dcl.embedding import (
-    COLUMNS,
-    Embeddings,
-    embed_volumes,
-    is_written,
-    read_embeddings,
-    write_embeddings,
-    write_parquet,
-)
+from nidl_dcl.embed_stage import embed, embed_part, merge_parts
+from nidl_dcl.embedding import read_embeddings
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.exposure import records_images
-from nidl_dcl.figure_data import shows_plane, write_outliers, write_plane, write_retrieval
+from nidl_dcl.figure_data import write_outliers, write_retrieval
 from nidl_dcl.forecast import dry_run
-from nidl_dcl.intake import (
-    INPUTS,
-    MATCHES,
-    check_inputs,
-    draw_volumes,
-    index,
-    logged,
-    prepare,
-    set_up,
-)
+from nidl_dcl.intake import check_inputs, index, set_up
 from nidl_dcl.live_page import LivePage
-from nidl_dcl.model_folder import load_model, read_description
+from nidl_dcl.model_folder import read_description
 from nidl_dcl.occlusion_files import Occlusion, forget_old, occlude
 from nidl_dcl.options import (
     DataOptions,
@@ -57,15 +39,7 @@ from nidl_dcl.options import (
     TrainingOptions,
     study_yaml,
 )
-from nidl_dcl.output import PATIENCE, Output
-from nidl_dcl.parts import (
-    Part,
-    Selection,
-    merge_embeddings,
-    merge_inputs,
-    merge_matches,
-    waiting_parts,
-)
+from nidl_dcl.output import Output
 from nidl_dcl.prediction import predict_phenotype, site_audit
 from nidl_dcl.pretrain_stage import follow, pretrain
 from nidl_dcl.processes import Team
@@ -83,7 +57,6 @@ from nidl_dcl.roles import (
     checksum,
     held_out_rows,
     hold_out,
-    pretraining_splits,
     recognised,
     tell_people,
     undivided_groups,
@@ -98,7 +71,7 @@ from nidl_dcl.transfer import (
     told,
 )
 from nidl_dcl.volumes import Preparation
-from nidl_dcl.writing import keep_tsv, to_tsv, write_bytes, write_json, write_text, write_tsv
+from nidl_dcl.writing import keep_tsv, to_tsv, write_json, write_text, write_tsv
 
 __all__ = [
     "configure",
@@ -114,163 +87,6 @@ __all__ = [
     "study",
     "summary_table",
 ]
-
-
-def embed(
-    output: Output,
-    data: DataOptions,
-    run: RunOptions,
-    *,
-    model_folder: Path | None = None,
-    trust: Sequence[str] = (),
-    console: Quiet | None = None,
-    group: str | None = None,
-) -> Embeddings:
-    """Write one embedding per image; images embedded before are not computed again.
-
-    Parameters
-    ----------
-    output : Output
-        Dataset and output folder; held for writing.
-    data, run
-        Options.
-    model_folder : Path, optional
-        The model; default: the one that `pretrain` wrote. Another one is copied into the output.
-    trust : sequence of str
-        Packages whose encoders may be imported.
-    console : Quiet, optional
-        Told of messages and progress.
-    group : str, optional
-        Column whose equal values (a family) are held out together.
-
-    Returns
-    -------
-    Embeddings
-    """
-    console = output.heard(console)
-    source = _model_to_embed_with(output, run, model_folder)
-    selection = Selection.of(data.participant_label, data.session_label)
-    figures = output.path / "figures"
-    with output.stage("embed", share=run.share) as entry:
-        model, digest = _fitted_model(output, run, source, trust)
-        module = data_module(
-            output.bids_dir,
-            data,
-            run,
-            preparation=model.preparation,
-            work=output.work,
-            console=console,
-        )
-        _merge_parts(output, run, source, digest)
-        check_inputs(output, module)
-        hold_out(module, data, run, source, group)
-        set_up(output, module, console)
-        _keep_model(output, run, source)
-        before = read_embeddings(output.path, run.model_name)
-        found, computed = _embedded(output, run, module, model, source, console)
-        embeddings = _merged(before, found, selection)
-        changed = not is_written(output.path, run.model_name, embeddings)
-        table_there = (output.path / f"desc-{run.model_name}_embeddings.parquet").is_file()
-        if run.parquet and (changed or not table_there):
-            write_parquet(output.path, run.model_name, embeddings)
-        write_descriptions(output.path, run.model_name)
-        entry["skipped"] = not changed and computed == 0
-        if before is None or not selection:  # pictures are of all
-            draw_volumes(output, module, console)
-            if changed or not shows_plane(figures, module):
-                write_plane(figures, module, found.matrix)
-            everything, matrix = range(len(module.images)), found.matrix
-            if changed or not _are_there(figures, "outliers.tsv", "outlier_1.png"):
-                write_outliers(figures, module, everything, matrix)
-            if changed or not _are_there(figures, "retrieval.tsv", "retrieval.json"):
-                features = {"embeddings": [matrix]}
-                write_retrieval(figures, module, everything, features, run.random_seed)
-        if changed:
-            # Last, since from here on a run that goes on finds nothing left to write.
-            write_embeddings(output.path, run.model_name, embeddings)
-        _say_embedded(console, embeddings, computed)
-    return embeddings
-
-
-def embed_part(
-    output: Output,
-    data: DataOptions,
-    run: RunOptions,
-    *,
-    model_folder: Path | None = None,
-    trust: Sequence[str] = (),
-    console: Quiet | None = None,
-    group: str | None = None,
-    patience: float = PATIENCE,
-) -> Embeddings:
-    """Embed some participants or sessions, beside others that do so at the same time.
-
-    Images are prepared and encoded without holding the output. What was found is kept there as a
-    part; whoever holds the output next merges all parts that wait.
-
-    Parameters
-    ----------
-    output : Output
-        Dataset and output folder; not held.
-    data : DataOptions
-        With participants or sessions.
-    run : RunOptions
-        Options.
-    model_folder, trust, console, group
-        As `embed`.
-    patience : float
-        Seconds to wait, at most, for the folder.
-
-    Returns
-    -------
-    Embeddings
-        Those of the part.
-
-    Raises
-    ------
-    OutputInUseError
-        When the folder stays in use; the part is kept for the next run.
-    """
-    console = output.heard(console)
-    selection = Selection.of(data.participant_label, data.session_label)
-    source = _model_to_embed_with(output, run, model_folder)
-    model, digest = _fitted_model(output, run, source, trust)
-    module = data_module(
-        output.bids_dir,
-        data,
-        run,
-        preparation=model.preparation,
-        work=output.work,
-        console=console,
-    )
-    found, computed, failure = None, 0, None
-    try:
-        with output.stage("embed", share=run.share) as entry:
-            module.check()
-            hold_out(module, data, run, source, group)
-            prepare(module, console)
-            found, computed = _embedded(output, run, module, model, source, console)
-            entry["skipped"] = computed == 0
-    except Exception as error:
-        if not module.is_indexed:
-            raise
-        failure = error
-    output.end_record(failure)
-    record = {**output.record, "selection": asdict(selection)}
-    part = Part(selection, module.inputs, module.matches, found, record)
-    file = part.write(output.path, run.model_name, digest)
-    try:
-        with output.joining(console.say, lambda: not file.exists(), patience) as holding:
-            if holding:
-                _merge_parts(output, run, source, digest)
-    except UsageError:
-        file.unlink(missing_ok=True)  # of another model than the output's
-        raise
-    if failure is not None:
-        raise failure
-    assert found is not None
-    _say_embedded(console, found, computed)
-    return found
 
 
 def predict(
@@ -311,7 +127,7 @@ def predict(
         own = output.path / "models" / f"desc-{run.model_name}"
         if (own / "model.json").is_file():
             weights = str(read_description(own)["sha256"]["weights.safetensors"])
-            _merge_parts(output, run, own, weights)
+            merge_parts(output, run, own, weights)
         embeddings = read_embeddings(output.path, run.model_name)
         if embeddings is None:
             raise UsageError(
@@ -663,120 +479,6 @@ def _report_is_old(folder: Path) -> bool:
     results = ("desc-*", "models/*/*", "figures/*", "logs/*.tsv", "logs/*.csv")
     files = [file for pattern in results for file in folder.glob(pattern)]
     return any(file.stat().st_mtime_ns > page.stat().st_mtime_ns for file in files)
-
-
-def _are_there(folder: Path, *names: str) -> bool:
-    return all((folder / name).is_file() for name in names)
-
-
-def _model_to_embed_with(output: Output, run: RunOptions, given: Path | None) -> Path:
-    """Return the folder of the model: the one given, or the output's own."""
-    own = output.path / "models" / f"desc-{run.model_name}"
-    if given is None and not own.exists():
-        raise UsageError(
-            f"{output.path} has no model {run.model_name!r}. Run `nidl-dcl pretrain`, or give "
-            "--model FOLDER."
-        )
-    return own if given is None else given
-
-
-def _fitted_model(
-    output: Output, run: RunOptions, source: Path, trust: Sequence[str]
-) -> tuple[Any, str]:
-    """Return the model that embeds, on one device, and the checksum of its weights."""
-    digest = str(read_description(source)["sha256"]["weights.safetensors"])
-    refuse_another_model(output.path / "models" / f"desc-{run.model_name}", source, digest)
-    model = load_model(source, trust=trust)
-    if not model.fitted or model.preparation is None:
-        raise UsageError(
-            f"{source} is not a fitted model with an input contract, so images cannot be "
-            "prepared for it. Train it with `nidl-dcl pretrain`."
-        )
-    return model.set_params(devices=1), digest
-
-
-def _embedded(
-    output: Output,
-    run: RunOptions,
-    module: BIDSDataModule,
-    model: Any,
-    source: Path,
-    console: Quiet,
-) -> tuple[Embeddings, int]:
-    """Return the embeddings of a module's images, and how many had to be computed."""
-    assert module.volumes is not None
-    description = read_description(source)
-    digest = str(description["sha256"]["weights.safetensors"])
-    matrix, computed = embed_volumes(
-        model,
-        module.volumes,
-        digest=digest,
-        memory=output.work / "features",
-        num_workers=run.nprocs or 0,
-        progress=console.progress,
-    )
-    table = module.images.copy()
-    table["split"] = pretraining_splits(module, description)
-    table["row"] = range(len(table))
-    config = {"model_sha256": digest, "preparation": model.preparation.to_dict()}
-    return Embeddings(table[list(COLUMNS)], matrix, config), computed
-
-
-def _keep_model(output: Output, run: RunOptions, source: Path) -> None:
-    """Copy the model into the output, where it is not there."""
-    own = output.path / "models" / f"desc-{run.model_name}"
-    if own != source and not (own / "model.json").is_file():
-        own.mkdir(parents=True, exist_ok=True)
-        for name in ("weights.safetensors", "model.json"):
-            write_bytes(own / name, (source / name).read_bytes())
-
-
-def _merge_parts(output: Output, run: RunOptions, source: Path, digest: str) -> None:
-    """Merge the parts that wait in the output, which is held; the files of the parts go last."""
-    files = waiting_parts(output.path, run.model_name, digest)
-    parts = [part for file in files if (part := Part.read(file)) is not None]
-    if not parts:
-        return
-    own = output.path / "models" / f"desc-{run.model_name}"
-    refuse_another_model(own, source, digest)
-    before = embeddings = read_embeddings(output.path, run.model_name)
-    inputs, matches = (logged(output, name, None) for name in ("inputs.tsv", "phenotypes.tsv"))
-    for part in parts:
-        inputs = merge_inputs(inputs, part.inputs, part.selection)
-        matches = merge_matches(matches, part.matches, part.selection)
-        if part.embeddings is not None:
-            embeddings = _merged(embeddings, part.embeddings, part.selection)
-    assert inputs is not None
-    assert matches is not None
-    keep_tsv(output.path / INPUTS, inputs)
-    keep_tsv(output.path / MATCHES, matches)
-    if embeddings is not None and embeddings is not before:
-        _keep_model(output, run, source)
-        write_embeddings(output.path, run.model_name, embeddings)
-        kept = output.path / f"desc-{run.model_name}_embeddings.parquet"
-        if run.parquet or kept.is_file():
-            write_parquet(output.path, run.model_name, embeddings)
-        write_descriptions(output.path, run.model_name)
-    output.add_part_records([part.record for part in parts])
-    for file in files:
-        file.unlink(missing_ok=True)
-
-
-def _merged(before: Embeddings | None, now: Embeddings, selection: Selection) -> Embeddings:
-    """Keep rows of images that a run was told to leave alone."""
-    if before is not None and before.config.get("model_sha256") != now.config["model_sha256"]:
-        raise UsageError(
-            "The embeddings in OUTPUT_DIR come from another model. Choose another --model-name or "
-            "another OUTPUT_DIR."
-        )
-    return merge_embeddings(before, now, selection)
-
-
-def _say_embedded(console: Quiet, embeddings: Embeddings, computed: int) -> None:
-    console.say(
-        f"Embeddings: {len(embeddings.table)} images of "
-        f"{embeddings.table['participant_id'].nunique()} participants, {computed} computed now."
-    )
 
 
 def _fingerprint(
