@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-__all__ = ["Console", "Quiet"]
+__all__ = ["Console", "Quiet", "progress_of"]
 
 _EVERY = 10.0
 """Seconds between plain lines of one activity."""
@@ -86,3 +87,8 @@ class Console(Quiet):
         if self.bar is not None:
             self.bar.close()
         self.bar, self.what = None, ""
+
+
+def progress_of(console: Quiet, what: str) -> Callable[[int, int], None]:
+    """Return a function of steps done and in all that tells the console of `what`."""
+    return lambda done, total: console.progress(what, done, total)
