@@ -115,6 +115,7 @@ def pretrain(
         checkpoints = output.path / ".work" / f"checkpoints-{run.model_name}"
         if is_trained(folder, config):
             console.say(f"{folder.name} is trained already.")
+            team.dismiss()
             _remove(checkpoints)  # if a kill left any
             write_descriptions(output.path, run.model_name)
             entry["skipped"] = True

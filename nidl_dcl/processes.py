@@ -15,12 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch.distributed as dist
 
+from nidl_dcl.distributed import leave_at_exit
 from nidl_dcl.errors import LostProcessError, NidlDclError, OnAnotherProcessError
 
 __all__ = ["Place", "Team", "find_place", "run_processes"]
@@ -127,6 +129,7 @@ class Team:
             # By its name: Lightning must know that gloo cannot average.
             backend = dist.get_default_backend_for_device(self.device)
             dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
+            leave_at_exit()
             # Preparing the images may take the first process hours.
             self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
         except (RuntimeError, ValueError) as error:
@@ -144,12 +147,7 @@ class Team:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._group is None:
-            return
-        if self.rank == 0 and not self._has_told:
-            self.tell(None)
-        if kind is None:
-            self.disband()
+        self.dismiss()
 
     def tell(self, value: T | None = None) -> T | None:
         """Return the first process's value on every process; it waits until that one tells."""
@@ -206,8 +204,17 @@ class Team:
         """End the group when all have come here; the first process goes on alone."""
         if self._group is not None:
             self._meet(lambda: dist.barrier(group=self._group))
-            self._group = None
-            dist.destroy_process_group()
+            self.dismiss()
+
+    def dismiss(self) -> None:
+        """Leave the group without waiting; if the first process has told nothing, it tells None."""
+        if self._group is None:
+            return
+        if self.rank == 0 and not self._has_told:
+            with suppress(LostProcessError):
+                self.tell(None)
+        self._group = None
+        dist.destroy_process_group()
 
     def _meet(self, work: Callable[[], T]) -> T:
         try:
