@@ -104,7 +104,7 @@ def pretrain(
     with _team(training) as team:
         if team.rank > 0:
             _set_threads(run)
-            stages.follow(team, bids_dir, output_dir, data, run)
+            stages.follow(team, bids_dir, data, run)
             return
         output = _output(bids_dir, output_dir, run, data, training)
         with output.writing(console.say):
@@ -280,7 +280,7 @@ def study(
     with _team(training if model is None else None) as team:
         if team.rank > 0:
             _set_threads(run)
-            stages.follow(team, bids_dir, output_dir, data, run)
+            stages.follow(team, bids_dir, data, run)
             return
         output = _output(bids_dir, output_dir, run, data, training, prediction)
         with output.writing(console.say):

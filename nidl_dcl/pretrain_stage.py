@@ -145,7 +145,14 @@ def pretrain(
             console.say(f"{module.num_workers} loading workers keep the GPU busy.")
         curve = output.path / "logs" / "metrics.csv"
         orders = _Orders(
-            training, data.holdout, module.group, module.num_workers, curve, checkpoints, resume
+            training=training,
+            holdout=data.holdout,
+            group=module.group,
+            num_workers=module.num_workers,
+            work=output.work,
+            curve=curve,
+            checkpoints=checkpoints,
+            resume=resume,
         )
         team.tell(orders)
         model = _train(team, module, orders, run, console, live)
@@ -161,7 +168,7 @@ def pretrain(
     return folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Orders:
     """What the first process of a training tells the others."""
 
@@ -169,6 +176,7 @@ class _Orders:
     holdout: float | None
     group: str | None
     num_workers: int
+    work: Path
     curve: Path
     checkpoints: Path
     resume: Path | None
@@ -177,7 +185,6 @@ class _Orders:
 def follow(
     team: Team,
     bids_dir: Path,
-    output_dir: Path,
     data: DataOptions,
     run: RunOptions,
 ) -> None:
@@ -187,8 +194,8 @@ def follow(
     ----------
     team : Team
         The processes that train; this is not the first of them.
-    bids_dir, output_dir : Path
-        As of the process that leads.
+    bids_dir : Path
+        Dataset.
     data, run
         Options.
 
@@ -202,7 +209,8 @@ def follow(
     orders = team.tell()
     if not isinstance(orders, _Orders):
         return  # there is nothing to train, or an error that the first process says
-    work = Output(bids_dir, output_dir, work_dir=run.work_dir).work
+    # The work folder may be one of this machine, of another name than on the first.
+    work = orders.work if run.work_dir is None else run.work_dir.resolve()
 
     def make() -> BIDSDataModule:
         module = data_module(bids_dir, data, run, training=orders.training, work=work)

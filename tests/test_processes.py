@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from nidl_dcl.processes import Place, Team, find_place, run_processes
 
@@ -165,6 +166,21 @@ def test_one_failing_process_ends_all_with_a_message(
     assert said in err
     assert "Traceback" not in err
     assert not (tmp_path / "out" / "models").exists()
+
+
+@pytest.mark.slow
+def test_processes_of_a_shared_study_keep_heads_out_of_what_is_shared(
+    alone: Path, heads_made: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ("pretrain", heads_made, out, "--max-epochs", "1", *OPTIONS[:6], *OPTIONS[8:], *TWO)
+    status, _, err = finished(started(*words, "--share", "--share-key", tmp_path / "share.key"))
+    assert status == 0, err
+    assert not [p for p in out.rglob("*") if p.suffix in (".f2", ".f4", ".ckpt")]
+    weights = "models/desc-dcl/weights.safetensors"
+    (private,) = tmp_path.glob(f"out-private/study-*/{weights}")
+    ours, theirs = (load_file(file) for file in (private, alone / weights))
+    assert all(np.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in theirs)
 
 
 @pytest.mark.slow
