@@ -121,7 +121,7 @@ def test_chunks_change_memory_and_not_the_gradient(size):
     )
 
     def trained(**more):
-        model = make(encoder=encoder, encoder_kwargs=None, max_epochs=3, views=Jitter(),
+        model = make(encoder=encoder, encoder_kwargs=None, max_epochs=1, views=Jitter(),
                      batch_size=8, optimizer="sgd", learning_rate=0.1, **more)  # fmt: skip
         calls = []
         model.encoder[0].register_forward_hook(lambda module, x, y: calls.append(len(x[0])))
@@ -129,7 +129,7 @@ def test_chunks_change_memory_and_not_the_gradient(size):
 
     whole, _ = trained()
     parts, calls = trained(chunk_size=size)
-    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)  # of a step of 0.1
     assert max(calls) == size
 
 
