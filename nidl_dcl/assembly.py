@@ -20,7 +20,7 @@ from nidl_dcl.dcl import DCL
 from nidl_dcl.encoder import ENCODERS
 from nidl_dcl.errors import UsageError
 from nidl_dcl.json_files import read_json
-from nidl_dcl.model_folder import import_module_class, load_model, read_description
+from nidl_dcl.model_folder import import_module_class, load_model, read_description, weights_sha256
 from nidl_dcl.options import DataOptions, RunOptions, TrainingOptions
 from nidl_dcl.processes import Place, Team, find_place, run_processes
 from nidl_dcl.volumes import Preparation
@@ -282,7 +282,7 @@ def training_config(
     config["precision"] = training.precision
     config["init"] = None
     if training.init is not None:
-        config["init"] = read_description(training.init)["sha256"]["weights.safetensors"]
+        config["init"] = weights_sha256(training.init)
     config["preset"] = data.preset
     config["random_seed"] = run.random_seed
     config["preparation"] = preparation.rules()

@@ -23,7 +23,7 @@ from nidl_dcl.embedding import (
 from nidl_dcl.errors import UsageError
 from nidl_dcl.figure_data import shows_plane, write_outliers, write_plane, write_retrieval
 from nidl_dcl.intake import INPUTS, MATCHES, check_inputs, draw_volumes, logged, prepare, set_up
-from nidl_dcl.model_folder import load_model, read_description
+from nidl_dcl.model_folder import load_model, read_description, weights_sha256
 from nidl_dcl.options import DataOptions, RunOptions
 from nidl_dcl.output import PATIENCE, Output
 from nidl_dcl.parts import (
@@ -78,14 +78,7 @@ def embed(
     figures = output.path / "figures"
     with output.stage("embed", share=run.share) as entry:
         model, digest = _fitted_model(output, run, source, trust)
-        module = data_module(
-            output.bids_dir,
-            data,
-            run,
-            preparation=model.preparation,
-            work=output.work,
-            console=console,
-        )
+        module = _images_for(model, output, data, run, console)
         merge_parts(output, run, source, digest)
         check_inputs(output, module)
         hold_out(module, data, run, source, group)
@@ -160,14 +153,7 @@ def embed_part(
     selection = Selection.of(data.participant_label, data.session_label)
     source = _model_to_embed_with(output, run, model_folder)
     model, digest = _fitted_model(output, run, source, trust)
-    module = data_module(
-        output.bids_dir,
-        data,
-        run,
-        preparation=model.preparation,
-        work=output.work,
-        console=console,
-    )
+    module = _images_for(model, output, data, run, console)
     found, computed, failure = None, 0, None
     try:
         with output.stage("embed", share=run.share) as entry:
@@ -213,7 +199,7 @@ def _fitted_model(
     output: Output, run: RunOptions, source: Path, trust: Sequence[str]
 ) -> tuple[Any, str]:
     """Return the model that embeds, on one device, and the checksum of its weights."""
-    digest = str(read_description(source)["sha256"]["weights.safetensors"])
+    digest = weights_sha256(source)
     refuse_another_model(output.path / "models" / f"desc-{run.model_name}", source, digest)
     model = load_model(source, trust=trust)
     if not model.fitted or model.preparation is None:
@@ -222,6 +208,19 @@ def _fitted_model(
             "prepared for it. Train it with `nidl-dcl pretrain`."
         )
     return model.set_params(devices=1), digest
+
+
+def _images_for(
+    model: Any, output: Output, data: DataOptions, run: RunOptions, console: Quiet
+) -> BIDSDataModule:
+    return data_module(
+        output.bids_dir,
+        data,
+        run,
+        preparation=model.preparation,
+        work=output.work,
+        console=console,
+    )
 
 
 def _embedded(

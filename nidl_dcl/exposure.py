@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["after", "exposure_of", "recognise", "records_images", "validated"]
+__all__ = ["after", "exposure_of", "recognise", "records_images", "salted", "validated"]
 
 Exposure = Mapping[str, Any]
 
@@ -117,8 +117,13 @@ def _names(part: Exposure) -> set[str]:
     return set(part.get("participants") or ())
 
 
+def salted(texts: Iterable[str], salt: str) -> list[str]:
+    """Return a hash for each distinct text, sorted: membership can be asked, a name not read."""
+    return sorted({_hashed(text, salt) for text in texts})
+
+
 def _hash_all(texts: Iterable[str], salt: str) -> list[str]:
-    return sorted({_hashed(text, salt) for text in texts if text})
+    return salted(filter(None, texts), salt)
 
 
 def _hashed(text: str, salt: str) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nidl_dcl.cohort import compare_cohorts, describe_cohort
 from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.exposure import salted
 from nidl_dcl.features import Column, finite_matrix, read_labels
 from nidl_dcl.folds import Design, make_external_design
 from nidl_dcl.prediction import count_exposure, count_used, read_seen
@@ -25,7 +26,7 @@ from nidl_dcl.prediction_table import (
     read_persons,
 )
 from nidl_dcl.randomness import key_seed
-from nidl_dcl.readout_file import StoredReadOut, salted
+from nidl_dcl.readout_file import StoredReadOut
 from nidl_dcl.scores import MAIN_METRIC, METRIC_WORDS, classification_scores, regression_scores
 from nidl_dcl.targets import Target, read_known_target
 

@@ -42,6 +42,7 @@ __all__ = [
     "read_weights",
     "save_model",
     "versions",
+    "weights_sha256",
 ]
 
 FORMAT = 1
@@ -415,3 +416,8 @@ def _is_json(value: Any) -> bool:
     if isinstance(value, list):
         return all(_is_json(v) for v in value)
     return type(value) in _PLAIN
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the checksum that tells a model's weights from others; see `read_description`."""
+    return str(read_description(folder)["sha256"]["weights.safetensors"])

@@ -41,7 +41,7 @@ from nidl_dcl.options import PredictionOptions, RunOptions
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.readout_file import StoredReadOut, read_readout, readout_path
 from nidl_dcl.transfer import Cohort
-from nidl_dcl.writing import write_bytes, write_json, write_npy, write_tsv
+from nidl_dcl.writing import beside, write_bytes, write_json, write_npy, write_tsv
 
 __all__ = ["Occlusion", "forget_old", "occlude"]
 
@@ -224,7 +224,7 @@ def forget_old(output_dir: Path, model: str, labels: Iterable[str]) -> None:
     """
     for label in labels:
         stem = output_dir / "figures" / f"desc-{model}{label}_occlusion"
-        about, readout = _beside(stem, ".json"), readout_path(output_dir, model, label)
+        about, readout = beside(stem, ".json"), readout_path(output_dir, model, label)
         if not about.is_file():
             continue
         now = read_readout(readout).sha256 if readout.is_file() else None
@@ -395,12 +395,12 @@ def _write(
         "Target": task.target,
         "provenance": task.basis,
     }
-    write_tsv(_beside(task.stem, ".tsv"), pd.concat(tables, ignore_index=True))
-    write_bytes(_beside(task.stem, ".nii.gz"), _nifti(np.stack(maps, axis=-1), spacing))
+    write_tsv(beside(task.stem, ".tsv"), pd.concat(tables, ignore_index=True))
+    write_bytes(beside(task.stem, ".nii.gz"), _nifti(np.stack(maps, axis=-1), spacing))
     write_bytes(
-        _beside(task.stem, "participants.nii.gz"), _nifti(np.stack(own_maps, axis=-1), spacing)
+        beside(task.stem, "participants.nii.gz"), _nifti(np.stack(own_maps, axis=-1), spacing)
     )
-    write_json(_beside(task.stem, ".json"), sidecar)
+    write_json(beside(task.stem, ".json"), sidecar)
 
 
 def _nifti(data: NDArray[np.float32], spacing: Sequence[float]) -> bytes:
@@ -418,20 +418,16 @@ def _nifti(data: NDArray[np.float32], spacing: Sequence[float]) -> bytes:
 
 def _is_made(task: _Task) -> bool:
     files = [".nii.gz", ".tsv", "participants.nii.gz"]
-    there = all(_beside(task.stem, ending).is_file() for ending in files)
+    there = all(beside(task.stem, ending).is_file() for ending in files)
     return there and _made_of(task.stem) == task.basis
 
 
 def _made_of(stem: Path) -> dict[str, Any]:
     """Return what a map was made from, nothing where that cannot be told."""
     try:
-        return dict(json.loads(_beside(stem, ".json").read_text("utf-8"))["provenance"])
+        return dict(json.loads(beside(stem, ".json").read_text("utf-8"))["provenance"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _beside(stem: Path, ending: str) -> Path:
-    return stem.with_name(stem.name + ending)
 
 
 def _digest(parts: Iterable[str]) -> str:

@@ -26,7 +26,7 @@ from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.exposure import records_images
 from nidl_dcl.figure_data import write_outliers, write_retrieval
 from nidl_dcl.intake import set_up
-from nidl_dcl.model_folder import read_description
+from nidl_dcl.model_folder import read_description, weights_sha256
 from nidl_dcl.occlusion_files import Occlusion, forget_old, occlude
 from nidl_dcl.options import DataOptions, PredictionOptions, RunOptions
 from nidl_dcl.output import Output
@@ -50,7 +50,7 @@ from nidl_dcl.transfer import (
     told,
 )
 from nidl_dcl.volumes import Preparation
-from nidl_dcl.writing import keep_tsv, to_tsv, write_json, write_tsv
+from nidl_dcl.writing import beside, keep_tsv, to_tsv, write_json, write_tsv
 
 __all__ = ["predict"]
 
@@ -90,17 +90,15 @@ def predict(
     console = output.heard(console)
     prediction = prediction or PredictionOptions()
     with output.stage("predict", share=run.share) as entry:
-        own = output.path / "models" / f"desc-{run.model_name}"
-        if (own / "model.json").is_file():
-            weights = str(read_description(own)["sha256"]["weights.safetensors"])
-            merge_parts(output, run, own, weights)
+        folder = output.path / "models" / f"desc-{run.model_name}"
+        if (folder / "model.json").is_file():
+            merge_parts(output, run, folder, weights_sha256(folder))
         embeddings = read_embeddings(output.path, run.model_name)
         if embeddings is None:
             raise UsageError(
                 f"{output.path} has no embeddings of model {run.model_name!r}. Run `nidl-dcl "
                 "embed`, or look at --model-name."
             )
-        folder = output.path / "models" / f"desc-{run.model_name}"
         description = read_description(folder)
         digest = embeddings.config.get("model_sha256")
         readouts = find_readouts(
@@ -214,10 +212,10 @@ def predict(
                     done = result.summary()
                     tell_people(output, result.metrics, run, config, fingerprint, console)
                     metrics = {**result.metrics, "summary": done, "provenance": provenance}
-                    write_tsv(_beside(stem, "_predictions.tsv"), result.predictions)
-                    write_json(_beside(stem, "_predictions.json"), result.columns)
+                    write_tsv(beside(stem, "_predictions.tsv"), result.predictions)
+                    write_json(beside(stem, "_predictions.json"), result.columns)
                     keep_readout(own, result, cohort, about, units)
-                    write_json(_beside(stem, "_metrics.json"), metrics)
+                    write_json(beside(stem, "_metrics.json"), metrics)
             if given is not None and outside is None:
                 skipped = False
                 outside = apply_readout(given, cohort, about, stem, basis, why)
@@ -261,8 +259,8 @@ def _fingerprint(
 
 def _done_before(stem: Path, config: Mapping[str, Any], data: str) -> dict[str, Any] | None:
     """Return the summary of a prediction that needs not be done again; refuse a changed one."""
-    file = _beside(stem, "_metrics.json")
-    if not file.is_file() or not _beside(stem, "_predictions.tsv").is_file():
+    file = beside(stem, "_metrics.json")
+    if not file.is_file() or not beside(stem, "_predictions.tsv").is_file():
         return None
     try:
         known = json.loads(file.read_text("utf-8"))
@@ -271,7 +269,3 @@ def _done_before(stem: Path, config: Mapping[str, Any], data: str) -> dict[str, 
         return None
     refuse_changes(provenance.get("config", {}), config, file)
     return dict(summary) if provenance.get("data") == data else None
-
-
-def _beside(stem: Path, ending: str) -> Path:
-    return stem.with_name(stem.name + ending)

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +28,6 @@ __all__ = [
     "find_readout",
     "read_readout",
     "readout_path",
-    "salted",
     "write_readout",
 ]
 
@@ -86,14 +85,6 @@ class StoredReadOut:
 def readout_path(output_dir: Path, model: str, label: str) -> Path:
     """Return where the read-out of a target (its label in file names) stands in an output folder."""
     return output_dir / "models" / f"desc-{model}" / f"desc-{model}{label}_readout.json"
-
-
-def salted(values: Iterable[str], salt: str) -> list[str]:
-    """Return a hash for each distinct value, sorted: membership can be asked, a name not read."""
-    key = salt.encode()[:64]
-    return sorted(
-        {hashlib.blake2b(v.encode(), key=key, digest_size=12).hexdigest() for v in values}
-    )
 
 
 def write_readout(path: Path, stored: StoredReadOut) -> None:

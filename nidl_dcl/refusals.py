@@ -19,7 +19,7 @@ from nidl_dcl.console import Quiet
 from nidl_dcl.datamodule import BIDSDataModule
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.folds import make_design
-from nidl_dcl.model_folder import read_description
+from nidl_dcl.model_folder import read_description, weights_sha256
 from nidl_dcl.options import PredictionOptions, TrainingOptions
 from nidl_dcl.roles import held_out_rows, undivided_groups
 from nidl_dcl.targets import target_labels
@@ -62,7 +62,7 @@ def refuse_another_model(own: Path, source: Path, digest: str) -> None:
     """Refuse weights other than those that the output holds."""
     if not (own / "model.json").is_file():
         return
-    if read_description(own)["sha256"]["weights.safetensors"] != digest:
+    if weights_sha256(own) != digest:
         raise UsageError(
             f"{own} holds another model than {source}. Choose another --model-name or another "
             "OUTPUT_DIR."

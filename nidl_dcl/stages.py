@@ -18,7 +18,7 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.forecast import dry_run
 from nidl_dcl.intake import check_inputs, index
 from nidl_dcl.live_page import LivePage
-from nidl_dcl.model_folder import read_description
+from nidl_dcl.model_folder import weights_sha256
 from nidl_dcl.options import (
     PredictionOptions,
     RunOptions,
@@ -106,8 +106,7 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
                 "(models/desc-… in its OUTPUT_DIR), so that nothing is trained here."
             )
     else:
-        description = read_description(options.model)
-        digest = str(description["sha256"]["weights.safetensors"])
+        digest = weights_sha256(options.model)
         refuse_another_model(folder, options.model, digest)
         find_readouts(
             output.public,

@@ -16,12 +16,13 @@ import pandas as pd
 
 from nidl_dcl.cohort import describe_cohort
 from nidl_dcl.errors import UsageError
+from nidl_dcl.exposure import salted
 from nidl_dcl.external import find_overlap, validate_externally
 from nidl_dcl.prediction import PhenotypeResult
 from nidl_dcl.randomness import key_seed
-from nidl_dcl.readout_file import StoredReadOut, find_readout, salted, write_readout
+from nidl_dcl.readout_file import StoredReadOut, find_readout, write_readout
 from nidl_dcl.targets import target_labels
-from nidl_dcl.writing import write_json, write_tsv
+from nidl_dcl.writing import beside, write_json, write_tsv
 
 __all__ = [
     "Cohort",
@@ -228,4 +229,4 @@ def told(outside: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _beside(stem: Path, ending: str) -> Path:
-    return stem.with_name(f"{stem.name}_external{ending}")
+    return beside(stem, f"_external{ending}")

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 __all__ = [
+    "beside",
     "escape_control",
     "finish_together",
     "keep_tsv",
@@ -264,3 +265,8 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Path):
         return value.as_posix()
     return value
+
+
+def beside(stem: Path, ending: str) -> Path:
+    """Return the path of a file that is called as `stem` is, and ends in `ending`."""
+    return stem.with_name(stem.name + ending)

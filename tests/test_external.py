@@ -24,6 +24,7 @@ from nidl_dcl import predict_phenotype
 from nidl_dcl.bids_validator import validate
 from nidl_dcl.cohort import cohort_columns, compare_cohorts, describe_cohort
 from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.exposure import salted
 from nidl_dcl.external import OVERLAP, ExternalResult, find_overlap, validate_externally
 from nidl_dcl.folds import Design, make_design
 from nidl_dcl.linear_readout import Confounds, LinearReadOut, fit_linear_readout
@@ -34,7 +35,6 @@ from nidl_dcl.readout_file import (
     find_readout,
     read_readout,
     readout_path,
-    salted,
     write_readout,
 )
 from nidl_dcl.report import write_report
