@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import nidl_dcl
 
 project = "nidl_dcl"
@@ -9,8 +11,14 @@ author = "The nidl_dcl developers"
 copyright = "the nidl_dcl developers, BSD-3-Clause"
 version = release = nidl_dcl.__version__
 
-extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
-exclude_patterns = ["_build"]
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "tutorials"]
 default_role = "code"
 nitpicky = True
 
@@ -21,6 +29,23 @@ numpydoc_class_members_toctree = False
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+
+# The tutorials are run when the pages are built, so what they show is what the code does. A tutorial
+# that did not change is not run again; `make clean` forgets.
+sphinx_gallery_conf = {
+    "examples_dirs": "tutorials",
+    "gallery_dirs": "generated/tutorials",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "remove_config_comments": True,
+    "download_all_examples": False,
+    "show_signature": False,
+    "min_reported_time": 1,
+    "copyfile_regex": "",
+}
+
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 html_theme = "furo"
 html_title = f"nidl_dcl {version}"

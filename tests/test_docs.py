@@ -70,6 +70,7 @@ def documented_on_disk() -> list[str]:
         *(p for p in (REPOSITORY / "nidl_dcl").rglob("*") if p.suffix not in (".pyc", ".typed")),
         *(REPOSITORY / "pipelines").iterdir(),
         *(p for p in (REPOSITORY / "docs").iterdir() if p.suffix in (".md", ".py")),
+        *(REPOSITORY / "docs" / "tutorials").glob("*.py"),
         *(REPOSITORY / "benchmarks").glob("*.py"),
     ]
     return sorted(
