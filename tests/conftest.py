@@ -18,6 +18,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# One thread for each test and the processes it starts, as files of tests run side by side: threads
+# that wait for one another on busy cores cost many times what they save.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files of most slow tests, so that no core waits for another at the end."""
