@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
+from pathlib import Path
 
 import nidl_dcl
+
+sys.path.insert(0, str(Path(__file__).parent))
+import draw_architecture
 
 project = "nidl_dcl"
 author = "The nidl_dcl developers"
@@ -44,6 +49,8 @@ sphinx_gallery_conf = {
     "min_reported_time": 1,
     "copyfile_regex": "",
 }
+
+draw_architecture.main(Path(__file__).parent / "generated")
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 

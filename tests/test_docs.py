@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -19,17 +21,20 @@ from faults import faults, mask_faults
 from PIL import Image
 
 import nidl_dcl
-from nidl_dcl import errors
+from nidl_dcl import errors, scorecard
 from nidl_dcl.bids_index import find_images
 from nidl_dcl.coding import decode
+from nidl_dcl.encoder import ENCODERS
 from nidl_dcl.grid import Code
 from nidl_dcl.ids import match_ids
 from nidl_dcl.presets import PRESETS
+from nidl_dcl.scores import classification_scores, regression_scores
 from nidl_dcl.tables import read_table
 from nidl_dcl.views import STRENGTHS, draw_view
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")]
+DOCS = REPOSITORY / "docs"
+PAGES = [*REPOSITORY.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("decisions/*.md")]
 README = (REPOSITORY / "README.md").read_text("utf-8")
 COMMANDS = ["index", "pretrain", "embed", "predict", "report", "study", "demo"]
 CODES = set(get_args(Code))
@@ -145,6 +150,31 @@ def test_every_preset_is_documented(preset: str) -> None:
     assert row in section(page("command_line.md"), "## Presets")
 
 
+@pytest.mark.parametrize("option", ["preset", "encoder"])
+def test_the_help_names_all_that_an_option_takes(option: str, help_of: dict[str, str]) -> None:
+    names = PRESETS if option == "preset" else ENCODERS
+    said = re.split(rf"--{option} ", " ".join(help_of["pretrain"].split()))[1].split("--")[0]
+    assert [name for name in names if not re.search(rf"(?<![\w-]){name}(?![\w-])", said)] == []
+
+
+def test_every_encoder_is_documented() -> None:
+    assert [
+        n for n in ENCODERS if f"`{n}`" not in section(page("command_line.md"), "## Training")
+    ] == []
+
+
+def test_every_score_is_documented_and_has_a_name_in_the_report() -> None:
+    x = np.array([0.0, 1, 1, 0])
+    scores = [
+        *regression_scores(x, x, np.ones(4)),
+        *classification_scores(x, np.eye(2)[x.astype(int)], np.ones(4), ["<class>", "<class>"]),
+    ]
+    (row,) = (line for line in page("files.md").splitlines() if "Regression: `mae`" in line)
+    assert [name for name in scores if f"`{name}`" not in row] == []
+    named = scorecard._METRICS
+    assert [n for n in scores if n not in named and not n.startswith("recall_")] == []
+
+
 @pytest.mark.parametrize("name", sorted(nidl_dcl.__all__))
 def test_every_public_name_is_documented(name: str) -> None:
     api = page("api.md")
@@ -256,17 +286,20 @@ def test_the_examples_of_the_estimators_page_run() -> None:
 # Views ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def make_images() -> Any:
-    """Return the script that draws the pictures of the views."""
-    spec = importlib.util.spec_from_file_location(
-        "make_images", REPOSITORY / "docs" / "make_images.py"
-    )
+def script(name: str) -> Any:
+    """Return a script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def make_images() -> Any:
+    """Return the script that draws the pictures of the views."""
+    return script("make_images")
 
 
 def limits_of(picture: bytes | Path) -> Any:
@@ -474,3 +507,77 @@ def test_the_commands_of_the_page_run(
     assert len(commands) == 8
     for command in commands:
         assert run(*command.split()).status == 0, command
+
+
+# For those who carry on ------------------------------------------------------------------------
+
+
+def written_in(picture: str) -> list[str]:
+    """Return the texts in typewriter letters of an SVG."""
+    return [html.unescape(text) for text in re.findall(r'class="name"[^>]*>([^<]+)<', picture)]
+
+
+def test_the_picture_of_the_layers_names_every_module_once() -> None:
+    draw = script("draw_architecture")
+    modules = {p.stem for p in (REPOSITORY / "nidl_dcl").glob("*.py")} - {"__init__"}
+    found = written_in(draw.draw_layers())
+    assert len(found) == len(set(found))
+    assert set(found) == modules
+    assert [m for names in draw.PARTS.values() for m in names.split() if m not in modules] == []
+
+
+def test_the_picture_of_a_study_names_files_and_commands_that_are_documented() -> None:
+    draw = script("draw_architecture")
+    files = written_in(draw.draw_study())
+    assert files == [file for _, _, left in draw.STEPS for file in left]
+    assert [file for file in files if f"`{file}`" not in page("files.md")] == []
+    steps = [name for name, _, _ in draw.STEPS]
+    assert all(steps.index(a) < steps.index(b) for a, b, _ in draw.SHORTCUTS)
+
+
+DECISIONS = sorted((REPOSITORY / "docs" / "decisions").glob("0*.md"))
+
+
+def test_the_index_of_decisions_names_each_of_them() -> None:
+    named = section(page("decisions/index.md"), "# Decisions").split("```")[1].split()
+    assert [name for name in named if name.startswith("0")] == [p.stem for p in DECISIONS]
+
+
+@pytest.mark.parametrize("file", DECISIONS, ids=lambda p: p.stem)
+def test_a_decision_says_what_one_has_to_know(file: Path) -> None:
+    headings = re.findall(r"^## (.*)$", file.read_text("utf-8"), flags=re.MULTILINE)
+    *parts, last = headings
+    assert parts == ["Context", "Considered", "Decision", "Consequences"]
+    assert last == "How we would notice that it was wrong"
+
+
+CODE_PATH = re.compile(r"`((?:nidl_dcl|tests|docs|benchmarks|pipelines)/[\w/.-]+|pyproject\.toml)`")
+
+
+@pytest.mark.parametrize("file", [*DECISIONS, REPOSITORY / "CONTRIBUTING.md"], ids=lambda p: p.stem)
+def test_files_named_to_those_who_carry_on_exist(file: Path) -> None:
+    named = CODE_PATH.findall(file.read_text("utf-8"))
+    assert named
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
+
+
+def git(*words: str) -> str:
+    """Return what git says; skip the test where there is no history to ask."""
+    done = subprocess.run(["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True)
+    if done.returncode and words[0] == "rev-parse":
+        pytest.skip("no git history")
+    return done.stdout.strip()
+
+
+def test_the_commits_shown_in_contributing_touch_the_files_of_their_row() -> None:
+    if not shutil.which("git") or git("rev-parse", "--is-shallow-repository") != "false":
+        pytest.skip("no whole git history")
+    rows = section((REPOSITORY / "CONTRIBUTING.md").read_text("utf-8"), "## Where a new thing goes")
+    shown = 0
+    for row in (line for line in rows.splitlines() if line.startswith("| a")):
+        hashes = re.findall(r"`([0-9a-f]{7})`", row)
+        for commit in hashes:
+            touched = git("show", "--format=", "--name-only", commit, "--").splitlines()
+            assert set(touched) & set(CODE_PATH.findall(row)), f"{commit}: {row}"
+        shown += len(hashes)
+    assert shown >= 12

@@ -32,7 +32,7 @@ def test_no_pooling_whose_gradient_is_random_on_a_gpu(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(ENCODERS))
 def test_an_encoder_is_rebuilt_from_its_arguments(name: str) -> None:
     encoder = ENCODERS[name](in_channels=2)
-    twin = type(encoder)(**(getattr(encoder, "arguments", None) or {"in_channels": 2}))
+    twin = type(encoder)(**encoder.arguments)
     shapes = {k: v.shape for k, v in encoder.state_dict().items()}
     assert {k: v.shape for k, v in twin.state_dict().items()} == shapes
 
