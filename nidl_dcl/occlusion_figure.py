@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import nibabel as nib
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from nibabel.filebasedimages import ImageFileError
 
 from nidl_dcl.page import Gallery, Picture, Table
@@ -20,6 +21,11 @@ from nidl_dcl.results import Results, TargetResult, as_dict, as_list, as_number
 from nidl_dcl.sheet import STYLE, clean
 
 __all__ = ["show_occlusion"]
+
+_COLD_WARM = LinearSegmentedColormap.from_list(
+    "cold_warm", ["#c4ecff", "#56b4e9", "#0060a8", "#101418", "#a13a00", "#e69f00", "#fff0b8"]
+)
+"""Blue below 0, orange above: colour-blind readers tell both ends apart, also where they are pale."""
 
 _MOST_OUTPUTS = 4
 _MOST_PLACES = 10
@@ -83,7 +89,7 @@ def _show(
                         alt,
                         of,
                         str(output.get("Units")),
-                        f"{stem}.nii.gz",
+                        f"{stem}{kind.removeprefix('occlusion')}.nii.gz",
                     )
                 )
         rows = places[places["output"].astype(str) == name] if "output" in places else places
@@ -171,7 +177,7 @@ def _draw(image: Any, k: int, brain: Any, peak: list[Any], problems: list[str]) 
                 black_bg=True,
                 colorbar=True,
                 vmax=highest,
-                cmap="cold_hot",
+                cmap=_COLD_WARM,
                 transparency=size,
                 transparency_range=[0.0, 0.6 * highest],
                 draw_cross=False,

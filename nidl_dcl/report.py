@@ -104,7 +104,10 @@ def write_report(
         "model": model,
         "sections": _SECTIONS,
         "title": str(results.json("dataset_description.json").get("Name") or "Report of nidl_dcl"),
-        "citation": results.text("logs/CITATION.md").strip(),
+        "citation": results.text("logs/CITATION.md")
+        .split("\n## ")[0]
+        .removeprefix("# How to cite")
+        .strip(),
         "rerun": results.has("code/config.yaml"),
         "shared": results.has("logs/sharing.json"),
         "run": _run(results),

@@ -73,7 +73,7 @@ def site_audit(
             "sites": None,
             "balanced_accuracy": None,
             "permutation": None,
-            "sentence": f"Site was not decoded: {str(error).split('. ')[0]}.",
+            "sentence": f"Site was not decoded: {str(error).split('. ')[0].rstrip('.')}.",
             "harmonised": None,
             "harmonised_sentence": "Without two sites there is nothing to harmonise.",
         }
