@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import importlib.util
 import json
@@ -27,6 +28,7 @@ from nidl_dcl.coding import decode
 from nidl_dcl.encoder import ENCODERS
 from nidl_dcl.grid import Code
 from nidl_dcl.ids import match_ids
+from nidl_dcl.loss import unit_rows
 from nidl_dcl.presets import PRESETS
 from nidl_dcl.scores import classification_scores, regression_scores
 from nidl_dcl.tables import read_table
@@ -281,6 +283,50 @@ def test_the_examples_of_the_estimators_page_run() -> None:
     assert names["other"].fitted
     assert names["epoch"] == 2
     assert "max_epochs" in names["said"]
+
+
+# The loss -------------------------------------------------------------------------------------
+
+# That of collapse, of parts in several processes and of DCLW's gradient are in test_loss.py.
+
+
+def test_what_the_page_of_the_loss_shows_is_in_the_code() -> None:
+    blocks = re.findall(r"```{literalinclude} (\S+)\n(.*?)```", page("dcl.md"), flags=re.DOTALL)
+    assert len(blocks) == 7
+    for file, options in blocks:
+        code = (REPOSITORY / "docs" / file).read_text("utf-8")
+        asked = dict(re.findall(r"^:([a-z-]+): (.+)$", options, flags=re.MULTILINE))
+        names = asked.pop("pyobject").split(".")
+        inside = code.split(f"class {names[0]}" if len(names) > 1 else f"def {names[0]}", 1)[1]
+        inside = inside.split(f"def {names[-1]}(", 1)[1] if len(names) > 1 else inside
+        for text in asked.values():
+            assert text in inside
+
+
+def test_the_identities_of_the_page_of_the_loss_hold() -> None:
+    tutorial = REPOSITORY / "docs" / "tutorials" / "05_dcl_against_infonce.py"
+    names: dict[str, Any] = {
+        "torch": torch,
+        "F": torch.nn.functional,
+        "DCLLoss": nidl_dcl.DCLLoss,
+        "unit_rows": unit_rows,
+    }
+    for node in ast.parse(tutorial.read_text("utf-8")).body:
+        if getattr(node, "name", "") in ("InfoNCELoss", "dcl_of_anchors"):
+            exec(compile(ast.Module([node], []), "tutorial", "exec"), names)
+    z1, z2 = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    loss, dcl = names["InfoNCELoss"](), names["dcl_of_anchors"]
+    close = torch.testing.assert_close
+    close(dcl(z1, z2).mean(), nidl_dcl.DCLLoss()(z1, z2))
+    close(loss.of_anchors(z1, z2), torch.nn.functional.softplus(dcl(z1, z2)))
+    close(loss(z1, z2), loss.of_anchors(z1, z2).mean())
+    slope = torch.autograd.functional.jacobian
+    q = 1 - torch.exp(-loss.of_anchors(z1, z2))
+    ours, theirs = slope(lambda z: dcl(z, z2), z1), slope(lambda z: loss.of_anchors(z, z2), z1)
+    close(theirs, q[:, None, None] * ours)
+    assert q.min() < 0.9  # the two differ here
+    weights = nidl_dcl.DCLWLoss(0.5).pos_weight_fn(z1, z2)
+    close(weights.mean(), torch.ones_like(weights.mean()))
 
 
 # Views ----------------------------------------------------------------------------------------
