@@ -175,6 +175,9 @@ def _draw(image: Any, k: int, brain: Any, peak: list[Any], problems: list[str]) 
             return None
         stat = nib.Nifti1Image(data, image.affine)
         size = nib.Nifti1Image(np.abs(data), image.affine)
+        full = 0.6 * highest
+        # nilearn refuses a scale of which no voxel is on the lower side.
+        even = float(np.abs(data).min()) >= full
         with mpl.rc_context({**STYLE, "axes.grid": False, "font.size": 10}):
             display = plotting.plot_stat_map(
                 stat,
@@ -185,8 +188,8 @@ def _draw(image: Any, k: int, brain: Any, peak: list[Any], problems: list[str]) 
                 colorbar=True,
                 vmax=highest,
                 cmap="cold_hot",
-                transparency=size,
-                transparency_range=[0.0, 0.6 * highest],
+                transparency=None if even else size,
+                transparency_range=None if even else [0.0, full],
                 draw_cross=False,
             )
             stream = io.BytesIO()
