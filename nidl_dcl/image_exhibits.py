@@ -38,7 +38,7 @@ def show_average(results: Results, gallery: Gallery) -> dict[str, Any]:
     pictures: list[Picture] = []
     if volumes is not None and (
         volumes.ndim != 4
-        or len(volumes) != 2
+        or len(volumes) not in (1, 2)
         or volumes.size == 0
         or not np.issubdtype(volumes.dtype, np.floating)
     ):
@@ -47,16 +47,20 @@ def show_average(results: Results, gallery: Gallery) -> dict[str, Any]:
         )
         volumes = None
     if volumes is not None:
-        mean, spread = (np.nan_to_num(np.asarray(v, dtype=np.float32)) for v in volumes)
+        # A shared output has the mean alone.
+        mean, *spread = (np.nan_to_num(np.asarray(v, dtype=np.float32)) for v in volumes)
         given = [abs(as_number(mm) or 1.0) for mm in as_list(about.get("spacing"))]
         spacing = given if len(given) == 3 else [1.0, 1.0, 1.0]
         low, high = (float(v) for v in np.percentile(mean, [0.5, 99.7]))
         at = slice_indices(mean, spacing)
         for name, volume, window, words in (
             ("mean", mean, (low, high), "Mean of the prepared volumes"),
-            (
-                *("spread", spread, (0.0, float(np.percentile(spread, 99.7)))),
-                "Standard deviation of each voxel over them; bright is where brains differ",
+            *(
+                (
+                    *("spread", sd, (0.0, float(np.percentile(sd, 99.7)))),
+                    "Standard deviation of each voxel over them; bright is where brains differ",
+                )
+                for sd in spread
             ),
         ):
             drawn = draw_slices(volume, spacing, at=at, window=window)

@@ -54,17 +54,30 @@ def show_occlusion(results: Results, gallery: Gallery) -> list[dict[str, Any]]:
     return [_show(results, gallery, found, stem, brain) for found, stem in there]
 
 
+def _average(results: Results, image: Any) -> Any:
+    """Return the average brain in the space of a map, None where it has another."""
+    volumes = results.array("figures/average.npy")
+    if volumes is None or image is None or volumes.shape[1:] != image.shape[:3]:
+        return None
+    return nib.Nifti1Image(np.asarray(volumes[0], dtype=np.float32), image.affine)
+
+
 def _show(
     results: Results, gallery: Gallery, found: TargetResult, stem: str, brain: Any
 ) -> dict[str, Any]:
     about, places = results.json(f"{stem}.json"), results.numbers(f"{stem}.tsv")
     maps = [
-        (_image(results, f"{stem}.nii.gz"), "occlusion", "the mean brain"),
+        (f"{stem}.nii.gz", "occlusion", "the mean brain"),
         (
-            *(_image(results, f"{stem}participants.nii.gz"), "occlusionparticipants"),
+            *(f"{stem}participants.nii.gz", "occlusionparticipants"),
             f"the volumes of {about.get('Participants')} participants, on average",
         ),
     ]
+    images = [(_image(results, file), file, kind, of) for file, kind, of in maps]
+    behind = f"the mean of {about.get('MeanOf')} prepared volumes"
+    if brain is None:
+        brain = _average(results, images[0][0])
+        behind = "none" if brain is None else "the average brain (figures/average.npy)"
     outputs = [as_dict(output) for output in as_list(about.get("Outputs"))]
     shown = []
     for k, output in enumerate(outputs[:_MOST_OUTPUTS]):
@@ -74,7 +87,7 @@ def _show(
         suffix = f"class{k + 1}" if len(outputs) > 1 else ""
         peak = [as_number(v) for v in as_list(output.get("Peak"))]
         pictures = []
-        for image, kind, of in maps:
+        for image, source, kind, of in images:
             if image is None or len(peak) != 3 or None in peak:
                 continue
             alt = f"Map of {clean(title)} on {of}. " + _extremes(output)
@@ -89,7 +102,7 @@ def _show(
                         alt,
                         of,
                         str(output.get("Units")),
-                        f"{stem}{kind.removeprefix('occlusion')}.nii.gz",
+                        source,
                     )
                 )
         rows = places[places["output"].astype(str) == name] if "output" in places else places
@@ -118,7 +131,7 @@ def _show(
         "positive": str(about.get("Positive") or ""),
         "space": str(about.get("Space") or ""),
         "blocks": as_number(about.get("Blocks")),
-        "mean_of": as_number(about.get("MeanOf")),
+        "background": behind,
         "participants": as_number(about.get("Participants")),
     }
 
@@ -168,6 +181,9 @@ def _draw(image: Any, k: int, brain: Any, peak: list[Any], problems: list[str]) 
             return None
         stat = nib.Nifti1Image(data, image.affine)
         size = nib.Nifti1Image(np.abs(data), image.affine)
+        full = 0.6 * highest
+        # nilearn refuses a scale of which no voxel is on the lower side.
+        even = float(np.abs(data).min()) >= full
         with mpl.rc_context({**STYLE, "axes.grid": False, "font.size": 10}):
             display = plotting.plot_stat_map(
                 stat,
@@ -178,8 +194,8 @@ def _draw(image: Any, k: int, brain: Any, peak: list[Any], problems: list[str]) 
                 colorbar=True,
                 vmax=highest,
                 cmap=_COLD_WARM,
-                transparency=size,
-                transparency_range=[0.0, 0.6 * highest],
+                transparency=None if even else size,
+                transparency_range=None if even else [0.0, full],
                 draw_cross=False,
             )
             stream = io.BytesIO()

@@ -24,6 +24,7 @@ from nidl_dcl.cleaning import encode_confounds, read_confounds, read_target_besi
 from nidl_dcl.console import Quiet
 from nidl_dcl.datamodule import BIDSDataModule
 from nidl_dcl.dcl import DCL
+from nidl_dcl.disclosure import largest_share
 from nidl_dcl.embedding import embed_volumes
 from nidl_dcl.folds import Design, make_design
 from nidl_dcl.linear_readout import LinearReadOut, fit_linear_readout
@@ -206,7 +207,7 @@ def occlude(
             _changes(task.stored.linear, whole),
             own,
             _changes(other, before),
-            len(averaged),
+            averaged,
         )
     return True
 
@@ -343,7 +344,7 @@ def _write(
     mean: Array,
     own: Array,
     untrained: Array,
-    n_averaged: int,
+    averaged: NDArray[np.intp],
 ) -> None:
     linear, spacing = task.stored.linear, blocks.spacing
     names = linear.labels[1:] if len(linear.labels) == 2 else linear.labels or (task.target,)
@@ -389,7 +390,8 @@ def _write(
         ],
         "Baseline": _BASELINE,
         "Blocks": len(blocks),
-        "MeanOf": n_averaged,
+        "MeanOf": len(averaged),
+        "LargestShare": largest_share(study.cohort.images["participant_id"].iloc[averaged]),
         "Participants": len(own),
         "Task": task.stored.task,
         "Target": task.target,

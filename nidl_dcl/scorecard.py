@@ -237,7 +237,8 @@ def _draw_baselines(entry: Mapping[str, Any], gallery: Gallery) -> Picture | Non
         alt=alt,
     )
     caption = f"{words[:1].upper()}{words[1:]} on the same folds; lines are 95 % intervals."
-    return gallery.svg(name, drawn, alt, caption, table=rows)
+    behind = rows.assign(chance=entry["chance"])
+    return gallery.svg(name, drawn, alt, caption, table=behind)
 
 
 def _draw_curve(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:

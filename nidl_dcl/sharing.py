@@ -2,7 +2,7 @@
 
 A study with ``--share`` is written to a private folder, like any other. From there each file that
 stands in `_RULES` goes to OUTPUT_DIR, by its rule; a file without a rule stays behind. Pictures of
-heads have none.
+single heads have none; `disclosure` tells when an average may go.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import yaml
 from numpy.typing import NDArray
 
 from nidl_dcl.cohort import cohort_columns
+from nidl_dcl.disclosure import LEAST, hide_few, is_of_many, largest_share, n_changed
 from nidl_dcl.errors import NidlDclError, OutputInUseError, UsageError
 from nidl_dcl.json_files import read_json
 from nidl_dcl.pseudonyms import Pseudonyms, default_key, read_key
@@ -45,7 +46,7 @@ ABOUT = """
 ## Shared
 
 This folder was written with `--share`. Participants, sessions and images have pseudonyms, made with a
-key that is not here; rows are in the order of the pseudonyms. Left out are pictures of heads, logs,
+key that is not here; rows are in the order of the pseudonyms. Left out are single heads, logs,
 paths, names of the dataset, of the computer and of its user, phenotypes that were not predicted, and
 the hashes of ids in the model, so that participants of a training are recognised by their images alone.
 The documentation of nidl_dcl (sharing) says what is not protected.
@@ -186,10 +187,16 @@ class Sharing:
 
     def publish(self) -> None:
         """Bring OUTPUT_DIR up to date; files that would not change are not written."""
+        for file in sorted(self.public.rglob("*")):
+            name = file.relative_to(self.public).as_posix()
+            gone = file.is_file() and not (self.private / name).is_file()
+            if gone and (_rule(name) is not None or re.fullmatch(_DRAWN_MAP, name)):
+                file.unlink()
+        self._publish_average()
         targets = _targets(self.private)
         for file in sorted(self.private.rglob("*")):
             name = file.relative_to(self.private).as_posix()
-            rule = next((rule for form, rule in _RULES.items() if re.fullmatch(form, name)), None)
+            rule = _rule(name)
             if rule is None or not file.is_file():
                 continue
             target = self.public / name
@@ -199,12 +206,45 @@ class Sharing:
                         shutil.copyfile(file, beside)
                 continue
             content = rule(file, self.names, targets)
-            if content is not None and not (target.is_file() and target.read_bytes() == content):
-                write_bytes(target, content)
-        who = _people(self.private, self.names)
-        keep = self.private / "logs" / "pseudonyms.tsv"
-        if who and not (keep.is_file() and keep.read_bytes() == who):
-            write_bytes(keep, who)
+            if content is not None:
+                _keep(target, content)
+        if who := _people(self.private, self.names):
+            _keep(self.private / "logs" / "pseudonyms.tsv", who)
+
+    def _publish_average(self) -> None:
+        """Give the average brain away, and again once it is of other people to such a number.
+
+        Before, it stays with its tables as it is: the difference of two averages would show those
+        few who came or went.
+        """
+        own, given = (folder / "figures" for folder in (self.private, self.public))
+        if not all((own / f"average.{ending}").is_file() for ending in ("json", "tsv", "npy")):
+            return
+        about, table = _json(own / "average.json"), _read(own / "average.tsv")
+        if about.get("n_images") != len(table):  # a run was killed between the two
+            return
+        renamed, shown = _renamed(table, self.names), given / "average.npy"
+        if shown.is_file():
+            if n_changed(_read(given / "average.tsv"), renamed) < LEAST:
+                return
+            shown.unlink()
+        _keep(given / "average.json", _summary(own / "average.json", self.names, {}))
+        _keep(given / "average.tsv", to_tsv(renamed).encode())
+        share = largest_share(table["participant_id"])
+        if is_of_many(share):
+            mean, sd = np.load(own / "average.npy", allow_pickle=False)
+            write_bytes(shown, bytes(to_npy(hide_few(mean, sd, share)[np.newaxis])))
+
+
+def _rule(name: str) -> Rule | None:
+    """Return how a file is given away, None where it stays behind."""
+    return next((rule for form, rule in _RULES.items() if re.fullmatch(form, name)), None)
+
+
+def _keep(target: Path, content: bytes) -> None:
+    """Write a file unless it holds just that already."""
+    if not (target.is_file() and target.read_bytes() == content):
+        write_bytes(target, content)
 
 
 def _read_mark(folder: Path) -> dict[str, str] | None:
@@ -455,6 +495,37 @@ def _facts(file: Path, names: Pseudonyms, targets: Targets) -> bytes:
     return _written(_json(file), names)
 
 
+def _summary(file: Path, names: Pseudonyms, targets: Targets) -> bytes:
+    """Give facts away whose ``of`` is a checksum of ids or of images."""
+    content = _json(file)
+    return _written({**content, "of": names.checksum(str(content.get("of")))}, names)
+
+
+def _occlusion(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
+    """Give away what a map says, if it is of the mean of many."""
+    content = _json(file)
+    if not is_of_many(content.get("LargestShare")):
+        return None
+    return _written({k: v for k, v in content.items() if k != "provenance"}, names)
+
+
+def _places(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
+    """Give away the blocks of the mean brain, without those of a few participants' own volumes."""
+    if not _is_map_of_many(file):
+        return None
+    own = ["change_participants", "sd_participants"]
+    return to_tsv(_read(file).drop(columns=own)).encode()
+
+
+def _map(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
+    return file.read_bytes() if _is_map_of_many(file) else None
+
+
+def _is_map_of_many(file: Path) -> bool:
+    about = file.with_name(f"{file.name.partition('.')[0]}.json")
+    return about.is_file() and is_of_many(_json(about).get("LargestShare"))
+
+
 def _json(file: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return content
@@ -505,5 +576,14 @@ _RULES: dict[str, Rule] = {
     r"code/config\.yaml": _config,
     r"figures/embedding_2d\.tsv": _plane,
     r"figures/embedding_2d\.json": _facts,
+    r"figures/outliers\.tsv": _images,
+    r"figures/retrieval\.tsv": _text,
+    r"figures/retrieval\.json": _summary,
+    r"figures/desc-[A-Za-z0-9]+_occlusion\.json": _occlusion,
+    r"figures/desc-[A-Za-z0-9]+_occlusion\.tsv": _places,
+    r"figures/desc-[A-Za-z0-9]+_occlusion\.nii\.gz": _map,
 }
 """Names of files, as patterns, and how each is given away."""
+
+_DRAWN_MAP = r"figures/desc-[A-Za-z0-9]+_occlusion(class[0-9]+)?\.png"
+"""Pictures that the report drew of maps, which go with them."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 
 from nidl_dcl import live_page
 from nidl_dcl.console import Quiet
+from nidl_dcl.errors import UsageError
 from nidl_dcl.live_page import LivePage
+from nidl_dcl.output import Output
 from nidl_dcl.report import is_under_way, write_report
 from nidl_dcl.writing import write_json, write_text
 
@@ -143,3 +146,21 @@ def test_a_report_of_a_killed_study_says_that_it_was_not_finished(tmp_path: Path
     assert "ended early (pretraining)" in write_report(tmp_path).read_text()
     record(tmp_path, stages=report, earlier=[killed, {**killed, "exit_status": 0}])
     assert "Not finished" not in write_report(tmp_path).read_text()
+
+
+def test_a_study_has_a_page_before_its_first_stage(
+    heads_made: Path, tmp_path: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def pretrain(output: Output, *_: Any, **__: Any) -> None:
+        seen.append((output.path / "report.html").read_text("utf-8"))
+        raise UsageError("It ends here.")
+
+    monkeypatch.setattr("nidl_dcl.stages.pretrain", pretrain)
+    done = run("study", heads_made, tmp_path / "out", "--target", "age", "--spacing", "8")
+    assert done.status == 2
+    (page,) = seen
+    assert "Not finished: in progress since" in page
+    assert "rows were listed" in page
+    assert "It ends here." in (tmp_path / "out" / "report.html").read_text("utf-8")

@@ -24,6 +24,7 @@ from nidl_dcl.occlusion import (
     lay_blocks,
     spread_changes,
 )
+from nidl_dcl.occlusion_figure import _draw
 from nidl_dcl.occlusion_files import _spread_people
 from nidl_dcl.targets import read_target
 
@@ -389,6 +390,13 @@ def test_harmonisation_keeps_no_readout_hence_no_map(make_heads, run, tmp_path):
 
 
 # The page is careful ----------------------------------------------------------------------------
+
+
+def test_a_map_without_an_outside_is_drawn():
+    image = nib.Nifti1Image(np.full((8, 8, 8), -0.2, np.float32), np.diag([8.0, 8.0, 8.0, 1.0]))
+    problems: list[str] = []
+    assert _draw(image, 0, None, [0, 0, 0], problems)[:4] == b"\x89PNG"
+    assert problems == []
 
 
 def test_what_maps_say_is_hostile_until_escaped(copied, run):

@@ -6,6 +6,9 @@ import hashlib
 import html
 import json
 import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,6 +32,7 @@ SECTIONS = (
         "outliers",
         "predictions",
         "holdout",
+        "occlusion",
         "external",
         "exposure",
         "site",
@@ -354,6 +358,7 @@ def test_scores_on_the_page_are_those_of_the_metrics_files(study: Path, page: Pa
 def test_a_figures_table_holds_the_numbers_of_the_metrics_file(study: Path, page: Page) -> None:
     metrics = json.loads((study / "desc-dclAge_metrics.json").read_text())
     drawn = pd.read_csv(study / "figures/desc-dclAge_baselines.tsv", sep="\t", index_col="features")
+    np.testing.assert_allclose(drawn.pop("chance"), metrics["permutation"]["chance"], rtol=1e-9)
     assert list(drawn.index) == ["embeddings", "dummy", "untrained", "voxels"]
     for name, scores in {"embeddings": metrics["scores"], **metrics["baselines"]}.items():
         expected = [scores["mae"]["mean"], *scores["mae"]["ci95"]]
@@ -430,6 +435,69 @@ def test_each_picture_is_also_a_file_with_its_numbers_beside_it(study: Path, pag
     assert len(list((study / "figures").glob("*.png"))) == 2 + 2 + 6 + 2
     for source in re.findall(r"<code>((?:figures/)?desc-[^<]+\.tsv)</code>", page.source):
         assert (study / source).is_file()
+    shown = {base64.b64decode(str(found["src"])[22:]) for t, found in page.elements if t == "img"}
+    assert shown == {path.read_bytes() for path in (study / "figures").glob("*.png")}
+
+
+def test_each_view_is_drawn_from_its_volume_alone(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path, dirs_exist_ok=True)
+    write_report(tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "figures").glob("*.png")}
+    volumes = np.load(study / "figures/views.npy")
+    volumes[1, 2] = volumes[1, 2, ::-1] * 0.5
+    write_npy(tmp_path / "figures/views.npy", volumes)
+    page = Page(write_report(tmp_path))
+    after = {path.name: path.read_bytes() for path in (tmp_path / "figures").glob("*.png")}
+    assert [name for name in after if after[name] != before[name]] == ["desc-dcl2_view2.png"]
+    alts = [str(found["alt"]).partition(":")[0] for t, found in page.elements if t == "img"]
+    rows = [
+        [f"{who}, {what}" for what in ("original", "view 1", "view 2")]
+        for who in ("sub-000", "sub-001")
+    ]
+    at = alts.index(rows[0][0])
+    assert alts[at : at + 6] == [*rows[0], *rows[1]]
+
+
+def test_stages_options_and_versions_are_those_of_the_record(study: Path, page: Page) -> None:
+    run = json.loads((study / "logs/run.json").read_text())
+
+    def cells(label: str) -> list[list[str]]:
+        return [[cell["text"] for cell in row] for row in page.tables[label][1:]]
+
+    assert cells("Versions") == [list(row) for row in run["versions"].items()]
+    assert [row[0] for row in cells("Stages")] == [stage["name"] for stage in run["stages"]]
+    assert [row[2]["value"] for row in page.tables["Stages"][1:]] == ["61.25"] * 4
+    options = dict(map(tuple, cells("Options")))
+    assert options["pretrain.temperature"] == "0.1"
+    assert options["spacing"] == "4, 4, 4"
+    assert "nidl-dcl study BIDS" in page.text
+
+
+def test_counts_of_images_are_those_of_the_tables(study: Path, page: Page) -> None:
+    inputs = pd.read_csv(study / "logs/inputs.tsv", sep="\t", keep_default_na=False)
+    images = pd.read_csv(study / "desc-dcl_embeddings.tsv", sep="\t")
+    used = inputs[inputs["status"] != "skip"]
+    rest = inputs["participant_id"].nunique() - used["participant_id"].nunique()
+    assert f"participants used {used['participant_id'].nunique()} " in page.text
+    assert f"images used {len(used)} " in page.text
+    assert f"skipped {len(inputs) - len(used)} " in page.text
+    assert f"{rest} of {inputs['participant_id'].nunique()} participants were not" in page.text
+    shown = {row[0]["text"]: row[1:] for row in page.tables["Images by split"][1:]}
+    assert list(shown) == ["train", "val"]
+    for split, (people, count) in shown.items():
+        rows = images[images["split"] == split]
+        assert float(people["value"]) == rows["participant_id"].nunique()
+        assert float(count["value"]) == len(rows)
+
+
+def test_the_report_has_nothing_to_compute_with() -> None:
+    code = "import sys, nidl_dcl.report; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "nidl_dcl.figures" in loaded
+    assert not loaded & {"torch", "sklearn", "lightning", "monai"}
+    computing = ("prediction", "evaluation", "average_brain", "outliers", "neighbours", "occlusion")
+    assert not loaded & {f"nidl_dcl.{name}" for name in computing}
 
 
 def test_the_same_files_give_the_same_page(study: Path) -> None:

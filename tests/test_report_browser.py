@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,9 +18,17 @@ from browser import Browser, Tab, find_chromium
 from colours import contrast
 from test_report import SECTIONS, write_output
 
+from nidl_dcl.outliers import rank_outliers
 from nidl_dcl.report import write_report
 from nidl_dcl.targets import camel_case
-from nidl_dcl.writing import escape_control, write_json, write_npy, write_text, write_tsv
+from nidl_dcl.writing import (
+    escape_control,
+    write_bytes,
+    write_json,
+    write_npy,
+    write_text,
+    write_tsv,
+)
 
 ELSEWHERE = "http://elsewhere.example"
 PAYLOADS = (
@@ -168,12 +178,45 @@ def write_large(output: Path, folder: Path, n: int = 10_000) -> Path:
     }
     for label, table in tables.items():
         write_tsv(folder / f"desc-dcl{label}_predictions.tsv", table.assign(status="ok"))
+    images = who.assign(source=[f"bids:raw:{i}/ses-01/anat/{i}_ses-01_T1w.nii.gz" for i in ids])
+    distance = pd.Series(rng.lognormal(0, 1, n))
+    rank = distance.rank(ascending=False).astype(int)
+    write_tsv(folder / "figures/average.tsv", images.assign(rank=rank, distance=distance))
+    ranked = rank_outliers(images.assign(brain_distance=distance))
+    write_tsv(folder / "figures/outliers.tsv", ranked)
     return write_report(folder)
 
 
 @pytest.fixture(scope="module")
 def large(output: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_large(output, tmp_path_factory.mktemp("large") / "study")
+
+
+@pytest.fixture(scope="module")
+def shared(output: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a page with maps, of an output that was made to be shared."""
+    folder = Path(shutil.copytree(output, tmp_path_factory.mktemp("shared") / "study"))
+    for pattern in ("views.*", "odd_*", "outlier_*"):
+        for file in (folder / "figures").glob(pattern):
+            file.unlink()
+    mean = np.load(folder / "figures/average.npy")[:1]
+    write_npy(folder / "figures/average.npy", mean)
+    write_json(folder / "logs/sharing.json", {"format": 1})
+    for target, names in (("Age", ["age"]), ("Sex", ["F", "M", "x" * 90])):
+        stem = f"desc-dcl{target}_occlusion"
+        maps = np.stack([mean[0] * (1 - k) for k in range(len(names))], axis=-1) - 0.2
+        image = nib.Nifti1Image(maps, np.diag([4.0, 4.0, 4.0, 1.0]))
+        write_bytes(folder / f"figures/{stem}.nii.gz", gzip.compress(image.to_bytes(), mtime=0))
+        output_of = {"Units": "years", "Peak": [40, 48, 40], "PeakPlace": "middle"}
+        output_of |= {"Minimum": -0.2, "Maximum": 0.8, "Sentences": ["Hiding a block " * 20]}
+        about = {"Outputs": [{"Name": name, **output_of} for name in names]}
+        about |= {"BlockSize": [24] * 3, "Stride": [12] * 3, "MeanOf": 48, "Participants": 6}
+        about |= {"Task": "regression" if target == "Age" else "classification"}
+        write_json(folder / f"figures/{stem}.json", about)
+        places = {"place": "front", "x": 1, "y": 2, "z": 3, "change": [0.8, 0.5, -0.2] * len(names)}
+        rows = pd.DataFrame({"output": np.repeat(names, 3), **places})
+        write_tsv(folder / f"figures/{stem}.tsv", rows)
+    return write_report(folder)
 
 
 # What the watch over a page would see.
@@ -327,7 +370,7 @@ def test_points_tell_whose_they_are_and_their_values(tab: Tab, output: Path) -> 
 
 
 @pytest.mark.parametrize("width", [320, 400, 1280, 1400, 1920])
-@pytest.mark.parametrize("which", ["page", "hostile", "large"])
+@pytest.mark.parametrize("which", ["page", "hostile", "large", "shared"])
 def test_nothing_overflows(
     browser: Browser, request: pytest.FixtureRequest, which: str, width: int
 ) -> None:
@@ -336,6 +379,20 @@ def test_nothing_overflows(
     found.resize(width)
     over = found.evaluate("[document.documentElement, document.body].map(e => e.scrollWidth)")
     assert max(over) <= found.evaluate("document.documentElement.clientWidth") == width
+
+
+def test_a_shared_page_with_maps_is_whole(shared: Path, opened: Callable[[str], Tab]) -> None:
+    found = opened("shared")
+    assert found.troubles() == []
+    assert found.requests() == [shared.as_uri()]
+    sections = found.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)")
+    assert set(sections) == set(SECTIONS)
+    pictures = "[...document.querySelectorAll('img')].filter(i => {})"
+    assert found.evaluate(f"{pictures.format('i.naturalWidth > 0')}.length") == 1 + 1 + 3
+    assert found.evaluate(f"{pictures.format('!i.alt')}.length") == 0
+    words = found.evaluate("document.body.innerText")
+    for said in ("single brains, and the spread", "pictures of these scans", "own volumes"):
+        assert re.search(f"Left out, as this output was made to be shared: .*{said}", words)
 
 
 @pytest.fixture(scope="module")
@@ -510,5 +567,6 @@ def test_ten_thousand_participants_load_and_scroll(browser: Browser, large: Path
     words = found.evaluate("document.body.innerText.replace(/\\s+/g, ' ')")
     assert "10,000 rows were listed" in words
     assert "drawn as one image" in words
+    assert re.search(r"The first 20, oddest first; [\d,]+ more stand out", words)
     assert re.search(r"The first 200 rows, .* more in logs/inputs\.tsv", words)
     found.close()

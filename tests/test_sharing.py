@@ -27,6 +27,9 @@ from nidl_dcl.embedding import read_embeddings
 from nidl_dcl.errors import UsageError
 from nidl_dcl.output import Output
 from nidl_dcl.pseudonyms import Pseudonyms, read_key
+from nidl_dcl.report import write_report
+from nidl_dcl.sharing import Sharing
+from nidl_dcl.writing import write_json, write_npy, write_tsv
 
 PEOPLE = (
     *("AdaLovelace", "BlaisePascal", "CarlGauss", "DavidHilbert", "EmmyNoether", "FelixKlein"),
@@ -175,6 +178,200 @@ def test_no_picture_of_a_head_is_given_away(home: Path) -> None:
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
         colours = np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)
         assert (pixels == pixels[:, :1]).all() or (pixels == pixels[:1]).all() or len(colours) <= 4
+
+
+# A study that is large enough for averages.
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a shared study of 33 people, eleven of them with two sessions."""
+    from nidl_dcl.cli import main
+
+    home = tmp_path_factory.mktemp("crowd")
+    words = ["study", write_heads(home / "bids", 33), home / "given", "--target", "age"]
+    words += ["--spacing", "8", "--max-epochs", "2", "--mask", "none", "--occlusion", "--share"]
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, words), "--share-key", str(home / "key")])
+    assert ended.value.code == 0
+    return home
+
+
+def section(page: str, name: str) -> str:
+    found = page.partition(f'<section id="{name}"')[2].partition("</section>")[0]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("name", ["brains", "outliers", "retrieval", "occlusion"])
+def test_a_shared_section_shows_what_may_be_shown_and_says_what_not(crowd: Path, name: str) -> None:
+    page = section((crowd / "given" / "report.html").read_text(), name)
+    assert 'class="nothing"' not in page
+    assert ("Left out, as this output was made to be shared" in page) == (name != "retrieval")
+    pictures = re.findall('alt="([^"]+)"', page)
+    if name == "brains":
+        assert [alt.partition(":")[0] for alt in pictures] == ["Mean of the prepared volumes"]
+        assert "The mean of 44 prepared images of 33 participants." in page
+    elif name == "occlusion":
+        assert [alt.partition(".")[0] for alt in pictures] == ["Map of age on the mean brain"]
+        assert "Background: the average brain (figures/average.npy)." in page
+    else:
+        assert pictures == []
+        assert page.count("<tr") > 2
+
+
+@pytest.mark.parametrize("name", ["outliers", "average"])
+def test_images_are_ranked_as_in_the_private_table_under_pseudonyms(crowd: Path, name: str) -> None:
+    names = Pseudonyms(read_key(crowd / "key", make=False, outside=()))
+    private = table(private_of(crowd) / "figures" / f"{name}.tsv")
+    given = table(crowd / "given" / "figures" / f"{name}.tsv")
+    assert given["participant_id"].is_monotonic_increasing
+    private["participant_id"] = private["participant_id"].map(names.participant)
+    both = private.merge(given, on=["rank", "participant_id"])
+    assert len(both) == len(private) == len(given) == 44
+    for column in set(private) - {"rank", "participant_id", "session_id", "source"}:
+        assert list(both[f"{column}_x"]) == list(both[f"{column}_y"])
+    page = section(
+        (crowd / "given" / "report.html").read_text(), "brains" if name == "average" else name
+    )
+    first = given.loc[given["rank"] == "1", "participant_id"].item()
+    assert first in page.partition("<tbody>")[2].partition("</tr>")[0]
+
+
+def test_each_number_of_a_shared_page_is_in_a_file_beside_it(crowd: Path) -> None:
+    given = crowd / "given"
+    page = (given / "report.html").read_text()
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, flags=re.DOTALL)
+    assert len(captions) > 5
+    for caption in captions:
+        (name,) = re.findall(r"<code>(figures/[^<]+)</code>", caption)
+        assert (given / name).is_file()
+    for found in table(given / "figures/retrieval.tsv")["share"]:
+        assert f'data-value="{float(found)!r}"' in section(page, "retrieval")
+    about = json.loads((given / "figures/desc-dclAge_occlusion.json").read_text())
+    for sentence in about["Outputs"][0]["Sentences"]:
+        assert sentence.replace("'", "&#39;") in section(page, "occlusion")
+
+
+def test_no_single_head_is_in_a_shared_output_of_many(crowd: Path) -> None:
+    given, private = crowd / "given", private_of(crowd)
+    heads = [f"figures/{name}_1.png" for name in ("odd", "outlier")] + ["figures/views.npy"]
+    assert all((private / name).is_file() for name in heads)
+    files = {name for name, _ in contents(given)}
+    assert {n for n in files if n.endswith(".png")} == {
+        "figures/desc-dcl_mean.png",
+        "figures/desc-dclAge_occlusion.png",
+    }
+    assert {n for n in files if n.endswith((".npy", ".nii.gz", ".parquet"))} == {
+        "desc-dcl_embeddings.npy",
+        "figures/average.npy",
+        "figures/desc-dclAge_occlusion.nii.gz",
+    }
+    page = (given / "report.html").read_text()
+    shown = re.findall('<img src="data:image/png;base64,([^"]+)"', page)
+    assert {base64.b64decode(uri) for uri in shown} == {
+        file.read_bytes() for file in (given / "figures").glob("*.png")
+    }
+    (mean,) = np.load(given / "figures/average.npy")
+    own = np.load(private / "figures/average.npy")[0]
+    assert 0.05 < (mean > 0).mean() < (own > 0).mean()
+    np.testing.assert_array_equal(mean[mean > 0], own[mean > 0])
+    places = table(given / "figures/desc-dclAge_occlusion.tsv")
+    assert "change" in places
+    assert not [name for name in places if "participants" in name]
+
+
+def test_no_id_no_path_and_no_checksum_of_them_is_in_a_shared_output_of_many(crowd: Path) -> None:
+    private = private_of(crowd)
+    average, retrieval, about = (
+        json.loads((private / f"figures/{name}.json").read_text())
+        for name in ("average", "retrieval", "desc-dclAge_occlusion")
+    )
+    made_of = (average["of"], retrieval["of"], about["provenance"]["people"])
+    forms = (r"(sub|ses)-\d\d(?![0-9a-f])", re.escape(str(crowd)), *made_of)
+    telling = re.compile("|".join(forms).encode())
+    for name, raw in contents(crowd / "given"):
+        if not name.endswith((".npy", ".safetensors")):
+            assert telling.search(raw) is None, name
+    assert telling.search((private / "figures/outliers.tsv").read_bytes())
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Sharing:
+    """Return two folders, nothing in them."""
+    (tmp_path / "bids").mkdir()
+    sharing = Sharing(tmp_path / "bids", tmp_path / "given", key_file=tmp_path / "key")
+    sharing.begin()
+    return sharing
+
+
+def write_crowd(sharing: Sharing, people: range, brightness: float) -> Path:
+    """Write an average of one image for each participant; return where it is given away."""
+    figures = sharing.private / "figures"
+    rows = pd.DataFrame({"participant_id": [f"sub-{i}" for i in people]})
+    rows["source"] = [f"bids:raw:{who}/anat/{who}_T1w.nii.gz" for who in rows["participant_id"]]
+    write_tsv(figures / "average.tsv", rows.assign(rank=range(1, len(rows) + 1), distance=0.5))
+    mean = np.full((6, 6, 6), brightness, np.float32)
+    write_npy(figures / "average.npy", np.stack([mean, 0 * mean]))
+    n = len(people)
+    about = {"n_images": n, "n_participants": n, "spacing": [8, 8, 8], "of": str(n)}
+    write_json(figures / "average.json", about)
+    sharing.publish()
+    return sharing.public / "figures"
+
+
+def test_an_average_of_few_is_not_given_away(shared: Sharing) -> None:
+    given = write_crowd(shared, range(19), 0.5)
+    assert sorted(file.name for file in given.iterdir()) == ["average.json", "average.tsv"]
+    page = section(write_report(shared.public).read_text(), "brains")
+    assert "shared if made of 20 participants or more" in page
+    assert "<img" not in page
+    given = write_crowd(shared, range(20), 0.5)
+    assert (given / "average.npy").is_file()
+
+
+def test_two_averages_do_not_show_who_came_or_went(shared: Sharing) -> None:
+    given = write_crowd(shared, range(40), 0.5)
+    before = {file.name: file.read_bytes() for file in given.iterdir()}
+    for people in (range(41), range(39), range(30), range(10, 49)):
+        write_crowd(shared, people, 0.7)
+        assert {file.name: file.read_bytes() for file in given.iterdir()} == before
+    write_crowd(shared, range(60), 0.7)
+    assert np.load(given / "average.npy").max() == np.float32(0.7)
+    assert len(table(given / "average.tsv")) == 60
+    assert json.loads((given / "average.json").read_text())["n_participants"] == 60
+
+
+@pytest.mark.parametrize(("share", "given"), [(0.05, True), (0.06, False), (None, False)])
+def test_a_map_of_the_mean_of_few_is_not_given_away(
+    shared: Sharing, crowd: Path, share: float | None, given: bool
+) -> None:
+    made = private_of(crowd) / "figures" / "desc-dclAge_occlusion"
+    for ending in (".json", ".tsv", ".nii.gz", "participants.nii.gz", ".png"):
+        to = shared.private / "figures" / f"{made.name}{ending}"
+        to.parent.mkdir(exist_ok=True)
+        shutil.copyfile(f"{made}{ending}", to)
+    about = json.loads(Path(f"{made}.json").read_text())
+    write_json(shared.private / "figures" / f"{made.name}.json", {**about, "LargestShare": share})
+    shared.publish()
+    files = [file.name for file in (shared.public / "figures").glob("*")]
+    endings = (".json", ".nii.gz", ".tsv") if given else ()
+    assert sorted(files) == [f"{made.name}{ending}" for ending in endings]
+
+
+def test_a_map_that_is_gone_is_taken_back_with_its_picture(shared: Sharing, crowd: Path) -> None:
+    for folder in (shared.private, shared.public):
+        folder.mkdir(exist_ok=True)
+    shutil.copytree(crowd / "given" / "figures", shared.public / "figures")
+    shutil.copytree(private_of(crowd) / "figures", shared.private / "figures")
+    shared.publish()
+    there = {file.name for file in (shared.public / "figures").glob("*_occlusion*")}
+    assert len(there) == 4
+    for file in (shared.private / "figures").glob("*_occlusion*"):
+        file.unlink()
+    shared.publish()
+    assert not list((shared.public / "figures").glob("*_occlusion*"))
+    assert (shared.public / "figures" / "desc-dcl_loss.svg").is_file()
 
 
 def test_scores_are_those_of_the_study_that_is_not_shared(home: Path) -> None:
