@@ -7,6 +7,7 @@ import html
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from faults import faults, mask_faults
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 import nidl_dcl
@@ -42,6 +44,11 @@ COMMANDS = ["index", "pretrain", "embed", "predict", "report", "study", "demo"]
 CODES = set(get_args(Code))
 """All that the program can write: the type checker lets no other word through."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*[a-z]")
+EXAMPLE = re.compile(
+    r"(<!-- not run: \S.*? -->\n)?^ *```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE
+)
+RUN = {"analysis.md", "files.md"}
+"""Pages whose examples are run by a test: test_analysis.py, and those marked with `runs` here."""
 
 
 def page(name: str) -> str:
@@ -53,6 +60,18 @@ def section(text: str, heading: str) -> str:
     """Return what stands under a heading, up to the next one of its level."""
     level = heading.split()[0]
     return re.split(rf"^{level} ", text.split(f"{heading}\n", 1)[1], flags=re.MULTILINE)[0]
+
+
+def examples(file: str) -> list[str]:
+    """Return the Python blocks of a page, without those that it says are not run, and why."""
+    text = README if file == "README.md" else page(file)
+    return [code for not_run, code in EXAMPLE.findall(text) if not not_run]
+
+
+def runs(file: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Mark the test that runs all examples of a page."""
+    RUN.add(file)
+    return lambda test: test
 
 
 def options_in(text: str) -> set[str]:
@@ -241,39 +260,79 @@ def test_the_columns_of_tables_are_documented() -> None:
         assert [c for c in columns if c not in named] == []
 
 
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as MyST and GitHub make them."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,3} (.+)$", text, flags=re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        number = 1
+        while (one := slug if number == 1 else f"{slug}-{number - 1}") in found:
+            number += 1
+        found.add(one)
+    return found
+
+
+def broken_links(file: Path, text: str) -> list[str]:
+    """Return the links of a page that lead to no file, or to no heading of it."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    broken = []
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+        there = file.parent / path if path else file
+        if not there.exists() or (anchor and anchor not in anchors(there.read_text("utf-8"))):
+            broken.append(f"{path}#{anchor}" if anchor else path)
+    return broken
+
+
 @pytest.mark.parametrize("file", PAGES, ids=lambda p: p.name)
-def test_links_to_files_hold(file: Path) -> None:
-    text = re.sub(r"```.*?```", "", file.read_text("utf-8"), flags=re.DOTALL)
-    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)(?:#[^)]*)?\)", text)
-    assert [link for link in links if not (file.parent / link).exists()] == []
+def test_links_lead_to_files_and_headings_that_exist(file: Path) -> None:
+    assert broken_links(file, file.read_text("utf-8")) == []
 
 
+def test_a_link_that_leads_nowhere_is_found() -> None:
+    links = (
+        "[](no.md) [](files.md#no) [x](#no) [](files.md) [a](files.md#logsrunjson) [](https://x.y)"
+    )
+    found = broken_links(REPOSITORY / "docs" / "index.md", links)
+    assert found == ["no.md", "files.md#no", "#no"]
+
+
+def test_every_example_is_run_or_says_why_not() -> None:
+    written = {file.name for file in PAGES if "```python" in file.read_text("utf-8")}
+    assert {name for name in written if examples(name)} == RUN
+    import test_analysis
+
+    assert examples("analysis.md") == test_analysis.EXAMPLES
+
+
+@runs("README.md")
 @pytest.mark.slow
 def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nidl_dcl.demo import write_demo_dataset
 
     monkeypatch.chdir(tmp_path)
     write_demo_dataset(tmp_path / "my_dataset", n_participants=16, seed=0)
-    example = section(README, "## Ten lines of Python").split("```")[1].removeprefix("python")
+    (example,) = examples("README.md")
     assert "max_epochs=60" in example
     exec(example.replace("max_epochs=60", "max_epochs=1, lr_scheduler=None"), {})
     assert nidl_dcl.load_model("my_model").fitted
 
 
-def test_the_short_example_of_the_quick_start_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = section(page("quickstart.md"), "## DCL without BIDS")
-    names: dict[str, object] = {}
-    exec(text.split("```")[1].removeprefix("python"), names)
+@runs("quickstart.md")
+def test_the_short_example_of_the_quick_start_runs() -> None:
+    (example,) = examples("quickstart.md")
+    names: dict[str, Any] = {}
+    exec(example, names)
     assert names["features"].shape == (64, 4)
 
 
+@runs("estimator.md")
 @pytest.mark.filterwarnings("ignore:.*many workers.*", "ignore:.*loader shuffles.*")
 def test_the_examples_of_the_estimators_page_run() -> None:
     names: dict[str, Any] = {}
-    examples = re.findall(r"```python\n(.*?)```", page("estimator.md"), flags=re.DOTALL)
-    for example in examples:
+    for example in examples("estimator.md"):
         exec(example, names)
-    assert len(examples) == 9
+    assert len(examples("estimator.md")) == 9
     assert names["features"].shape == (40, 8)
     assert list(names["who"]) == names["names"]
     assert float(names["collapsed"]) == pytest.approx(math.log(30), abs=1e-4)
@@ -327,6 +386,136 @@ def test_the_identities_of_the_page_of_the_loss_hold() -> None:
     assert q.min() < 0.9  # the two differ here
     weights = nidl_dcl.DCLWLoss(0.5).pos_weight_fn(z1, z2)
     close(weights.mean(), torch.ones_like(weights.mean()))
+
+
+@runs("your_encoder.md")
+def test_the_encoder_of_the_page_is_trained_kept_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    encoder, training = examples("your_encoder.md")
+    (tmp_path / "my_encoders.py").write_text(encoder)
+    names: dict[str, Any] = {}
+    exec(training, names)
+    assert np.array_equal(names["again"].transform(names["volumes"]), names["embeddings"])
+    with pytest.raises(errors.UsageError, match="--trust my_encoders"):
+        nidl_dcl.load_model("small_net")
+
+
+@pytest.mark.slow
+def test_the_commands_with_the_encoder_of_the_page_run(
+    make_heads: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_heads("MY_DATASET", 8)
+    (tmp_path / "my_encoders.py").write_text(examples("your_encoder.md")[0])
+    commands = re.findall(r"^PYTHONPATH=\. nidl-dcl (.*)$", page("your_encoder.md"), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        words = command.split() + (["--max-epochs", "1"] if "study" in command else [])
+        subprocess.run(
+            [sys.executable, "-m", "nidl_dcl", *words],
+            check=True,
+            timeout=300,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([".", str(REPOSITORY)])},
+        )
+    assert (tmp_path / "MY_OUTPUT" / "desc-dclSex_metrics.json").exists()
+
+
+class Killer(Callback):
+    """Ends a training in its third epoch."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 2:
+            raise RuntimeError("killed")
+
+
+@runs("resume_and_share.md")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
+def test_a_training_goes_on_and_a_model_is_trained_further_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    training, further = examples("resume_and_share.md")
+    whole: dict[str, Any] = {}
+    exec(training, whole)
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+    shutil.rmtree("checkpoints")
+    with pytest.raises(RuntimeError, match="killed"):
+        exec(training.replace("[keep]", "[keep, Killer()]"), {"Killer": Killer})
+    resumed: dict[str, Any] = {}
+    exec(training, resumed)
+    assert resumed["model"].transform(whole["x"]).equal(whole["model"].transform(whole["x"]))
+
+    still = further.replace("max_epochs=2", "max_epochs=2, learning_rate=0.0, weight_decay=0.0")
+    exec(further, whole)
+    exec(still, resumed)
+    assert resumed["again"].transform(whole["x"]).equal(whole["model"].transform(whole["x"]))
+    assert not whole["again"].transform(whole["x"]).equal(whole["model"].transform(whole["x"]))
+
+
+# From nidl -------------------------------------------------------------------------------------
+
+
+def script_for(package: str) -> str:
+    """Return the script of from_nidl.md with the imports of nidl or of nidl_dcl."""
+    imports = page("from_nidl.md").split("<!-- imports -->")[1].split("<!--")[0]
+    sign = {"nidl": "-", "nidl_dcl": "+"}[package]
+    lines = [line[1:] for line in imports.splitlines() if line.startswith(sign)]
+    assert all(f"from {package}" in line for line in lines)
+    return "\n".join([*lines, examples("from_nidl.md")[0]])
+
+
+def check_script(names: dict[str, Any]) -> None:
+    """Hold what the script leaves against what its page says."""
+    assert names["features"].shape == (48, 32)
+    assert names["known"].shape == (64, 32)
+    assert torch.equal(names["radius"], names["seen"].dataset.radius)
+    truth = names["Spheres"](48, 2).radius
+    assert np.corrcoef(names["predicted"], truth)[0, 1] > 0.8
+    assert 0 < float(names["loss"]) < math.log(2 * 16 - 2)
+    assert sorted(n for n in names["model"].state_dict() if n.startswith("projection_head")) == [
+        f"projection_head.layers.{i}.{kind}" for i in (0, 2) for kind in ("bias", "weight")
+    ]
+
+
+@runs("from_nidl.md")
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_script_written_for_nidl_runs_after_changing_the_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(script_for("nidl_dcl"), names)
+    check_script(names)
+    assert list(tmp_path.iterdir()) == []
+    exec(examples("from_nidl.md")[1], names)
+    loader = names["DataLoader"](names["Spheres"](48, 2), batch_size=16)
+    assert torch.equal(names["again"].transform(loader), names["features"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_script_runs_with_nidl_and_its_weights_give_the_same_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nidl.estimators.ssl")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(script_for("nidl"), names)
+    check_script(names)
+    exec(examples("from_nidl.md")[1], {**names, "DCL": nidl_dcl.DCL}, after := {})
+    loader = names["DataLoader"](names["Spheres"](48, 2), batch_size=16)
+    assert torch.equal(after["again"].transform(loader), names["features"])
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\| `nidl\..*", page("from_nidl.md"), re.MULTILINE))
+def test_what_stands_beside_a_name_of_nidl_exists(line: str) -> None:
+    ours = line.split(" | ")[1]
+    for name in re.findall(r"`((?:nidl_dcl\.)[\w.]+)`", ours):
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), last) or importlib.import_module(name)
 
 
 # Views ----------------------------------------------------------------------------------------
@@ -409,12 +598,20 @@ def test_the_pictures_of_views_show_what_is_drawn_now(make_images: Any) -> None:
         assert np.abs(now - there).mean() < 1, f"{name}: run python docs/make_images.py"
 
 
-def test_the_example_of_views_of_your_own_runs() -> None:
+@runs("your_views.md")
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_the_examples_of_views_of_your_own_run() -> None:
     names: dict[str, Any] = {}
-    exec(page("views.md").split("```python")[1].split("```")[0], names)
+    code = examples("your_views.md")
+    exec(code[0], names)
     again = draw_view(names["views"], names["volume"], 0, 3, "sub-01", 2)
     assert torch.equal(names["second"], again)
     assert not torch.equal(names["first"], names["second"])
+    for example in code[1:]:
+        exec(example, names)
+    assert torch.equal(names["first"], draw_view(names["mine"], names["volume"], 0, 0, "sub-01", 1))
+    assert names["model"].fitted
+    assert [len(names["two"]), len(names["different"])] == [2, 2]
 
 
 # Use your own BIDS dataset ----------------------------------------------------------------------
