@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,13 +26,14 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 import nidl_dcl
-from nidl_dcl import errors, scorecard
+from nidl_dcl import cli, errors, scorecard
 from nidl_dcl.bids_index import find_images
 from nidl_dcl.coding import decode
 from nidl_dcl.encoder import ENCODERS
 from nidl_dcl.grid import Code
 from nidl_dcl.ids import match_ids
 from nidl_dcl.loss import unit_rows
+from nidl_dcl.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
 from nidl_dcl.presets import PRESETS
 from nidl_dcl.scores import classification_scores, regression_scores
 from nidl_dcl.tables import read_table
@@ -47,8 +50,8 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*[a-z]")
 EXAMPLE = re.compile(
     r"(<!-- not run: \S.*? -->\n)?^ *```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE
 )
-RUN = {"analysis.md", "files.md"}
-"""Pages whose examples are run by a test: test_analysis.py, and those marked with `runs` here."""
+RUN = {"analysis.md"}
+"""Pages whose examples are run by a test: by test_analysis.py, or by one here marked with `runs`."""
 
 
 def page(name: str) -> str:
@@ -824,3 +827,237 @@ def test_the_commits_shown_in_contributing_touch_the_files_of_their_row() -> Non
             assert set(touched) & set(CODE_PATH.findall(row)), f"{commit}: {row}"
         shown += len(hashes)
     assert shown >= 12
+
+
+# Files, columns and keys ------------------------------------------------------------------------
+
+FILES = page("files.md").replace("`…", "`desc-<model><Target>_occlusion")
+CODE = re.compile(r"`([^`\n]+)`")
+PLACES = ("", "figures/", "models/desc-<model>/")
+WORDS = {
+    "<model>": "[a-z]+",
+    "<Target>": "[A-Z][A-Za-z]*",
+    "<UTC time>": r"\d{8}T\d{6}Z",
+    "<command>": "[a-z]+",
+    "<n>": r"\d+",
+    "…": ".*",
+}
+
+
+def matches(name: str, path: str) -> bool:
+    """Whether a documented name, such as `desc-<model>_loss.tsv`, is that of a file."""
+    parts = re.split(f"({'|'.join(WORDS)})", name)
+    return (
+        re.fullmatch("".join(WORDS.get(part) or re.escape(part) for part in parts), path)
+        is not None
+    )
+
+
+def is_documented(path: str) -> bool:
+    """Whether files.md names a file of an output folder."""
+    names = {place + name for name in CODE.findall(FILES) for place in PLACES}
+    return any(
+        matches(name, path) for name in names if re.search(r"[\w>…]\.\w|^\.\w+$|^CHANGES$", name)
+    )
+
+
+def words_about(path: str) -> set[str]:
+    """Return what files.md names as code where it tells of a file."""
+    parts = re.split(r"^(?=##+ )", FILES, flags=re.MULTILINE)
+    told = ""
+    for part in parts:
+        heading = CODE.findall(part.split("\n", 1)[0]) or [""]
+        stem = heading[0] if "." in heading[0] else f"{heading[0]}….…"
+        if any(matches(place + stem, path) for place in PLACES) or path.startswith(
+            heading[0].replace("<model>", "dcl") if heading[0].endswith("/") else "/"
+        ):
+            told += part
+    told += "".join(
+        line
+        for line in FILES.splitlines(keepends=True)
+        if any(matches(place + n, path) for n in CODE.findall(line) for place in PLACES)
+    )
+    named = set(CODE.findall(told))
+    for other in re.findall(r"[Tt]he columns of `([^`]+)`", told):
+        if not matches(other, path):
+            named |= words_about(other.replace("<model>", "dcl").replace("<Target>", "Age"))
+    return named | {name.partition(".")[0] for name in named}
+
+
+@pytest.fixture(scope="module")
+def outputs(
+    tmp_path_factory: pytest.TempPathFactory, heads_writer: Callable[..., Path]
+) -> dict[str, Path]:
+    """Return output folders that hold, together, everything that a study writes."""
+    folder = tmp_path_factory.mktemp("written")
+    bids = heads_writer(folder / "MY_DATASET", 34)
+    head, *rows = (bids / "participants.tsv").read_text().splitlines()
+    sites = [f"{row}\t{'NS'[i % 2]}" for i, row in enumerate(rows)]
+    (bids / "participants.tsv").write_text("\n".join([f"{head}\tsite", *sites]) + "\n")
+    heads_writer(folder / "OTHER_DATASET", 6, first=50)
+    short = ["--spacing", "8", "--max-epochs", "2", "--batch-size", "8"]
+    more = ["--holdout", "0.2", "--occlusion", "--parquet"]
+    other = ["--model", "MY_OUTPUT/models/desc-dcl", "--readout", "MY_OUTPUT"]
+    share = ["--share", "--share-key", "key", "--work-dir", "PRIVATE"]
+    for words in (
+        ["MY_DATASET", "MY_OUTPUT", "--target", "age", "sex", *short, *more],
+        ["OTHER_DATASET", "OTHER_OUTPUT", "--target", "age", *other],
+        ["OTHER_DATASET", "SHARED", "--target", "age", *short, *share],
+    ):
+        command = [sys.executable, "-m", "nidl_dcl", "study", *words]
+        subprocess.run(command, check=True, timeout=600, cwd=folder)
+    (private,) = (folder / "PRIVATE").glob("study-*")
+    return {n: folder / n for n in ("MY_OUTPUT", "OTHER_OUTPUT", "SHARED")} | {"PRIVATE": private}
+
+
+def written(outputs: dict[str, Path]) -> list[tuple[str, Path]]:
+    """Return path in its output, and path, of each file, those of the work folder left out."""
+    found = [
+        (path.relative_to(folder).as_posix(), path)
+        for folder in outputs.values()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] != ".work"
+    ]
+    assert len(found) > 200
+    return found
+
+
+@pytest.mark.slow
+def test_every_file_that_is_written_is_documented(outputs: dict[str, Path]) -> None:
+    paths = {path for path, _ in written(outputs)}
+    assert sorted(path for path in paths if not is_documented(path)) == []
+    assert not is_documented("figures/other.tsv")
+    assert not is_documented("logs/other.json")
+
+
+@pytest.mark.slow
+def test_no_file_is_documented_that_is_not_written(outputs: dict[str, Path]) -> None:
+    paths = {path for path, _ in written(outputs)}
+    rows = re.findall(r"^\| (`[^|]*) \|", FILES, flags=re.MULTILINE)
+    names = {n for row in rows for n in CODE.findall(row) if re.search(r"\.[a-z]+(\.gz)?$", n)}
+    names = {n for n in names if n.endswith((".tsv", ".json", ".npy", ".csv", ".md", ".html"))}
+    unseen = {n for n in names if not any(matches(pl + n, p) for pl in PLACES for p in paths)}
+    assert unseen == set()
+
+
+@pytest.mark.slow
+def test_every_column_that_is_written_is_documented(outputs: dict[str, Path]) -> None:
+    unknown = set()
+    for path, file in written(outputs):
+        if file.suffix in (".tsv", ".csv"):
+            header = file.read_text("utf-8").split("\n", 1)[0]
+            columns = header.split("\t" if file.suffix == ".tsv" else ",")
+            named = words_about(path)
+            named |= {"age", "sex", "site"} if "embedding_2d" in path else set()
+            named |= {"F", "M"} if "confusion" in path else set()
+            for column in columns:
+                name = re.sub("^probability_.*", "probability_<class>", column)
+                if name not in named and name.removesuffix("_z") not in named:
+                    unknown.add((path, column))
+    assert sorted(unknown) == []
+
+
+@pytest.mark.slow
+def test_every_key_that_is_written_is_documented(outputs: dict[str, Path]) -> None:
+    unknown = set()
+    for path, file in written(outputs):
+        if file.suffix == ".json" and path != "dataset_description.json":  # BIDS says what is in it
+            named = words_about(path) | words_about(path.removesuffix(".json") + ".tsv")
+            for key in json.loads(file.read_text("utf-8")):
+                name = re.sub("^probability_.*", "probability_<class>", key)
+                if name not in named:
+                    unknown.add((path, key))
+    assert sorted(unknown) == []
+
+
+@runs("files.md")
+@pytest.mark.slow
+def test_the_example_of_the_files_page_runs(
+    outputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(outputs["MY_OUTPUT"].parent)
+    (example,) = examples("files.md")
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert len(names["table"]) == len(names["embeddings"]) > 16
+    assert list(names["table"]["row"]) == list(range(len(names["table"])))
+
+
+# Options and Python names -----------------------------------------------------------------------
+
+
+def defaults() -> dict[str, Any]:
+    """Return the default of each option."""
+    found: dict[str, Any] = {}
+    for group in (DataOptions, TrainingOptions, PredictionOptions, RunOptions):
+        for option in fields(group):
+            made = option.default_factory
+            value = option.default if made is MISSING else made()
+            found["--" + option.name.replace("_", "-")] = value
+    return found
+
+
+def option_rows() -> list[tuple[list[str], str]]:
+    """Return the options and the meaning in each row of the tables of command_line.md."""
+    rows = re.findall(r"^\| (`-.*?) \| (.*) \|$", page("command_line.md"), flags=re.MULTILINE)
+    return [(OPTION.findall(names), meaning) for names, meaning in rows]
+
+
+def test_each_option_of_the_help_has_a_row_and_the_other_way_round(help_of: dict[str, str]) -> None:
+    named = [name for names, _ in option_rows() for name in names]
+    assert [name for name in set(named) if named.count(name) > 1] == ["--max-epochs"]  # of the demo
+    assert set(named) - {"--version", "--help"} == options_in(" ".join(help_of.values()))
+
+
+def as_written(value: Any) -> str:
+    """Return a default as the page writes it."""
+    value = value[0] if isinstance(value, list) else value
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def test_the_defaults_are_stated_and_are_the_defaults() -> None:
+    stated: dict[str, list[str]] = {}
+    for names, meaning in option_rows():
+        said = re.search(r"\. Default: ((?:`[^`]+`(?:, )?)+)$", meaning)
+        values = CODE.findall(said[1]) if said else []
+        assert len(values) in (0, len(names))
+        for name, value in zip(names, values, strict=False):
+            stated.setdefault(name, []).append(value)
+    real = {
+        name: [as_written(value)]
+        for name, value in defaults().items()
+        if value not in (None, []) and value is not False
+    }
+    of_the_demo = signature(cli.demo).parameters
+    real["--max-epochs"].append(as_written(of_the_demo["max_epochs"].default))
+    real["--n-participants"] = [as_written(of_the_demo["n_participants"].default)]
+    assert stated == real
+
+
+def test_names_that_pages_import_from_submodules_are_in_the_reference() -> None:
+    api = page("api.md")
+    wanted = set()
+    for file in ("README.md", *(p.name for p in (REPOSITORY / "docs").glob("*.md"))):
+        for code in examples(file):
+            for module, names in re.findall(
+                r"^from (nidl_dcl\.\w+) import (.+)$", code, re.MULTILINE
+            ):
+                wanted |= {f"{module}.{name.strip()}" for name in names.split(",")}
+    assert wanted
+    missing = [
+        name
+        for name in sorted(wanted)
+        if not re.search(rf":: {re.escape(name)}$", api, flags=re.MULTILINE)
+        and not re.search(rf"automodule:: {name.rpartition('.')[0]}\n   :members:", api)
+    ]
+    assert missing == []
+
+
+def test_what_the_reference_names_exists() -> None:
+    names = re.findall(
+        r"^\.\. auto(?:class|function|data):: ([\w.]+)$", page("api.md"), re.MULTILINE
+    )
+    assert len(names) > 20
+    for name in names:
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module or "nidl_dcl"), last), name
