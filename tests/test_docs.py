@@ -48,7 +48,7 @@ CODES = set(get_args(Code))
 """All that the program can write: the type checker lets no other word through."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*[a-z]")
 EXAMPLE = re.compile(
-    r"(<!-- not run: \S.*? -->\n)?^ *```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE
+    r"(<!-- not run: \S[^\n]* -->\n)?^ *```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE
 )
 RUN = {"analysis.md"}
 """Pages whose examples are run by a test: by test_analysis.py, or by one here marked with `runs`."""
