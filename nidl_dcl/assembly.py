@@ -36,6 +36,7 @@ __all__ = [
     "take_weights",
     "team_of",
     "training_config",
+    "trusted_by_name",
 ]
 
 _MODEL_RESULT = ("encoder", "views", "max_epochs", "batch_size", "temperature", "learning_rate")
@@ -247,8 +248,13 @@ def _encoder_class(name: str) -> Any:
         raise UsageError(
             f"--encoder takes {', '.join(ENCODERS)} or package.module:Class, got {name!r}."
         )
-    # Named by the caller on the command line, hence trusted.
-    return import_module_class(name, trust=[name.partition(":")[0].partition(".")[0]])
+    return import_module_class(name, trust=trusted_by_name(name))
+
+
+def trusted_by_name(encoder: str) -> list[str]:
+    """Return the package of an encoder of the caller's own: who names it runs it."""
+    package, colon, _ = encoder.partition(":")
+    return [package.partition(".")[0]] if colon else []
 
 
 def take_weights(model: DCL, folder: Path) -> None:

@@ -336,12 +336,13 @@ def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]
     UsageError
         When the package is not trusted, or there is no such class.
     """
-    package = path.partition(":")[0]
+    module = path.partition(":")[0]
     allowed = (*_TRUSTED, *trust)
-    if not _is_of(package, allowed):
+    if not _is_of(module, allowed):
+        package = module.partition(".")[0]
         raise UsageError(
-            f"The encoder {path} comes from a package that is not trusted. If you trust it, pass "
-            f"load_model(folder, trust=[{package.partition('.')[0]!r}])."
+            f"The encoder {path} comes from a package that is not trusted. If you trust it, say "
+            f"--trust {package}, in Python load_model(folder, trust=[{package!r}])."
         )
     found = _resolve(path)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):

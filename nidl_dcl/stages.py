@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nidl_dcl.assembly import check_training, data_module, training_config
+from nidl_dcl.assembly import check_training, data_module, training_config, trusted_by_name
 from nidl_dcl.console import Quiet, progress_of
 from nidl_dcl.embed_stage import embed, embed_part
 from nidl_dcl.errors import UsageError
@@ -155,6 +155,8 @@ def study(
     """
     console = output.heard(console)
     data, run, trust = options.data, options.run, options.trust
+    if options.model is None:
+        trust = [*trust, *trusted_by_name(options.training.encoder)]
     group = options.prediction.group
     configure(output, options, console)
     live = LivePage(output.path, run.model_name, console)

@@ -37,7 +37,6 @@ __all__ = [
     "volume_views",
 ]
 
-# Twice "light" is "default", about twice "default" is "strong"; the flip has no strength.
 STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
     "light": {
         "placement": {"prob": 0.7, "degrees": 2.5, "scale": 0.02, "crop": 0.04, "shift": 0.01},
@@ -64,6 +63,7 @@ STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
         "cutout": {"prob": 0.7, "boxes": 4, "side": 0.3},
     },
 }
+"""Limits of each change by strength: twice "light" is "default", about twice that is "strong"."""
 
 
 class MultiViewsTransform:

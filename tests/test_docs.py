@@ -7,11 +7,14 @@ import html
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,16 +22,18 @@ import numpy as np
 import pytest
 import torch
 from faults import faults, mask_faults
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 import nidl_dcl
-from nidl_dcl import errors, scorecard
+from nidl_dcl import cli, errors, scorecard
 from nidl_dcl.bids_index import find_images
 from nidl_dcl.coding import decode
 from nidl_dcl.encoder import ENCODERS
 from nidl_dcl.grid import Code
 from nidl_dcl.ids import match_ids
 from nidl_dcl.loss import unit_rows
+from nidl_dcl.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
 from nidl_dcl.presets import PRESETS
 from nidl_dcl.scores import classification_scores, regression_scores
 from nidl_dcl.tables import read_table
@@ -42,6 +47,11 @@ COMMANDS = ["index", "pretrain", "embed", "predict", "report", "study", "demo"]
 CODES = set(get_args(Code))
 """All that the program can write: the type checker lets no other word through."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*[a-z]")
+EXAMPLE = re.compile(
+    r"(<!-- not run: \S[^\n]* -->\n)?^ *```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE
+)
+RUN = {"analysis.md"}
+"""Pages whose examples are run by a test: by test_analysis.py, or by one here marked with `runs`."""
 
 
 def page(name: str) -> str:
@@ -53,6 +63,18 @@ def section(text: str, heading: str) -> str:
     """Return what stands under a heading, up to the next one of its level."""
     level = heading.split()[0]
     return re.split(rf"^{level} ", text.split(f"{heading}\n", 1)[1], flags=re.MULTILINE)[0]
+
+
+def examples(file: str) -> list[str]:
+    """Return the Python blocks of a page, without those that it says are not run, and why."""
+    text = README if file == "README.md" else page(file)
+    return [code for not_run, code in EXAMPLE.findall(text) if not not_run]
+
+
+def runs(file: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Mark the test that runs all examples of a page."""
+    RUN.add(file)
+    return lambda test: test
 
 
 def options_in(text: str) -> set[str]:
@@ -241,39 +263,79 @@ def test_the_columns_of_tables_are_documented() -> None:
         assert [c for c in columns if c not in named] == []
 
 
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as MyST and GitHub make them."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,3} (.+)$", text, flags=re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        number = 1
+        while (one := slug if number == 1 else f"{slug}-{number - 1}") in found:
+            number += 1
+        found.add(one)
+    return found
+
+
+def broken_links(file: Path, text: str) -> list[str]:
+    """Return the links of a page that lead to no file, or to no heading of it."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    broken = []
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+        there = file.parent / path if path else file
+        if not there.exists() or (anchor and anchor not in anchors(there.read_text("utf-8"))):
+            broken.append(f"{path}#{anchor}" if anchor else path)
+    return broken
+
+
 @pytest.mark.parametrize("file", PAGES, ids=lambda p: p.name)
-def test_links_to_files_hold(file: Path) -> None:
-    text = re.sub(r"```.*?```", "", file.read_text("utf-8"), flags=re.DOTALL)
-    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)(?:#[^)]*)?\)", text)
-    assert [link for link in links if not (file.parent / link).exists()] == []
+def test_links_lead_to_files_and_headings_that_exist(file: Path) -> None:
+    assert broken_links(file, file.read_text("utf-8")) == []
 
 
+def test_a_link_that_leads_nowhere_is_found() -> None:
+    links = (
+        "[](no.md) [](files.md#no) [x](#no) [](files.md) [a](files.md#logsrunjson) [](https://x.y)"
+    )
+    found = broken_links(REPOSITORY / "docs" / "index.md", links)
+    assert found == ["no.md", "files.md#no", "#no"]
+
+
+def test_every_example_is_run_or_says_why_not() -> None:
+    written = {file.name for file in PAGES if "```python" in file.read_text("utf-8")}
+    assert {name for name in written if examples(name)} == RUN
+    import test_analysis
+
+    assert examples("analysis.md") == test_analysis.EXAMPLES
+
+
+@runs("README.md")
 @pytest.mark.slow
 def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nidl_dcl.demo import write_demo_dataset
 
     monkeypatch.chdir(tmp_path)
     write_demo_dataset(tmp_path / "my_dataset", n_participants=16, seed=0)
-    example = section(README, "## Ten lines of Python").split("```")[1].removeprefix("python")
+    (example,) = examples("README.md")
     assert "max_epochs=60" in example
     exec(example.replace("max_epochs=60", "max_epochs=1, lr_scheduler=None"), {})
     assert nidl_dcl.load_model("my_model").fitted
 
 
-def test_the_short_example_of_the_quick_start_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = section(page("quickstart.md"), "## DCL without BIDS")
-    names: dict[str, object] = {}
-    exec(text.split("```")[1].removeprefix("python"), names)
+@runs("quickstart.md")
+def test_the_short_example_of_the_quick_start_runs() -> None:
+    (example,) = examples("quickstart.md")
+    names: dict[str, Any] = {}
+    exec(example, names)
     assert names["features"].shape == (64, 4)
 
 
+@runs("estimator.md")
 @pytest.mark.filterwarnings("ignore:.*many workers.*", "ignore:.*loader shuffles.*")
 def test_the_examples_of_the_estimators_page_run() -> None:
     names: dict[str, Any] = {}
-    examples = re.findall(r"```python\n(.*?)```", page("estimator.md"), flags=re.DOTALL)
-    for example in examples:
+    for example in examples("estimator.md"):
         exec(example, names)
-    assert len(examples) == 9
+    assert len(examples("estimator.md")) == 9
     assert names["features"].shape == (40, 8)
     assert list(names["who"]) == names["names"]
     assert float(names["collapsed"]) == pytest.approx(math.log(30), abs=1e-4)
@@ -327,6 +389,136 @@ def test_the_identities_of_the_page_of_the_loss_hold() -> None:
     assert q.min() < 0.9  # the two differ here
     weights = nidl_dcl.DCLWLoss(0.5).pos_weight_fn(z1, z2)
     close(weights.mean(), torch.ones_like(weights.mean()))
+
+
+@runs("your_encoder.md")
+def test_the_encoder_of_the_page_is_trained_kept_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    encoder, training = examples("your_encoder.md")
+    (tmp_path / "my_encoders.py").write_text(encoder)
+    names: dict[str, Any] = {}
+    exec(training, names)
+    assert np.array_equal(names["again"].transform(names["volumes"]), names["embeddings"])
+    with pytest.raises(errors.UsageError, match="--trust my_encoders"):
+        nidl_dcl.load_model("small_net")
+
+
+@pytest.mark.slow
+def test_the_commands_with_the_encoder_of_the_page_run(
+    make_heads: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_heads("MY_DATASET", 8)
+    (tmp_path / "my_encoders.py").write_text(examples("your_encoder.md")[0])
+    commands = re.findall(r"^PYTHONPATH=\. nidl-dcl (.*)$", page("your_encoder.md"), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        words = command.split() + (["--max-epochs", "1"] if "study" in command else [])
+        subprocess.run(
+            [sys.executable, "-m", "nidl_dcl", *words],
+            check=True,
+            timeout=300,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([".", str(REPOSITORY)])},
+        )
+    assert (tmp_path / "MY_OUTPUT" / "desc-dclSex_metrics.json").exists()
+
+
+class Killer(Callback):
+    """Ends a training in its third epoch."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 2:
+            raise RuntimeError("killed")
+
+
+@runs("resume_and_share.md")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
+def test_a_training_goes_on_and_a_model_is_trained_further_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    training, further = examples("resume_and_share.md")
+    whole: dict[str, Any] = {}
+    exec(training, whole)
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+    shutil.rmtree("checkpoints")
+    with pytest.raises(RuntimeError, match="killed"):
+        exec(training.replace("[keep]", "[keep, Killer()]"), {"Killer": Killer})
+    resumed: dict[str, Any] = {}
+    exec(training, resumed)
+    assert resumed["model"].transform(whole["x"]).equal(whole["model"].transform(whole["x"]))
+
+    still = further.replace("max_epochs=2", "max_epochs=2, learning_rate=0.0, weight_decay=0.0")
+    exec(further, whole)
+    exec(still, resumed)
+    assert resumed["again"].transform(whole["x"]).equal(whole["model"].transform(whole["x"]))
+    assert not whole["again"].transform(whole["x"]).equal(whole["model"].transform(whole["x"]))
+
+
+# From nidl -------------------------------------------------------------------------------------
+
+
+def script_for(package: str) -> str:
+    """Return the script of from_nidl.md with the imports of nidl or of nidl_dcl."""
+    imports = page("from_nidl.md").split("<!-- imports -->")[1].split("<!--")[0]
+    sign = {"nidl": "-", "nidl_dcl": "+"}[package]
+    lines = [line[1:] for line in imports.splitlines() if line.startswith(sign)]
+    assert all(f"from {package}" in line for line in lines)
+    return "\n".join([*lines, examples("from_nidl.md")[0]])
+
+
+def check_script(names: dict[str, Any]) -> None:
+    """Hold what the script leaves against what its page says."""
+    assert names["features"].shape == (48, 32)
+    assert names["known"].shape == (64, 32)
+    assert torch.equal(names["radius"], names["seen"].dataset.radius)
+    truth = names["Spheres"](48, 2).radius
+    assert np.corrcoef(names["predicted"], truth)[0, 1] > 0.8
+    assert 0 < float(names["loss"]) < math.log(2 * 16 - 2)
+    assert sorted(n for n in names["model"].state_dict() if n.startswith("projection_head")) == [
+        f"projection_head.layers.{i}.{kind}" for i in (0, 2) for kind in ("bias", "weight")
+    ]
+
+
+@runs("from_nidl.md")
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_script_written_for_nidl_runs_after_changing_the_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(script_for("nidl_dcl"), names)
+    check_script(names)
+    assert list(tmp_path.iterdir()) == []
+    exec(examples("from_nidl.md")[1], names)
+    loader = names["DataLoader"](names["Spheres"](48, 2), batch_size=16)
+    assert torch.equal(names["again"].transform(loader), names["features"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_script_runs_with_nidl_and_its_weights_give_the_same_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nidl.estimators.ssl")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(script_for("nidl"), names)
+    check_script(names)
+    exec(examples("from_nidl.md")[1], {**names, "DCL": nidl_dcl.DCL}, after := {})
+    loader = names["DataLoader"](names["Spheres"](48, 2), batch_size=16)
+    assert torch.equal(after["again"].transform(loader), names["features"])
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\| `nidl\..*", page("from_nidl.md"), re.MULTILINE))
+def test_what_stands_beside_a_name_of_nidl_exists(line: str) -> None:
+    ours = line.split(" | ")[1]
+    for name in re.findall(r"`((?:nidl_dcl\.)[\w.]+)`", ours):
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), last) or importlib.import_module(name)
 
 
 # Views ----------------------------------------------------------------------------------------
@@ -409,12 +601,20 @@ def test_the_pictures_of_views_show_what_is_drawn_now(make_images: Any) -> None:
         assert np.abs(now - there).mean() < 1, f"{name}: run python docs/make_images.py"
 
 
-def test_the_example_of_views_of_your_own_runs() -> None:
+@runs("your_views.md")
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_the_examples_of_views_of_your_own_run() -> None:
     names: dict[str, Any] = {}
-    exec(page("views.md").split("```python")[1].split("```")[0], names)
+    code = examples("your_views.md")
+    exec(code[0], names)
     again = draw_view(names["views"], names["volume"], 0, 3, "sub-01", 2)
     assert torch.equal(names["second"], again)
     assert not torch.equal(names["first"], names["second"])
+    for example in code[1:]:
+        exec(example, names)
+    assert torch.equal(names["first"], draw_view(names["mine"], names["volume"], 0, 0, "sub-01", 1))
+    assert names["model"].fitted
+    assert [len(names["two"]), len(names["different"])] == [2, 2]
 
 
 # Use your own BIDS dataset ----------------------------------------------------------------------
@@ -627,3 +827,237 @@ def test_the_commits_shown_in_contributing_touch_the_files_of_their_row() -> Non
             assert set(touched) & set(CODE_PATH.findall(row)), f"{commit}: {row}"
         shown += len(hashes)
     assert shown >= 12
+
+
+# Files, columns and keys ------------------------------------------------------------------------
+
+FILES = page("files.md").replace("`…", "`desc-<model><Target>_occlusion")
+CODE = re.compile(r"`([^`\n]+)`")
+PLACES = ("", "figures/", "models/desc-<model>/")
+WORDS = {
+    "<model>": "[a-z]+",
+    "<Target>": "[A-Z][A-Za-z]*",
+    "<UTC time>": r"\d{8}T\d{6}Z",
+    "<command>": "[a-z]+",
+    "<n>": r"\d+",
+    "…": ".*",
+}
+
+
+def matches(name: str, path: str) -> bool:
+    """Whether a documented name, such as `desc-<model>_loss.tsv`, is that of a file."""
+    parts = re.split(f"({'|'.join(WORDS)})", name)
+    return (
+        re.fullmatch("".join(WORDS.get(part) or re.escape(part) for part in parts), path)
+        is not None
+    )
+
+
+def is_documented(path: str) -> bool:
+    """Whether files.md names a file of an output folder."""
+    names = {place + name for name in CODE.findall(FILES) for place in PLACES}
+    return any(
+        matches(name, path) for name in names if re.search(r"[\w>…]\.\w|^\.\w+$|^CHANGES$", name)
+    )
+
+
+def words_about(path: str) -> set[str]:
+    """Return what files.md names as code where it tells of a file."""
+    parts = re.split(r"^(?=##+ )", FILES, flags=re.MULTILINE)
+    told = ""
+    for part in parts:
+        heading = CODE.findall(part.split("\n", 1)[0]) or [""]
+        stem = heading[0] if "." in heading[0] else f"{heading[0]}….…"
+        if any(matches(place + stem, path) for place in PLACES) or path.startswith(
+            heading[0].replace("<model>", "dcl") if heading[0].endswith("/") else "/"
+        ):
+            told += part
+    told += "".join(
+        line
+        for line in FILES.splitlines(keepends=True)
+        if any(matches(place + n, path) for n in CODE.findall(line) for place in PLACES)
+    )
+    named = set(CODE.findall(told))
+    for other in re.findall(r"[Tt]he columns of `([^`]+)`", told):
+        if not matches(other, path):
+            named |= words_about(other.replace("<model>", "dcl").replace("<Target>", "Age"))
+    return named | {name.partition(".")[0] for name in named}
+
+
+@pytest.fixture(scope="module")
+def outputs(
+    tmp_path_factory: pytest.TempPathFactory, heads_writer: Callable[..., Path]
+) -> dict[str, Path]:
+    """Return output folders that hold, together, everything that a study writes."""
+    folder = tmp_path_factory.mktemp("written")
+    bids = heads_writer(folder / "MY_DATASET", 34)
+    head, *rows = (bids / "participants.tsv").read_text().splitlines()
+    sites = [f"{row}\t{'NS'[i % 2]}" for i, row in enumerate(rows)]
+    (bids / "participants.tsv").write_text("\n".join([f"{head}\tsite", *sites]) + "\n")
+    heads_writer(folder / "OTHER_DATASET", 6, first=50)
+    short = ["--spacing", "8", "--max-epochs", "2", "--batch-size", "8"]
+    more = ["--holdout", "0.2", "--occlusion", "--parquet"]
+    other = ["--model", "MY_OUTPUT/models/desc-dcl", "--readout", "MY_OUTPUT"]
+    share = ["--share", "--share-key", "key", "--work-dir", "PRIVATE"]
+    for words in (
+        ["MY_DATASET", "MY_OUTPUT", "--target", "age", "sex", *short, *more],
+        ["OTHER_DATASET", "OTHER_OUTPUT", "--target", "age", *other],
+        ["OTHER_DATASET", "SHARED", "--target", "age", *short, *share],
+    ):
+        command = [sys.executable, "-m", "nidl_dcl", "study", *words]
+        subprocess.run(command, check=True, timeout=600, cwd=folder)
+    (private,) = (folder / "PRIVATE").glob("study-*")
+    return {n: folder / n for n in ("MY_OUTPUT", "OTHER_OUTPUT", "SHARED")} | {"PRIVATE": private}
+
+
+def written(outputs: dict[str, Path]) -> list[tuple[str, Path]]:
+    """Return path in its output, and path, of each file, those of the work folder left out."""
+    found = [
+        (path.relative_to(folder).as_posix(), path)
+        for folder in outputs.values()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] != ".work"
+    ]
+    assert len(found) > 200
+    return found
+
+
+@pytest.mark.slow
+def test_every_file_that_is_written_is_documented(outputs: dict[str, Path]) -> None:
+    paths = {path for path, _ in written(outputs)}
+    assert sorted(path for path in paths if not is_documented(path)) == []
+    assert not is_documented("figures/other.tsv")
+    assert not is_documented("logs/other.json")
+
+
+@pytest.mark.slow
+def test_no_file_is_documented_that_is_not_written(outputs: dict[str, Path]) -> None:
+    paths = {path for path, _ in written(outputs)}
+    rows = re.findall(r"^\| (`[^|]*) \|", FILES, flags=re.MULTILINE)
+    names = {n for row in rows for n in CODE.findall(row) if re.search(r"\.[a-z]+(\.gz)?$", n)}
+    names = {n for n in names if n.endswith((".tsv", ".json", ".npy", ".csv", ".md", ".html"))}
+    unseen = {n for n in names if not any(matches(pl + n, p) for pl in PLACES for p in paths)}
+    assert unseen == set()
+
+
+@pytest.mark.slow
+def test_every_column_that_is_written_is_documented(outputs: dict[str, Path]) -> None:
+    unknown = set()
+    for path, file in written(outputs):
+        if file.suffix in (".tsv", ".csv"):
+            header = file.read_text("utf-8").split("\n", 1)[0]
+            columns = header.split("\t" if file.suffix == ".tsv" else ",")
+            named = words_about(path)
+            named |= {"age", "sex", "site"} if "embedding_2d" in path else set()
+            named |= {"F", "M"} if "confusion" in path else set()
+            for column in columns:
+                name = re.sub("^probability_.*", "probability_<class>", column)
+                if name not in named and name.removesuffix("_z") not in named:
+                    unknown.add((path, column))
+    assert sorted(unknown) == []
+
+
+@pytest.mark.slow
+def test_every_key_that_is_written_is_documented(outputs: dict[str, Path]) -> None:
+    unknown = set()
+    for path, file in written(outputs):
+        if file.suffix == ".json" and path != "dataset_description.json":  # BIDS says what is in it
+            named = words_about(path) | words_about(path.removesuffix(".json") + ".tsv")
+            for key in json.loads(file.read_text("utf-8")):
+                name = re.sub("^probability_.*", "probability_<class>", key)
+                if name not in named:
+                    unknown.add((path, key))
+    assert sorted(unknown) == []
+
+
+@runs("files.md")
+@pytest.mark.slow
+def test_the_example_of_the_files_page_runs(
+    outputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(outputs["MY_OUTPUT"].parent)
+    (example,) = examples("files.md")
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert len(names["table"]) == len(names["embeddings"]) > 16
+    assert list(names["table"]["row"]) == list(range(len(names["table"])))
+
+
+# Options and Python names -----------------------------------------------------------------------
+
+
+def defaults() -> dict[str, Any]:
+    """Return the default of each option."""
+    found: dict[str, Any] = {}
+    for group in (DataOptions, TrainingOptions, PredictionOptions, RunOptions):
+        for option in fields(group):
+            made = option.default_factory
+            value = option.default if made is MISSING else made()
+            found["--" + option.name.replace("_", "-")] = value
+    return found
+
+
+def option_rows() -> list[tuple[list[str], str]]:
+    """Return the options and the meaning in each row of the tables of command_line.md."""
+    rows = re.findall(r"^\| (`-.*?) \| (.*) \|$", page("command_line.md"), flags=re.MULTILINE)
+    return [(OPTION.findall(names), meaning) for names, meaning in rows]
+
+
+def test_each_option_of_the_help_has_a_row_and_the_other_way_round(help_of: dict[str, str]) -> None:
+    named = [name for names, _ in option_rows() for name in names]
+    assert [name for name in set(named) if named.count(name) > 1] == ["--max-epochs"]  # of the demo
+    assert set(named) - {"--version", "--help"} == options_in(" ".join(help_of.values()))
+
+
+def as_written(value: Any) -> str:
+    """Return a default as the page writes it."""
+    value = value[0] if isinstance(value, list) else value
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def test_the_defaults_are_stated_and_are_the_defaults() -> None:
+    stated: dict[str, list[str]] = {}
+    for names, meaning in option_rows():
+        said = re.search(r"\. Default: ((?:`[^`]+`(?:, )?)+)$", meaning)
+        values = CODE.findall(said[1]) if said else []
+        assert len(values) in (0, len(names))
+        for name, value in zip(names, values, strict=False):
+            stated.setdefault(name, []).append(value)
+    real = {
+        name: [as_written(value)]
+        for name, value in defaults().items()
+        if value not in (None, []) and value is not False
+    }
+    of_the_demo = signature(cli.demo).parameters
+    real["--max-epochs"].append(as_written(of_the_demo["max_epochs"].default))
+    real["--n-participants"] = [as_written(of_the_demo["n_participants"].default)]
+    assert stated == real
+
+
+def test_names_that_pages_import_from_submodules_are_in_the_reference() -> None:
+    api = page("api.md")
+    wanted = set()
+    for file in ("README.md", *(p.name for p in (REPOSITORY / "docs").glob("*.md"))):
+        for code in examples(file):
+            for module, names in re.findall(
+                r"^from (nidl_dcl\.\w+) import (.+)$", code, re.MULTILINE
+            ):
+                wanted |= {f"{module}.{name.strip()}" for name in names.split(",")}
+    assert wanted
+    missing = [
+        name
+        for name in sorted(wanted)
+        if not re.search(rf":: {re.escape(name)}$", api, flags=re.MULTILINE)
+        and not re.search(rf"automodule:: {name.rpartition('.')[0]}\n   :members:", api)
+    ]
+    assert missing == []
+
+
+def test_what_the_reference_names_exists() -> None:
+    names = re.findall(
+        r"^\.\. auto(?:class|function|data):: ([\w.]+)$", page("api.md"), re.MULTILINE
+    )
+    assert len(names) > 20
+    for name in names:
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module or "nidl_dcl"), last), name
