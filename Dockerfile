@@ -24,8 +24,9 @@ RUN pip install --no-cache-dir --constraint /constraints.txt "$(echo /wheels/*.w
     && useradd --create-home --uid 1000 nidl \
     && chmod 1777 /home/nidl
 
-# Writable for whoever the container is run as (docker run --user).
-ENV HOME=/home/nidl
+# For whoever the container is run as (docker run --user): a home to write to, and a name, which MONAI
+# asks for and which a user number alone has not.
+ENV HOME=/home/nidl USER=nidl
 WORKDIR /home/nidl
 USER 1000
 ENTRYPOINT ["nidl-dcl"]

@@ -192,6 +192,8 @@ def test_participants_in_turn_and_then_the_group_end_like_a_study(
     done = run(heads_made, app, "group", *target, *model)
     assert done.status == 0, done.err
     assert "13 images of 10 participants, 11 computed now" in done.err
+    for name in ("README.md", "model.json"):
+        assert (app / "models/desc-dcl" / name).read_bytes() == (model[1] / name).read_bytes()
     for file in ("embeddings.npy", "embeddings.tsv", "Age_predictions.tsv"):
         (name,) = (p.name for p in whole.glob(f"desc-dcl*{file}"))
         assert (app / name).read_bytes() == (whole / name).read_bytes()

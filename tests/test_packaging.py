@@ -187,5 +187,5 @@ def test_the_image_runs_the_command_without_rights_from_a_home_that_can_be_writt
     lines = DOCKERFILE.splitlines()
     assert lines[-1] == 'ENTRYPOINT ["nidl-dcl"]'
     assert [line for line in lines if line.startswith("USER")] == ["USER 1000"]
-    assert "ENV HOME=/home/nidl" in lines
+    assert "ENV HOME=/home/nidl USER=nidl" in lines
     assert "chmod 1777 /home/nidl" in DOCKERFILE
