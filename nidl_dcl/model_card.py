@@ -64,7 +64,7 @@ def model_card(description: Mapping[str, Any]) -> str:
         kind=encoder["class"].rpartition(":")[2],
         package=encoder["class"].partition(":")[0].partition(".")[0],
         description=description,
-        version=description.get("versions", {}).get("nidl_dcl"),
+        version=(description.get("versions") or {}).get("nidl_dcl"),
         settings={**known, **description["arguments"]},
         weighted=description["arguments"].get("weighting_sigma") is not None,
         contract=contract,
