@@ -8,7 +8,7 @@ PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test soak check docs bench bench-peers clean FORCE
+.PHONY: help demo test soak check docs dist bench bench-peers clean FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -22,15 +22,19 @@ test: $(READY)  ## Run all tests, as many files at a time as there are cores
 soak: $(READY)  ## Kill studies at random moments and compare how they end (minutes); KILLS=36 SEED=0
 	$(BIN)/python tests/soak.py $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
-check: $(READY)  ## Lint, formatting, types, layers and documentation
+check: $(READY)  ## Lint, formatting, types, layers, Dockerfile and documentation
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
 
 docs: $(READY)  ## Build the documentation in docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
+
+dist: $(READY)  ## Build a source archive and a wheel in dist/
+	$(BIN)/python -m build --no-isolation
 
 bench: $(READY)  ## Run every benchmark, write benchmarks/RESULTS.md; with peers, if they are there
 	$(if $(wildcard $(PEERS)/bin/python),$(PEERS)/bin/python,$(BIN)/python) benchmarks/run.py $(NAMES)

@@ -42,9 +42,12 @@ _Training = Annotated[TrainingOptions, Parameter(name="*", group="Training")]
 _Prediction = Annotated[PredictionOptions, Parameter(name="*", group="Prediction")]
 _Run = Annotated[RunOptions, Parameter(name="*", group="Run")]
 
+_LEVELS = {"participant": "embed", "group": "study"}
+"""The analysis levels of a BIDS App, and the commands that do them."""
+
 app = App(
     name="nidl-dcl",
-    help="From a BIDS dataset of 3D brain MRI to embeddings, predictions and a report.",
+    help="From a BIDS dataset of 3D brain MRI to embeddings, predictions and a report. As a BIDS App: nidl-dcl BIDS_DIR OUTPUT_DIR participant|group, which are embed and study.",
     version=nidl_dcl.__version__,
     version_flags=["--version"],
     default_parameter=Parameter(consume_multiple=True, negative=()),
@@ -352,7 +355,8 @@ def _launch(
         app.config = (Yaml(config, use_commands_as_keys=False, search_parents=False),)
     else:
         app.config = ()
-    command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    words = _command_first(tokens)
+    command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     if print_config:
         bound.apply_defaults()
         sys.stdout.write(_as_yaml(bound.arguments))
@@ -391,6 +395,27 @@ def main(argv: list[str] | None = None) -> NoReturn:
     finally:
         sys.unraisablehook = unraisable
     sys.exit(0)
+
+
+def _command_first(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the words of a command; the form of a BIDS App becomes that of its command.
+
+    Raises
+    ------
+    UsageError
+        When a dataset comes first, and no analysis level third.
+    """
+    if not words or words[0] in app or words[0].startswith("-"):
+        return words
+    level = words[2] if len(words) > 2 else ""
+    if level in _LEVELS:
+        return (_LEVELS[level], *words[:2], *words[3:])
+    if Path(words[0]).is_dir():
+        raise UsageError(
+            f"{words[0]} is a folder, no command. As a BIDS App, nidl-dcl takes BIDS_DIR, OUTPUT_DIR "
+            f"and the analysis level, participant or group, before any option; the level is {level!r}."
+        )
+    return words
 
 
 def _output(bids_dir: Path, output_dir: Path, run: RunOptions, *options: Any) -> Any:

@@ -255,8 +255,9 @@ def _keep_model(output: Output, run: RunOptions, source: Path) -> None:
     own = output.path / "models" / f"desc-{run.model_name}"
     if own != source and not (own / "model.json").is_file():
         own.mkdir(parents=True, exist_ok=True)
-        for name in ("weights.safetensors", "model.json"):
-            write_bytes(own / name, (source / name).read_bytes())
+        for name in ("weights.safetensors", "README.md", "model.json"):
+            if name != "README.md" or (source / name).is_file():
+                write_bytes(own / name, (source / name).read_bytes())
 
 
 def merge_parts(output: Output, run: RunOptions, source: Path, digest: str) -> None:

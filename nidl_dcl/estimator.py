@@ -14,6 +14,7 @@ import os
 import random
 import re
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -82,7 +83,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     ----------
     **kwargs : dict
         Every option of ``lightning.Trainer`` (``max_epochs``, ``callbacks``, ``devices``, …;
-        ``logger`` and ``enable_checkpointing`` are off by default), and
+        ``logger`` and ``enable_checkpointing`` are off by default, and ``accelerator="auto"`` is
+        the CPU on macOS), and
 
         random_state : int, RandomState or None, default=None
             Seed of weights, order and views; None draws a new one at each fit.
@@ -352,6 +354,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         callbacks = options.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
         options["callbacks"] = callbacks
+        if sys.platform == "darwin" and options.get("accelerator", "auto") == "auto":
+            options["accelerator"] = "cpu"  # Apple's GPU, not tried yet, has to be asked for
         if any(isinstance(callback, Checkpoint) for callback in callbacks):
             options["enable_checkpointing"] = self._arguments.get("enable_checkpointing", True)
         return options

@@ -2,6 +2,7 @@
 
 `weights.safetensors` holds the state; `model.json` everything else: the arguments, classes by
 import path, the input contract, what pretraining saw, versions, and the checksum of the weights.
+`README.md` says it to people (`model_card`) and is never read.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from torch.optim import Optimizer
 
 from nidl_dcl.errors import UsageError
 from nidl_dcl.json_files import read_json
+from nidl_dcl.model_card import model_card
 from nidl_dcl.volumes import Preparation
-from nidl_dcl.writing import write_bytes, write_json
+from nidl_dcl.writing import write_bytes, write_json, write_text
 
 __all__ = [
     "FORMAT",
@@ -106,7 +108,8 @@ def save_model(
         "versions": versions(),
         "sha256": {"weights.safetensors": digest},
     }
-    write_json(folder / "model.json", description)
+    write_text(folder / "README.md", model_card(description))
+    write_json(folder / "model.json", description)  # last: with it, the folder is a model
     return folder
 
 

@@ -136,7 +136,7 @@ class TrainingOptions:
     """Highest learning rate, reached after a tenth of the steps."""
 
     accelerator: str = "auto"
-    """Lightning's accelerator: auto, cpu, gpu, mps."""
+    """Lightning's accelerator: auto (on macOS the CPU), cpu, gpu, mps."""
 
     devices: str = "auto"
     """Lightning's devices: a number, or auto."""

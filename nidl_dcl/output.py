@@ -23,6 +23,7 @@ from nidl_dcl.errors import OutputInUseError, UsageError
 from nidl_dcl.failures import describe, exit_status
 from nidl_dcl.json_files import read_json
 from nidl_dcl.lock import Lock, held
+from nidl_dcl.model_card import METHOD
 from nidl_dcl.model_folder import versions
 from nidl_dcl.run_log import Logged, RunLog
 from nidl_dcl.sharing import ABOUT, Sharing, is_shared
@@ -33,8 +34,7 @@ __all__ = ["CITATION", "PATIENCE", "Output", "check_places"]
 CITATION = """\
 # How to cite
 
-- The method: Yeh, C.-H., Hong, C.-Y., Hsu, Y.-C., Liu, T.-L., Chen, Y., LeCun, Y. (2022).
-  Decoupled Contrastive Learning. ECCV 2022.
+- The method: {method}.
 - The augmentations and networks: MONAI (Cardoso et al., 2022, arXiv:2211.02701).
 - The dataset index: PyBIDS (Yarkoni et al., 2019, doi:10.21105/joss.01294) and BIDS (Gorgolewski
   et al., 2016, doi:10.1038/sdata.2016.44).
@@ -91,7 +91,7 @@ _IGNORED = (
     "**/.*",
 )
 
-_COMMANDS = ("pretrain", "embed", "predict", "report", "study", "demo")
+_COMMANDS = ("pretrain", "embed", "predict", "report", "study", "demo", "participant", "group")
 
 _REMEMBERED = 50
 """Earlier commands that ``logs/run.json`` tells of."""
@@ -460,7 +460,7 @@ class Output:
             "README.md": _README.format(source=name) + more,
             "CHANGES": f"{__version__} {_now()[:10]}\n - Written by nidl_dcl {__version__}.\n",
             ".bidsignore": "\n".join(_IGNORED) + "\n",
-            "logs/CITATION.md": CITATION.format(version=__version__),
+            "logs/CITATION.md": CITATION.format(version=__version__, method=METHOD),
         }
         for file, content in files.items():
             target = folder / file

@@ -26,6 +26,7 @@ from nidl_dcl.cohort import cohort_columns
 from nidl_dcl.disclosure import LEAST, hide_few, is_of_many, largest_share, n_changed
 from nidl_dcl.errors import NidlDclError, OutputInUseError, UsageError
 from nidl_dcl.json_files import read_json
+from nidl_dcl.model_card import model_card
 from nidl_dcl.pseudonyms import Pseudonyms, default_key, read_key
 from nidl_dcl.writing import (
     escape_control,
@@ -436,6 +437,20 @@ def _not_asked_for(columns: Collection[str]) -> list[str]:
 
 
 def _model(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
+    return _written(_described(file), names)
+
+
+def _card(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
+    """Return the card of the model as it is given away, whatever the private one says."""
+    known = file.with_name("model.json")
+    if not known.is_file():
+        return None  # a run was killed between the two
+    description = _replaced(_described(known), names)
+    return model_card(description).encode("utf-8", "backslashreplace")
+
+
+def _described(file: Path) -> dict[str, Any]:
+    """Return what a `model.json` says without ids and paths."""
     content = _json(file)
     content["exposure"] = _without_ids(content.get("exposure") or {})
     content["provenance"] = {"config": (content.get("provenance") or {}).get("config", {})}
@@ -444,7 +459,7 @@ def _model(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
         for name, value in content["arguments"].items()
         if not (isinstance(value, str) and ("/" in value or "\\" in value))
     }
-    return _written(content, names)
+    return content
 
 
 def _without_ids(exposure: Mapping[str, Any]) -> dict[str, Any]:
@@ -567,6 +582,7 @@ _RULES: dict[str, Rule] = {
     r"descriptions\.json": _facts,
     rf"{_IN_MODEL}weights\.safetensors": _same,
     rf"{_IN_MODEL}model\.json": _model,
+    rf"{_IN_MODEL}README\.md": _card,
     rf"{_IN_MODEL}desc-[A-Za-z0-9]+_readout\.json": _readout,
     r"logs/inputs\.tsv": _inputs,
     r"logs/quality\.tsv": _images,

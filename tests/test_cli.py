@@ -75,6 +75,13 @@ def test_the_version_is_printed(run: Any) -> None:
         (["index", "NONE"], "NONE"),
         (["frobnicate", "BIDS"], "frobnicate"),
         (["study", "BIDS", "OUT", "--target", "age", "--random-seed", "-1"], "random-seed"),
+        (["BIDS", "OUT"], "participant or group"),
+        (["BIDS", "OUT", "subject"], "'subject'"),
+        (["BIDS", "OUT", "--participant-label", "01", "participant"], "before any option"),
+        (["NONE", "OUT", "participant"], "NONE"),
+        (["BIDS", "OUT", "participant"], "pretrain"),
+        (["BIDS", "OUT", "participant", "--participant-label", "77", "--model", "NONE"], "NONE"),
+        (["BIDS", "OUT", "group"], "--target"),
     ],
     ids=lambda value: " ".join(value[1:])[-44:] if isinstance(value, list) else "",
 )
@@ -150,6 +157,47 @@ def test_the_printed_configuration_is_one_that_config_takes(
     assert again.out == printed
     won = run("study", "--config", file, "--max-epochs", "7", "--print-config")
     assert yaml.safe_load(won.out) == {**values, "max_epochs": 7}
+
+
+@pytest.mark.parametrize(
+    ("level", "command", "options"),
+    [
+        ("participant", "embed", ("--participant_label", "sub-01", "02", "--model", "m")),
+        ("group", "study", ("--target", "age", "--max-epochs", "3")),
+    ],
+)
+def test_an_analysis_level_of_a_bids_app_is_a_command(
+    level: str, command: str, options: tuple[str, ...], run: Any, tmp_path: Path
+) -> None:
+    own = run(command, "bids", "out", *options, "--print-config")
+    assert own.status == 0
+    assert run("bids", "out", level, *options, "--print-config").out == own.out
+    assert run("--print-config", "-v", "bids", "out", level, *options).out == own.out
+
+
+@pytest.mark.slow
+def test_participants_in_turn_and_then_the_group_end_like_a_study(
+    run: Any, heads_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, app = tmp_path / "whole", tmp_path / "app"
+    target = ("--target", "age")
+    assert run("study", heads_made, whole, *target, *SMALL).status == 0
+    model = ("--model", whole / "models" / "desc-dcl")
+    for who in ("01", "02"):
+        done = run(heads_made, app, "participant", "--participant-label", who, *model)
+        assert done.status == 0, done.err
+    rows = (app / "desc-dcl_embeddings.tsv").read_text().splitlines()[1:]
+    assert [row[:6] for row in rows] == ["sub-01", "sub-02"]
+    monkeypatch.setattr(sys, "argv", ["nidl-dcl", str(heads_made), str(app), "group", *target])
+    done = run(heads_made, app, "group", *target, *model)
+    assert done.status == 0, done.err
+    assert "13 images of 10 participants, 11 computed now" in done.err
+    for name in ("README.md", "model.json"):
+        assert (app / "models/desc-dcl" / name).read_bytes() == (model[1] / name).read_bytes()
+    for file in ("embeddings.npy", "embeddings.tsv", "Age_predictions.tsv"):
+        (name,) = (p.name for p in whole.glob(f"desc-dcl*{file}"))
+        assert (app / name).read_bytes() == (whole / name).read_bytes()
+    assert len(list((app / "logs").glob("*_group.log"))) == 1
 
 
 def test_a_configuration_with_an_unknown_option_is_refused(

@@ -267,6 +267,17 @@ def test_lazy_modules_take_their_shape_from_the_first_batch(rows):
     assert model.fit(pairs(rows)).encoder.weight.shape == (10, 25)
 
 
+@pytest.mark.parametrize(
+    ("system", "asked", "used"),
+    [("darwin", {}, "cpu"), ("darwin", {"accelerator": "mps"}, "mps"), ("linux", {}, None)],
+)
+def test_apples_gpu_has_to_be_asked_for(system, asked, used, monkeypatch):
+    model = DCL(nn.Linear(6, 5), proj_input_dim=5, **asked)
+    monkeypatch.setattr(sys, "platform", system)
+    assert model._trainer_options().get("accelerator") == used
+    assert model.get_params().get("accelerator") == asked.get("accelerator")
+
+
 # -- randomness -------------------------------------------------------------------------------
 
 

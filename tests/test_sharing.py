@@ -453,6 +453,8 @@ def test_hashes_of_ids_are_not_in_the_model_and_those_of_images_are(home: Path) 
         assert ("participants" in model["exposure"]) is kept
         assert model["exposure"]["images"]
         assert bool(readout["members"]["participants"]) is kept
+        card = (folder / "models/desc-dcl/README.md").read_text()
+        assert ("the participants' ids" in card) is kept
         assert readout["members"]["images"]
 
 
