@@ -48,6 +48,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "min_reported_time": 1,
     "write_computation_times": False,
+    "ignore_repr_types": r"matplotlib|list",  # what drawing returns
     "copyfile_regex": "",
     "image_scrapers": ("matplotlib", "report_frame.report_scraper"),
 }
@@ -59,6 +60,8 @@ draw_architecture.main(Path(__file__).parent / "generated")
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["tutorials.css"]
 html_title = f"nidl_dcl {version}"
 html_show_sphinx = False
 smartquotes = False  # quotes in the docstrings are code

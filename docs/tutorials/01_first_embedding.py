@@ -37,7 +37,7 @@ data.images[["participant_id", "session_id", "age", "sex", "site"]].head()
 # ``setup`` found the images by their names, opened each one, and joined the tables. What became of
 # every file stands in ``data.inputs``, one row for each. Here all are fine.
 
-data.inputs["status"].value_counts()
+print(data.inputs["status"].value_counts().to_dict())
 
 # %%
 # Look at the views
@@ -55,8 +55,9 @@ volumes = [batch[0] for batch in data.predict_dataloader()]  # each (1, 40, 48, 
 two_views = TwoViews()
 
 rows = {"sub-001": 0, "sub-003": 2}
-figure, panels = plt.subplots(2, 3, figsize=(7.2, 5.8), layout="constrained", facecolor="black")
-figure.suptitle("Axial slices of two participants: the volume and two views of it", color="white")
+figure, panels = plt.subplots(2, 3, figsize=(7.2, 5.8), layout="constrained")
+figure.set_facecolor("black")
+figure.suptitle("Axial slices: the prepared volume and two views of it", color="white")
 for line, (who, row) in zip(panels, rows.items(), strict=True):
     volume = volumes[row]
     first, second = two_views(volume, key=(0, 0, who))  # seed, epoch, participant
@@ -85,8 +86,7 @@ model = DCL(
     random_state=0,
     enable_progress_bar=False,
     enable_model_summary=False,
-)
-model.fit(data)
+).fit(data)
 
 # %%
 # One row for each image
@@ -116,8 +116,8 @@ plane = PCA(2, random_state=0).fit_transform(StandardScaler().fit_transform(embe
 age = data.images["age"].astype(float)
 
 figure, panel = plt.subplots(figsize=(6, 4.4), layout="constrained")
-panel.scatter(*plane[age.isna()].T, s=60, facecolor="none", edgecolor="gray", label="age unknown")
-points = panel.scatter(*plane[age.notna()].T, c=age[age.notna()], s=60, cmap="viridis")
+points = panel.scatter(*plane[age.notna()].T, c=age[age.notna()], s=60)
+panel.scatter(*plane[age.isna()].T, s=60, c="lightgray", label="age unknown")
 figure.colorbar(points, label="age (years)")
 panel.set(title="Embeddings in two dimensions, coloured by age")
 panel.set(xlabel="first component", ylabel="second component")

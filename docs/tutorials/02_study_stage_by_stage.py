@@ -54,12 +54,12 @@ def read(name):
 import io
 
 listed = stages.index(folder / "bids", data, run, check=True)
-inputs = pd.read_csv(io.StringIO(listed), sep="\t", na_values="n/a")
+inputs = pd.read_csv(io.StringIO(listed), sep="\t", keep_default_na=False)
 inputs[["participant_id", "session_id", "status", "code", "message"]].head(4)
 
 # %%
 
-inputs["status"].value_counts()
+print(inputs["status"].value_counts().to_dict())
 
 # %%
 # Pretrain: an encoder, without labels
@@ -84,7 +84,7 @@ curve = pd.read_csv(folder / "study" / "logs" / "metrics.csv")
 
 figure, panel = plt.subplots(figsize=(6, 3.2), layout="constrained")
 panel.plot(curve["epoch"], curve["loss/train"], marker="o", label="training")
-panel.plot(curve["epoch"], curve["collapse_loss"], color="gray", linestyle="--", label="collapse")
+panel.plot(curve["epoch"], curve["collapse_loss"], "--", color="gray", label="collapse")
 panel.set(title="Loss in each epoch, and the loss of a collapsed encoder")
 panel.set(xlabel="epoch", ylabel="loss")
 panel.legend()
@@ -120,17 +120,20 @@ with output.writing():
     rows = stages.predict(output, ["age", "sex"], data, run, PredictionOptions())
 
 # %%
-# This is the table that the command prints at its end: each score with its interval, beside chance
-# and the baselines. :doc:`04_reading_the_report` reads it.
+# The command prints this at its end: each score with the ends of its 95 % interval, beside chance
+# and the baselines. :doc:`04_reading_the_report` tells what they are. ``mae`` is the mean absolute
+# error, in years: lower is better. Balanced accuracy is the mean of the shares of each sex that are
+# recognised: higher is better.
 
-print(stages.summary_table(rows))
+scores = ["score", "low", "high", "chance", "dummy", "untrained", "voxels"]
+pd.DataFrame(rows)[["target", "metric", *scores]].round(2)
 
 # %%
 # For each target there is a table of predictions, a row for each image. ``prediction`` is always by
 # models that never had an image of this participant in training.
 
-columns = ["participant_id", "session_id", "target", "prediction", "n_folds", "status", "reason"]
-read("desc-dclAge_predictions.tsv")[columns].head(4)
+columns = ["participant_id", "session_id", "target", "prediction", "n_folds", "status"]
+read("desc-dclAge_predictions.tsv")[columns].head(4).round(1)
 
 # %%
 # The scores, with all that a reviewer may ask for, are in a JSON file. Its sentences say the numbers
@@ -139,7 +142,7 @@ read("desc-dclAge_predictions.tsv")[columns].head(4)
 metrics = json.loads((folder / "study" / "desc-dclAge_metrics.json").read_text())
 print(metrics["headline"]["sentence"])
 print(metrics["exposure"]["sentence"])
-print(", ".join(metrics))
+print("Keys:", ", ".join(metrics))
 
 # %%
 # Report: one page about all of it
@@ -158,19 +161,19 @@ print(page.relative_to(folder))
 # %%
 # What is there now
 # -----------------
-# :doc:`/files` explains each of these files and its columns. The folder is a BIDS derivative.
+# The folder is a BIDS derivative. :doc:`/files` explains each file, column and key. ``figures/``
+# holds the pictures of the report and their numbers, ``.work`` what can be computed again.
 
-for file in sorted((folder / "study").rglob("*")):
-    path = file.relative_to(folder / "study")
-    if file.is_file() and path.parts[0] not in (".work", "figures") and file.suffix != ".log":
-        print(path)
+files = [file for file in (folder / "study").rglob("*.*") if file.is_file()]
+paths = [file.relative_to(folder / "study") for file in sorted(files)]
+print(*[p for p in paths if p.parts[0] not in (".work", "figures")], sep="\n")
 
 # %%
 # A second call computes nothing
 # ------------------------------
 # The same stages again look at what is there, and find that nothing is missing. ``logs/run.json``
-# tells which were skipped. In the same way a run that was killed goes on where it was, and new
-# participants or targets are added to what is there.
+# lists the stages of this run: those above did their work, the last three were skipped. In the same
+# way a run that was killed goes on where it was, and new participants or targets are added.
 
 with output.writing():
     stages.pretrain(output, data, training, run)

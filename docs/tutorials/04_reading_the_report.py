@@ -46,6 +46,7 @@ with output.writing():
     stages.study(output, options)
 
 report_page = folder / "study" / "report.html"
+# sphinx_gallery_thumbnail_number = 2
 
 # %%
 # This is the report. It is one file that loads nothing from elsewhere, so it can be sent by mail.
@@ -58,7 +59,8 @@ def read(name):
     return pd.read_csv(study / name, sep="\t", na_values="n/a")
 
 
-age, sex = (json.loads((study / f"desc-dcl{t}_metrics.json").read_text()) for t in ("Age", "Sex"))
+age = json.loads((study / "desc-dclAge_metrics.json").read_text())
+sex = json.loads((study / "desc-dclSex_metrics.json").read_text())
 
 # %%
 # Did training work?
@@ -75,9 +77,9 @@ curve = pd.read_csv(study / "logs" / "metrics.csv")
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3), layout="constrained")
 left.plot(curve["epoch"], curve["loss/train"], marker="o")
 left.plot(curve["epoch"], curve["collapse_loss"], color="gray", linestyle="--")
-left.set(title="Loss; dashed: of a collapsed encoder", xlabel="epoch", ylim=(0, None))
+left.set(title="Loss; dashed: of a collapsed encoder", xlabel="epoch")
 right.plot(curve["epoch"], curve["effective_rank"], marker="o")
-right.set(title="Effective rank of the embeddings", xlabel="epoch", ylim=(0, None))
+right.set(title="Effective rank of the embeddings", xlabel="epoch", ylim=(0, 60))
 
 # %%
 # Who was used?
@@ -86,9 +88,10 @@ right.set(title="Effective rank of the embeddings", xlabel="epoch", ylim=(0, Non
 # became of it. Then, for each target, how many participants were left out and why. A study that
 # lost a third of its people tells of those who stayed.
 
-print(read("logs/inputs.tsv")["status"].value_counts().to_string())
-print(f"age: {age['n_participants']} participants, left out: {age['n_dropped']}")
-print(f"sex: {sex['n_participants']} participants, left out: {sex['n_dropped']}")
+print("images:", read("logs/inputs.tsv")["status"].value_counts().to_dict())
+for metrics in (age, sex):
+    used, dropped = metrics["n_participants"], metrics["n_dropped"]
+    print(f"{metrics['target']}: {used} participants, left out {dropped}")
 
 # %%
 # Scans that stand out
@@ -98,7 +101,8 @@ print(f"sex: {sex['n_participants']} participants, left out: {sex['n_dropped']}"
 # deviations, over embedding, brain, noise, sharpness and contrast. An image is flagged above 3.5.
 # Look at these before you look at scores; nothing is removed for you.
 
-read("figures/outliers.tsv")[["rank", "participant_id", "session_id", "worst_z", "flagged"]].head(4)
+columns = ["rank", "participant_id", "session_id", "worst_z", "flagged"]
+read("figures/outliers.tsv")[columns].head(4).round(2)
 
 # %%
 # The score, and what it has to beat
@@ -127,10 +131,11 @@ scores = read("figures/desc-dclAge_baselines.tsv").iloc[::-1]
 figure, panel = plt.subplots(figsize=(6.4, 2.8), layout="constrained")
 panel.hlines(scores["features"], scores["low"], scores["high"], color="gray")
 panel.scatter(scores["mean"], scores["features"], zorder=3)
-panel.axvline(age["permutation"]["chance"], color="tab:red", linestyle=":", label="chance")
+panel.axvline(age["permutation"]["chance"], color="red", linestyle=":", label="chance")
 panel.set(title="Error in predicting age, with 95 % intervals")
 panel.set(xlabel="mean absolute error (years)")
-panel.legend()
+panel.margins(y=0.2)
+panel.legend(loc="center left")
 
 # %%
 # Do not judge by whether two intervals overlap: all scores are on the same folds, so they rise and
@@ -155,7 +160,7 @@ print(f"age: p = {age['permutation']['p']:.3f}; sex: p = {sex['permutation']['p'
 # %%
 # More labels, or fewer
 # ---------------------
-# `In the report <../../reports/04_reading_the_report.html#targets>`__, under each target: the
+# `In the report <../../reports/04_reading_the_report.html#predictions>`__, under each target: the
 # learning curve, the same test participants predicted by models that learnt from fewer people. If a
 # curve still falls at its right end, more labelled people would help. If the embeddings lie below
 # the voxels at its left end, they save labels.
@@ -165,7 +170,7 @@ curves = read("figures/desc-dclAge_learningcurve.tsv")
 figure, panel = plt.subplots(figsize=(6, 3.4), layout="constrained")
 for name, line in curves.groupby("features", sort=False):
     panel.plot(line["n_participants"], line["mean"], marker="o", label=name)
-panel.set(title="Error in predicting age, by labelled participants", ylim=(0, None))
+panel.set(title="Error in predicting age, by labelled participants")
 panel.set(xlabel="participants learnt from", ylabel="mean absolute error (years)")
 panel.legend()
 print(age["learning_curve"]["sentence"])
