@@ -72,13 +72,14 @@ for line, (who, row) in zip(panels, rows.items(), strict=True):
 # -----
 # ``StridedCNN`` is a small three-dimensional convolutional network, whose output is the embedding:
 # 512 numbers. Training pulls the two views of a brain together and pushes those of other people
-# away. No age, no sex, no label is used. With ``random_state`` the result is the same each time.
+# away. No age, no sex, no label is used. Given as a class, the network gets its first weights from
+# ``random_state`` too, so the result is the same each time.
 
 from nidl_dcl import DCL
 from nidl_dcl.encoder import StridedCNN
 
 model = DCL(
-    StridedCNN(),
+    StridedCNN,
     proj_input_dim=512,
     max_epochs=10,
     learning_rate=1e-3,

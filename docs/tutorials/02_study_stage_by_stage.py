@@ -164,7 +164,7 @@ print(page.relative_to(folder))
 # The folder is a BIDS derivative. :doc:`/files` explains each file, column and key. ``figures/``
 # holds the pictures of the report and their numbers, ``.work`` what can be computed again.
 
-files = [file for file in (folder / "study").rglob("*.*") if file.is_file()]
+files = [file for file in (folder / "study").rglob("*") if file.is_file()]
 paths = [file.relative_to(folder / "study") for file in sorted(files)]
 print(*[p for p in paths if p.parts[0] not in (".work", "figures")], sep="\n")
 

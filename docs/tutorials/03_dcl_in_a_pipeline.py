@@ -66,7 +66,8 @@ from nidl_dcl import DCL
 from nidl_dcl.encoder import StridedCNN
 
 dcl = DCL(
-    StridedCNN(width=8),
+    StridedCNN,
+    {"width": 8},
     proj_input_dim=128,  # 16 * width: the length of the embedding
     max_epochs=5,
     batch_size=16,
