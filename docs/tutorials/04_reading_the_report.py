@@ -167,12 +167,12 @@ print(f"age: p = {age['permutation']['p']:.3f}; sex: p = {sex['permutation']['p'
 
 curves = read("figures/desc-dclAge_learningcurve.tsv")
 
-figure, panel = plt.subplots(figsize=(6, 3.4), layout="constrained")
+figure, panel = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
 for name, line in curves.groupby("features", sort=False):
     panel.plot(line["n_participants"], line["mean"], marker="o", label=name)
 panel.set(title="Error in predicting age, by labelled participants")
 panel.set(xlabel="participants learnt from", ylabel="mean absolute error (years)")
-panel.legend()
+figure.legend(loc="outside right upper")
 print(age["learning_curve"]["sentence"])
 
 # %%
@@ -192,7 +192,7 @@ print(age["site"]["leave_one_site_out"]["sentence"])
 # `In the report <../../reports/04_reading_the_report.html#exposure>`__: how many of the tested
 # people were in pretraining. It never sees a label, and no read-out is tested on a participant it
 # was fitted on. Still, a score in new people may be lower. ``--holdout`` keeps some people out of
-# everything but one last score; a model of another cohort (``--model``) has seen none of them.
+# everything but one last score; ``--model`` takes the encoder of another cohort.
 
 print(age["exposure"]["sentence"])
 
@@ -206,8 +206,8 @@ print(age["exposure"]["sentence"])
 
 figure, panel = plt.subplots(figsize=(7.2, 3), layout="constrained")
 panel.imshow(plt.imread(study / "figures" / "desc-dclAge_occlusion.png"))
-panel.set_title("Change of the predicted age when a place is hidden, in years")
-panel.axis("off")
+panel.set_title("What each place adds to the predicted age, in years")
+panel.set_axis_off()
 
 # %%
 # The sentences beside it say whether the map can be trusted: whether single people have the same
