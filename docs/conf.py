@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nidl_dcl
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent))  # draw_architecture, report_frame
 import draw_architecture
 
 project = "nidl_dcl"
@@ -47,14 +47,21 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "min_reported_time": 1,
+    "write_computation_times": False,
+    "ignore_repr_types": r"matplotlib|list",  # what drawing returns
     "copyfile_regex": "",
+    "image_scrapers": ("matplotlib", "report_frame.report_scraper"),
 }
+html_extra_path = ["generated/extra"]  # what report_frame puts there
+(Path(__file__).parent / html_extra_path[0]).mkdir(parents=True, exist_ok=True)
 
 draw_architecture.main(Path(__file__).parent / "generated")
 
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["tutorials.css"]
 html_title = f"nidl_dcl {version}"
 html_show_sphinx = False
 smartquotes = False  # quotes in the docstrings are code

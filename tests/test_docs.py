@@ -42,6 +42,7 @@ from nidl_dcl.views import STRENGTHS, draw_view
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
 PAGES = [*REPOSITORY.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("decisions/*.md")]
+TUTORIALS = sorted(DOCS.glob("tutorials/*.py"))
 README = (REPOSITORY / "README.md").read_text("utf-8")
 COMMANDS = ["index", "pretrain", "embed", "predict", "report", "study", "demo"]
 CODES = set(get_args(Code))
@@ -155,7 +156,12 @@ def test_every_option_of_the_help_is_documented(command: str, help_of: dict[str,
 
 
 @pytest.mark.parametrize(
-    "text", [README, *map(page, ("command_line.md", "quickstart.md", "your_dataset.md"))]
+    "text",
+    [
+        README,
+        *map(page, ("command_line.md", "quickstart.md", "your_dataset.md")),
+        *(file.read_text("utf-8") for file in TUTORIALS),
+    ],
 )
 def test_every_documented_option_exists(text: str, help_of: dict[str, str]) -> None:
     offered = options_in(" ".join(help_of.values()))
@@ -289,7 +295,8 @@ def broken_links(file: Path, text: str) -> list[str]:
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda p: p.name)
 def test_links_lead_to_files_and_headings_that_exist(file: Path) -> None:
-    assert broken_links(file, file.read_text("utf-8")) == []
+    text = file.read_text("utf-8").replace("(generated/tutorials/index)", "(tutorials/README.rst)")
+    assert broken_links(file, text) == []
 
 
 def test_a_link_that_leads_nowhere_is_found() -> None:
@@ -345,6 +352,71 @@ def test_the_examples_of_the_estimators_page_run() -> None:
     assert names["other"].fitted
     assert names["epoch"] == 2
     assert "max_epochs" in names["said"]
+
+
+# Tutorials; `make docs` runs them -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", TUTORIALS, ids=lambda p: p.name)
+def test_a_tutorial_has_a_title_and_is_run_in_its_place(file: Path) -> None:
+    title, line = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").splitlines()[:2]
+    assert line == "=" * len(title)
+    conf = (DOCS / "conf.py").read_text("utf-8")
+    pattern = re.findall(r'"filename_pattern": r"(.*)"', conf)
+    assert re.search(pattern[0], str(file))
+    assert '"within_subsection_order": "FileNameSortKey"' in conf
+    assert re.match(r"\d\d_[a-z_]+\.py", file.name)
+
+
+@pytest.mark.parametrize("file", TUTORIALS, ids=lambda p: p.name)
+def test_a_tutorial_imports_public_names_of_what_is_installed(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            assert all(importlib.util.find_spec(alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(str(node.module))
+            names = {alias.name for alias in node.names}
+            public = [*module.__all__, "stages"] if module is nidl_dcl else dir(module)
+            if module.__name__.startswith("nidl_dcl."):
+                public = module.__all__
+            assert names <= set(public)
+
+
+@pytest.mark.parametrize("file", TUTORIALS, ids=lambda p: p.name)
+def test_links_of_a_tutorial_hold(file: Path) -> None:
+    text = file.read_text("utf-8")
+    for _, target in re.findall(r":doc:`([^`<]*<)?([^`>]+)>?`", text):
+        source = DOCS / f"{target[1:]}.md" if target[0] == "/" else file.with_name(f"{target}.py")
+        assert source.is_file(), target
+    template = (REPOSITORY / "nidl_dcl" / "templates" / "report.html.jinja").read_text("utf-8")
+    sections = set(re.findall(r'\{\{ open\("(\w+)"', template))
+    for name, anchor in re.findall(r"<\.\./\.\./reports/(\w+)\.html#(\w+)>`__", text):
+        assert name == file.stem
+        assert anchor in sections
+
+
+@pytest.mark.parametrize("file", TUTORIALS, ids=lambda p: p.name)
+def test_each_picture_of_a_tutorial_has_a_title_which_becomes_its_alternative_text(
+    file: Path,
+) -> None:
+    for cell in file.read_text("utf-8").split("\n# %%"):
+        if "plt.subplots(" in cell:
+            assert re.search(r"title\(|title=", cell), cell
+
+
+def test_a_report_that_a_tutorial_made_is_shown_in_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = script("report_frame")
+    monkeypatch.setattr(frame, "REPORTS", tmp_path / "reports")
+    report = tmp_path / "report.html"
+    report.write_text("<p>Found.</p>")
+    block = {"src_file": "04_x.py", "example_globals": {"report_page": report}}
+    assert frame.report_scraper(("code", "x = 1", 1), block, {}) == ""
+    shown = frame.report_scraper(("code", "report_page = x", 1), block, {})
+    assert (tmp_path / "reports" / "04_x.html").read_text() == "<p>Found.</p>"
+    source = re.findall(r'<iframe src="([^"]+)" title="[^"]+"', shown)
+    assert source == ["../../reports/04_x.html"]
 
 
 # The loss -------------------------------------------------------------------------------------
