@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
+
+# Two tutorials at a time, a thread each: threads of two that share the cores wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import nidl_dcl
 
@@ -50,6 +54,7 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "ignore_repr_types": r"matplotlib|list",  # what drawing returns
     "copyfile_regex": "",
+    "parallel": 2,
     "image_scrapers": ("matplotlib", "report_frame.report_scraper"),
 }
 html_extra_path = ["generated/extra"]  # what report_frame puts there

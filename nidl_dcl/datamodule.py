@@ -101,7 +101,7 @@ class BIDSDataModule(L.LightningDataModule):
     Examples
     --------
     >>> data = BIDSDataModule("ds000001", spacing=4.0)  # doctest: +SKIP
-    >>> DCL(StridedCNN(), proj_input_dim=512).fit(data)  # doctest: +SKIP
+    >>> DCL(StridedCNN, proj_input_dim=512).fit(data)  # doctest: +SKIP
     """
 
     def __init__(

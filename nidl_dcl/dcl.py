@@ -50,7 +50,8 @@ class DCL(TransformerMixin, BaseEstimator):
     ----------
     encoder : nn.Module or class of nn.Module
         Maps a batch to embeddings of shape (n, proj_input_dim). An instance is copied, a class is
-        built with `encoder_kwargs`. Lazy modules take their shapes from the first batch.
+        built with `encoder_kwargs`, its weights drawn under `random_state`. Lazy modules take their
+        shapes from the first batch.
     encoder_kwargs : dict or None, default=None
         Arguments of the encoder's class; ignored for an instance.
     proj_input_dim : int, default=2048

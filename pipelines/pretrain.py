@@ -20,11 +20,11 @@ def main(bids_dir: str, model_folder: str, max_epochs: int = 60) -> None:
     data = BIDSDataModule(bids_dir, spacing=4.0, views="default", batch_size=32, random_state=0)
     print(f"{len(data.images)} images of {data.images['participant_id'].nunique()} participants")
 
-    encoder = StridedCNN()
+    # The class, not an instance: its first weights are drawn under random_state, too.
     model = DCL(
-        encoder,
-        proj_input_dim=encoder.n_features,
-        proj_hidden_dim=encoder.n_features,
+        StridedCNN,
+        proj_input_dim=512,
+        proj_hidden_dim=512,
         learning_rate=1e-3,
         lr_scheduler_kwargs={"warmup_epochs": max_epochs / 10},
         max_epochs=max_epochs,
