@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import nidl_dcl
 
-sys.path.insert(0, str(Path(__file__).parent))  # draw_architecture, report_frame
+sys.path.insert(0, str(Path(__file__).parent))  # draw_architecture, mathml, tutorial_runs
 import draw_architecture
 
 project = "nidl_dcl"
@@ -24,9 +23,10 @@ extensions = [
     "myst_parser",
     "numpydoc",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx_gallery.gen_gallery",
+    "mathml",
 ]
+html_math_renderer = "mathml"
 exclude_patterns = ["_build", "tutorials"]
 default_role = "code"
 nitpicky = True
@@ -55,14 +55,13 @@ sphinx_gallery_conf = {
     "ignore_repr_types": r"matplotlib|list",  # what drawing returns
     "copyfile_regex": "",
     "parallel": 2,
-    "image_scrapers": ("matplotlib", "report_frame.report_scraper"),
+    "reset_modules": ("matplotlib", "tutorial_runs.quiet"),
+    "image_scrapers": ("matplotlib", "tutorial_runs.report_scraper"),
 }
-html_extra_path = ["generated/extra"]  # what report_frame puts there
+html_extra_path = ["generated/extra"]  # what tutorial_runs puts there
 (Path(__file__).parent / html_extra_path[0]).mkdir(parents=True, exist_ok=True)
 
 draw_architecture.main(Path(__file__).parent / "generated")
-
-logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
 html_theme = "furo"
 html_static_path = ["static"]

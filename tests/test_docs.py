@@ -407,7 +407,7 @@ def test_each_picture_of_a_tutorial_has_a_title_which_becomes_its_alternative_te
 def test_a_report_that_a_tutorial_made_is_shown_in_its_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frame = script("report_frame")
+    frame = script("tutorial_runs")
     monkeypatch.setattr(frame, "REPORTS", tmp_path / "reports")
     report = tmp_path / "report.html"
     report.write_text("<p>Found.</p>")

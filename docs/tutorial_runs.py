@@ -1,7 +1,8 @@
-"""Shows the report that a tutorial wrote in the tutorial's page, from a copy beside the pages."""
+"""What tutorials need while they run: the report that one wrote, shown in its page; less talk."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,3 +31,8 @@ def report_scraper(block: Any, block_vars: dict[str, Any], gallery_conf: dict[st
     REPORTS.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(block_vars["example_globals"]["report_page"], REPORTS / name)
     return FRAME.format(name=name)
+
+
+def quiet(gallery_conf: dict[str, Any], file: str) -> None:
+    """Silence what Lightning says of each fit, in the process that runs the tutorial."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
