@@ -133,8 +133,10 @@ def write_report(
     }
     names = dict.fromkeys(name for t in context["targets"] for name in t["baselines"])
     context |= {
-        # Not beating the baselines is what a reader has to know first.
-        "verdicts": sorted(context["targets"], key=lambda t: t["beats"]),
+        # Being worse than a baseline, then not beating it, is what a reader has to know first.
+        "verdicts": sorted(
+            context["targets"], key=lambda t: (t["beats"], t["verdict"]["kind"] != "worse")
+        ),
         "baselines": [describe_features(name) for name in names],
         "facts": _facts(context),
         "setting": _settings(results, context["run"]["options"]),

@@ -505,14 +505,23 @@ def test_the_same_files_give_the_same_page(study: Path) -> None:
     assert write_report(study).read_bytes() == first
 
 
-def test_not_beating_a_baseline_is_the_first_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "gains",
+    [{"age": (True, 2.0), "iq": (False, 2.0)}, {"age": (False, 2.0), "iq": (False, -0.5)}],
+    ids=["better and even", "even and worse"],
+)
+def test_the_worst_comparison_is_the_first_sentence(
+    gains: dict[str, tuple[bool, float]], tmp_path: Path
+) -> None:
     metrics = {
         "task": "regression",
         "scores": {"mae": {"mean": 8.0, "ci95": [7.0, 9.0]}},
-        "headline": {"metric": "mae", "best_baseline": "voxels", "gain": {"mean": 1.0}},
+        "headline": {"metric": "mae", "best_baseline": "voxels"},
     }
-    for target, beats in (("age", True), ("iq", False)):
-        headline = {**metrics["headline"], "beats": beats, "sentence": f"{target} beats: {beats}."}
+    for target, (beats, high) in gains.items():
+        said = {"beats": beats, "sentence": f"{target} beats: {beats}."}
+        gain = {"mean": high - 1, "ci95": [high - 2, high]}
+        headline = {**metrics["headline"], **said, "gain": gain}
         stem = f"desc-dcl{target.title()}"
         write_json(
             tmp_path / f"{stem}_metrics.json", {**metrics, "target": target, "headline": headline}
