@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from nidl_dcl.assembly import data_module, refuse_changes
 from nidl_dcl.baselines import baseline_features, read_voxels
 from nidl_dcl.cohort import cohort_columns
 from nidl_dcl.console import Quiet, progress_of
+from nidl_dcl.datamodule import BIDSDataModule
 from nidl_dcl.embed_stage import merge_parts
-from nidl_dcl.embedding import read_embeddings
+from nidl_dcl.embedding import Embeddings, read_embeddings
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.exposure import records_images
 from nidl_dcl.figure_data import write_outliers, write_retrieval
@@ -30,8 +32,8 @@ from nidl_dcl.model_folder import read_description, weights_sha256
 from nidl_dcl.occlusion_files import Occlusion, forget_old, occlude
 from nidl_dcl.options import DataOptions, PredictionOptions, RunOptions
 from nidl_dcl.output import Output
-from nidl_dcl.prediction import predict_phenotype, site_audit
-from nidl_dcl.readout_file import readout_path
+from nidl_dcl.prediction import PhenotypeResult, predict_phenotype, site_audit
+from nidl_dcl.readout_file import StoredReadOut, readout_path
 from nidl_dcl.refusals import check_targets, refuse_unusable, site_column
 from nidl_dcl.roles import (
     checksum,
@@ -90,182 +92,330 @@ def predict(
     console = output.heard(console)
     prediction = prediction or PredictionOptions()
     with output.stage("predict", share=run.share) as entry:
-        folder = output.path / "models" / f"desc-{run.model_name}"
-        if (folder / "model.json").is_file():
-            merge_parts(output, run, folder, weights_sha256(folder))
-        embeddings = read_embeddings(output.path, run.model_name)
-        if embeddings is None:
-            raise UsageError(
-                f"{output.path} has no embeddings of model {run.model_name!r}. Run `nidl-dcl "
-                "embed`, or look at --model-name."
+        study = _open_study(output, targets, data, run, prediction, trust, console)
+        found = [_predict_target(study, target) for target in targets]
+        computed = any(one.computed for one in found)
+        applied = any(one.applied for one in found)
+        mapped = _map_readouts(study, computed)
+        _write_pictures(study, computed, applied)
+        entry["skipped"] = not (computed or applied or mapped)
+    return [one.row for one in found]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Study:
+    """What all targets share; row i of the cohort and of each list is one embedded image."""
+
+    output: Output
+    run: RunOptions
+    prediction: PredictionOptions
+    trust: Sequence[str]
+    console: Quiet
+    labels: dict[str, str]  # target to its label in file names
+    readouts: dict[str, StoredReadOut]  # of another cohort, by target
+    module: BIDSDataModule
+    rows: list[int]  # of the images in the module
+    cohort: Cohort
+    recognised: list[str | None]  # how pretraining knows each image's participant
+    held_out: NDArray[np.bool_]
+    reading: Callable[[], tuple[np.ndarray, pd.DataFrame]]  # voxels and image quality, read once
+    audits: dict[str, dict[str, Any]] = field(default_factory=dict)  # by column of sites
+
+    @cached_property
+    def baselines(self) -> dict[str, Any]:
+        """What the embeddings have to beat: features of untrained encoders, and the voxels."""
+        found = baseline_features(
+            self.module,
+            self.rows,
+            self.reading()[0],
+            _model_folder(self.output, self.run),
+            self.run,
+            self.trust,
+            self.console,
+        )
+        # What is subtracted from all voxels is not held out either.
+        first = int(np.argmin(self.held_out))
+        return {**found, "voxels": replace(found["voxels"], origin=first)}
+
+    def audit(self, site: str | None) -> dict[str, Any] | None:
+        """Return how well sites are decoded from the embeddings."""
+        if site is None:
+            return None
+        if site not in self.audits:
+            kept = ~self.held_out
+            self.audits[site] = site_audit(
+                self.cohort.features[kept],
+                self.cohort.images[site][kept],
+                self.cohort.groups[kept],
+                random_state=self.run.random_seed,
+                progress=progress_of(self.console, f"decoding {site}"),
             )
-        description = read_description(folder)
-        digest = embeddings.config.get("model_sha256")
-        readouts = find_readouts(
-            output.public, prediction.readout, targets, model=run.model_name, model_sha256=digest
-        )
-        contract = Preparation.from_dict(description["input_contract"])
-        module = data_module(
-            output.bids_dir, data, run, preparation=contract, work=output.work, console=console
-        )
-        labels = check_targets(module, targets, prediction)
-        set_up(output, module, console)
-        data = hold_out(module, data, run, folder, prediction.group)
-        images = module.images
-        place = {source: row for row, source in enumerate(embeddings.table["source"])}
-        kept = [i for i, source in enumerate(images["source"]) if source in place]
-        images = images.iloc[kept].reset_index(drop=True)
-        matrix = embeddings.matrix[[place[source] for source in images["source"]]]
-        persons = [module.persons[i] for i in kept]
-        refuse_unusable(images, persons, targets, prediction)
-        groups = undivided_groups(images, persons, prediction.group)
-        how = recognised(module, description["exposure"], kept)
-        knows_images = records_images(description["exposure"])
-        aside = held_out_rows(images, groups, console)
-        reading = cache(partial(read_voxels, module, kept, console))
-        cohort = Cohort(
-            images,
-            matrix,
-            groups,
-            [module.contents[i] for i in kept],
-            [None if way is None else way != "" for way in how],
-            lambda: reading()[1],
-            run.random_seed,
-            digest,
-            persons,
-            how if knows_images else None,
-        )
-        baselines: dict[str, Any] | None = None
-        audits: dict[str, dict[str, Any]] = {}
-        rows = []
-        skipped = True
-        for target in targets:
-            stem = output.path / f"desc-{run.model_name}{labels[target]}"
-            own = readout_path(output.path, run.model_name, labels[target])
-            site = site_column(module, prediction, target)
-            about = cohort_columns(images, site)
-            config = {
-                "random_seed": run.random_seed,
-                "group": prediction.group,
-                "site": site,
-                "confounds": prediction.confounds,
-                "harmonize": prediction.harmonize,
-                "model_sha256": digest,
-                "holdout": data.holdout or 0.0,
-            }
-            fingerprint = _fingerprint(images, target, prediction, site, matrix, about.values())
-            fingerprint += checksum(persons, groups, aside, how)
-            provenance = {"config": config, "data": fingerprint}
-            given, units = readouts.get(target), module.units(target)
-            basis: dict[str, Any] = {
-                **provenance,
-                "readout": given and given.sha256,
-                "other_people": prediction.other_people,
-                "units": units,
-            }
-            outside = None if given is None else applied_before(stem, basis)
-            why: str | None = None if outside is None else outside["cross_validation"]
-            done = _done_before(stem, config, fingerprint)
-            if not (own.is_file() or prediction.harmonize):
-                done = None
-            if done is None and not why:
-                skipped = False
-                if baselines is None:
-                    baselines = baseline_features(
-                        module, kept, reading()[0], folder, run, trust, console
-                    )
-                    # What is subtracted from all voxels is not held out either.
-                    first = int(np.argmin(aside))
-                    baselines["voxels"] = replace(baselines["voxels"], origin=first)
-                if site is not None and site not in audits:
-                    audits[site] = site_audit(
-                        matrix[~aside],
-                        images[site][~aside],
-                        groups[~aside],
-                        random_state=run.random_seed,
-                        progress=progress_of(console, f"decoding {site}"),
-                    )
-                try:
-                    result = predict_phenotype(
-                        matrix,
-                        images[target],
-                        groups,
-                        target=target,
-                        baselines=baselines,
-                        site=None if site is None else images[site],
-                        audit=None if site is None else audits[site],
-                        confounds=images[prediction.confounds] if prediction.confounds else None,
-                        harmonize=prediction.harmonize,
-                        seen=cohort.seen,
-                        seen_by=cohort.seen_by,
-                        persons=persons,
-                        held_out=aside,
-                        ids=images[["participant_id", "session_id", "run", "source"]],
-                        random_state=run.random_seed,
-                        progress=progress_of(console, f"predicting {target}"),
-                    )
-                except InputsUnusableError as error:
-                    if given is None:
-                        raise
-                    why = str(error)
-                else:
-                    done = result.summary()
-                    tell_people(output, result.metrics, run, config, fingerprint, console)
-                    metrics = {**result.metrics, "summary": done, "provenance": provenance}
-                    write_tsv(beside(stem, "_predictions.tsv"), result.predictions)
-                    write_json(beside(stem, "_predictions.json"), result.columns)
-                    keep_readout(own, result, cohort, about, units)
-                    write_json(beside(stem, "_metrics.json"), metrics)
-            if given is not None and outside is None:
-                skipped = False
-                outside = apply_readout(given, cohort, about, stem, basis, why)
-            if why:
-                console.say(f"{target}: only the other cohort's read-out is applied. {why}")
-            rows.append({**(done or {"target": target}), **told(outside)})
-        if prediction.occlusion:
-            before = None if baselines is None else baselines["untrained"][0]
-            seen = Occlusion(output.path, output.work, module, kept, cohort, aside, before)
-            made = occlude(seen, labels, prediction, run, trust=trust, console=console)
-            skipped = skipped and not made
-        else:
-            forget_old(output.path, run.model_name, labels.values())
-        quality = output.path / "logs" / "quality.tsv"
-        if reading.cache_info().currsize or not quality.is_file():
-            keep_tsv(quality, reading()[1])
-            write_outliers(output.path / "figures", module, kept, matrix)
-        if baselines is not None:
-            compared = {"embeddings": [matrix], "untrained": baselines["untrained"]}
-            write_retrieval(output.path / "figures", module, kept, compared, run.random_seed)
-        entry["skipped"] = skipped
-    return rows
+        return self.audits[site]
 
 
-def _fingerprint(
-    images: pd.DataFrame,
-    target: str,
+def _open_study(
+    output: Output,
+    targets: Sequence[str],
+    data: DataOptions,
+    run: RunOptions,
     prediction: PredictionOptions,
-    site: str | None,
-    matrix: np.ndarray,
-    about: Iterable[str],
-) -> str:
-    columns = ["participant_id", "session_id", "source", target]
-    columns += [c for c in (prediction.group, site) if c] + [*prediction.confounds, *about]
-    digest = hashlib.blake2b(to_tsv(images[list(dict.fromkeys(columns))]).encode(), digest_size=16)
-    if prediction.harmonize:
+    trust: Sequence[str],
+    console: Quiet,
+) -> _Study:
+    """Refuse what cannot be done, prepare the images and find out who is who."""
+    folder = _model_folder(output, run)
+    embeddings = _read_embeddings(output, run)
+    digest = embeddings.config.get("model_sha256")
+    description = read_description(folder)
+    readouts = find_readouts(
+        output.public, prediction.readout, targets, model=run.model_name, model_sha256=digest
+    )
+    contract = Preparation.from_dict(description["input_contract"])
+    module = data_module(
+        output.bids_dir, data, run, preparation=contract, work=output.work, console=console
+    )
+    labels = check_targets(module, targets, prediction)
+    set_up(output, module, console)
+    hold_out(module, data, run, folder, prediction.group)
+    place = {source: row for row, source in enumerate(embeddings.table["source"])}
+    rows = [i for i, source in enumerate(module.images["source"]) if source in place]
+    images = module.images.iloc[rows].reset_index(drop=True)
+    persons = [module.persons[i] for i in rows]
+    refuse_unusable(images, persons, targets, prediction)
+    groups = undivided_groups(images, persons, prediction.group)
+    how = recognised(module, description["exposure"], rows)
+    reading = cache(partial(read_voxels, module, rows, console))
+    cohort = Cohort(
+        images=images,
+        features=embeddings.matrix[[place[source] for source in images["source"]]],
+        groups=groups,
+        contents=[module.contents[i] for i in rows],
+        seen=[None if way is None else way != "" for way in how],
+        quality=lambda: reading()[1],
+        random_seed=run.random_seed,
+        model_sha256=digest,
+        persons=persons,
+        seen_by=how if records_images(description["exposure"]) else None,
+    )
+    return _Study(
+        output=output,
+        run=run,
+        prediction=prediction,
+        trust=trust,
+        console=console,
+        labels=labels,
+        readouts=readouts,
+        module=module,
+        rows=rows,
+        cohort=cohort,
+        recognised=how,
+        held_out=held_out_rows(images, groups, console),
+        reading=reading,
+    )
+
+
+def _model_folder(output: Output, run: RunOptions) -> Path:
+    return output.path / "models" / f"desc-{run.model_name}"
+
+
+def _read_embeddings(output: Output, run: RunOptions) -> Embeddings:
+    """Return the embeddings, those of parts that wait included."""
+    folder = _model_folder(output, run)
+    if (folder / "model.json").is_file():
+        merge_parts(output, run, folder, weights_sha256(folder))
+    embeddings = read_embeddings(output.path, run.model_name)
+    if embeddings is None:
+        raise UsageError(
+            f"{output.path} has no embeddings of model {run.model_name!r}. Run `nidl-dcl "
+            "embed`, or look at --model-name."
+        )
+    return embeddings
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Target:
+    """A phenotype to predict: its files, and what its result depends on."""
+
+    name: str
+    stem: Path  # beginning of its files
+    readout: Path
+    site: str | None
+    columns: dict[str, str]  # of age, sex and site
+    units: str | None
+    config: dict[str, Any]
+    fingerprint: str
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What is kept with a result, to tell later whether it is still right."""
+        return {"config": self.config, "data": self.fingerprint}
+
+
+def _describe_target(study: _Study, name: str) -> _Target:
+    """Return where a target's files are, and options and data that its result depends on."""
+    prediction, model, label = study.prediction, study.run.model_name, study.labels[name]
+    site = site_column(study.module, prediction, name)
+    columns = cohort_columns(study.cohort.images, site)
+    config = {
+        "random_seed": study.run.random_seed,
+        "group": prediction.group,
+        "site": site,
+        "confounds": prediction.confounds,
+        "harmonize": prediction.harmonize,
+        "model_sha256": study.cohort.model_sha256,
+        "holdout": float(study.module.holdout),
+    }
+    used = [name, *(c for c in (prediction.group, site) if c), *prediction.confounds]
+    return _Target(
+        name=name,
+        stem=study.output.path / f"desc-{model}{label}",
+        readout=readout_path(study.output.path, model, label),
+        site=site,
+        columns=columns,
+        units=study.module.units(name),
+        config=config,
+        fingerprint=_fingerprint(study, [*used, *columns.values()]),
+    )
+
+
+def _fingerprint(study: _Study, columns: Sequence[str]) -> str:
+    """Return a checksum of the embeddings, of columns beside them and of who is who."""
+    cohort = study.cohort
+    table = cohort.images[list(dict.fromkeys(["participant_id", "session_id", "source", *columns]))]
+    digest = hashlib.blake2b(to_tsv(table).encode(), digest_size=16)
+    if study.prediction.harmonize:
         digest.update(b"harmonize")
-    digest.update(np.ascontiguousarray(matrix).tobytes())
-    return digest.hexdigest()
+    digest.update(np.ascontiguousarray(cohort.features).tobytes())
+    people = checksum(cohort.persons, cohort.groups, study.held_out, study.recognised)
+    return digest.hexdigest() + people
 
 
-def _done_before(stem: Path, config: Mapping[str, Any], data: str) -> dict[str, Any] | None:
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What came of a target: its row in the table of targets, and what was done for it now."""
+
+    row: dict[str, Any]
+    computed: bool  # or tried to
+    applied: bool
+
+
+def _predict_target(study: _Study, name: str) -> _Found:
+    """Cross-validate a target and apply another cohort's read-out, where that is not done yet.
+
+    Without that read-out, a target that cannot be cross-validated is an error.
+    """
+    target, given = _describe_target(study, name), study.readouts.get(name)
+    basis: dict[str, Any] = {
+        **target.provenance,
+        "readout": given and given.sha256,
+        "other_people": study.prediction.other_people,
+        "units": target.units,
+    }
+    outside = None if given is None else applied_before(target.stem, basis)
+    why: str | None = None if outside is None else outside["cross_validation"]
+    done = _done_before(target)
+    computed, applied = done is None and not why, False
+    if computed:
+        baselines, audit = study.baselines, study.audit(target.site)
+        try:
+            result = _cross_validate(study, target, baselines, audit)
+        except InputsUnusableError as error:
+            if given is None:
+                raise
+            why = str(error)
+        else:
+            done = _write_result(study, target, result)
+    if given is not None and outside is None:
+        outside = apply_readout(given, study.cohort, target.columns, target.stem, basis, why)
+        applied = True
+    if why:
+        study.console.say(f"{name}: only the other cohort's read-out is applied. {why}")
+    row = {**(done or {"target": name}), **told(outside)}
+    return _Found(row=row, computed=computed, applied=applied)
+
+
+def _done_before(target: _Target) -> dict[str, Any] | None:
     """Return the summary of a prediction that needs not be done again; refuse a changed one."""
-    file = beside(stem, "_metrics.json")
-    if not file.is_file() or not beside(stem, "_predictions.tsv").is_file():
+    file = beside(target.stem, "_metrics.json")
+    if not file.is_file() or not beside(target.stem, "_predictions.tsv").is_file():
         return None
     try:
         known = json.loads(file.read_text("utf-8"))
         provenance, summary = known["provenance"], known["summary"]
     except (ValueError, KeyError, TypeError):
         return None
-    refuse_changes(provenance.get("config", {}), config, file)
-    return dict(summary) if provenance.get("data") == data else None
+    refuse_changes(provenance.get("config", {}), target.config, file)
+    if not (target.readout.is_file() or target.config["harmonize"]):
+        return None
+    return dict(summary) if provenance.get("data") == target.fingerprint else None
+
+
+def _cross_validate(
+    study: _Study, target: _Target, baselines: dict[str, Any], audit: dict[str, Any] | None
+) -> PhenotypeResult:
+    cohort, confounds = study.cohort, study.prediction.confounds
+    images = cohort.images
+    return predict_phenotype(
+        cohort.features,
+        images[target.name],
+        cohort.groups,
+        target=target.name,
+        baselines=baselines,
+        site=None if target.site is None else images[target.site],
+        audit=audit,
+        confounds=images[confounds] if confounds else None,
+        harmonize=study.prediction.harmonize,
+        seen=cohort.seen,
+        seen_by=cohort.seen_by,
+        persons=cohort.persons,
+        held_out=study.held_out,
+        ids=images[["participant_id", "session_id", "run", "source"]],
+        random_state=study.run.random_seed,
+        progress=progress_of(study.console, f"predicting {target.name}"),
+    )
+
+
+def _write_result(study: _Study, target: _Target, result: PhenotypeResult) -> dict[str, Any]:
+    """Write what a cross-validation gave, the metrics last; return its summary."""
+    tell_people(
+        study.output, result.metrics, study.run, target.config, target.fingerprint, study.console
+    )
+    summary = result.summary()
+    metrics = {**result.metrics, "summary": summary, "provenance": target.provenance}
+    write_tsv(beside(target.stem, "_predictions.tsv"), result.predictions)
+    write_json(beside(target.stem, "_predictions.json"), result.columns)
+    keep_readout(target.readout, result, study.cohort, target.columns, target.units)
+    write_json(beside(target.stem, "_metrics.json"), metrics)
+    return summary
+
+
+def _map_readouts(study: _Study, computed: bool) -> bool:
+    """Write where the read-outs look, if asked for; return whether any map had to be made."""
+    output, run = study.output, study.run
+    if not study.prediction.occlusion:
+        forget_old(output.path, run.model_name, study.labels.values())
+        return False
+    asked = Occlusion(
+        output.path,
+        output.work,
+        study.module,
+        study.rows,
+        study.cohort,
+        study.held_out,
+        study.baselines["untrained"][0] if computed else None,
+    )
+    return occlude(
+        asked, study.labels, study.prediction, run, trust=study.trust, console=study.console
+    )
+
+
+def _write_pictures(study: _Study, computed: bool, applied: bool) -> None:
+    """Write image quality, outliers and retrieval, where what they show was worked out now."""
+    figures, quality = study.output.path / "figures", study.output.path / "logs" / "quality.tsv"
+    features = study.cohort.features
+    if computed or applied or not quality.is_file():
+        keep_tsv(quality, study.reading()[1])
+        write_outliers(figures, study.module, study.rows, features)
+    if computed:
+        compared = {"embeddings": [features], "untrained": study.baselines["untrained"]}
+        write_retrieval(figures, study.module, study.rows, compared, study.run.random_seed)
