@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import email
 import email.message
+import importlib.metadata
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))[
     "project"
 ]
+PYTHONS = SpecifierSet(PROJECT["requires-python"])
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text("utf-8")
 
 
@@ -104,6 +106,25 @@ def test_the_source_archive_builds_the_same_wheel_as_the_repository(
     assert top | {"tests/conftest.py", "docs/index.md", "pipelines/study.py"} <= names
     assert not {n for n in names if n.startswith((".venv", ".git/", "dist", "demo"))}
     assert not {n for n in names if "__pycache__" in n or "_build" in n}
+
+
+def test_the_pinned_versions_install_on_the_first_release_of_each_python() -> None:
+    lines = (REPOSITORY / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [line.split("==") for line in lines if not line.startswith("#")]
+    firsts = [f"3.{minor}.0" for minor in range(30) if f"3.{minor}.0" in PYTHONS]
+    assert len(firsts) == 3
+    refused, n_read = [], 0
+    for name, version in pins:
+        try:
+            about = importlib.metadata.metadata(name)
+        except importlib.metadata.PackageNotFoundError:  # of an extra, or of another system
+            continue
+        if about["Version"].partition("+")[0] == version:
+            n_read += 1
+            asked = SpecifierSet(about["Requires-Python"] or "")
+            refused += [(name, version, python) for python in firsts if python not in asked]
+    assert n_read > len(pins) / 2
+    assert refused == []
 
 
 @pytest.mark.slow

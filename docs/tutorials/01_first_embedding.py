@@ -127,9 +127,9 @@ panel.legend()
 # %%
 # Keep the model
 # --------------
-# A saved model is a folder of two files: numbers, and a description in JSON. No file makes code
-# run. The description holds how images have to be prepared, so the loaded model takes the paths of
-# images and masks, here of the same ones.
+# A saved model is a folder: numbers, a description in JSON, and a card that says the same in words.
+# No file makes code run. The description holds how images have to be prepared, so the loaded model
+# takes the paths of images and masks, here of the same ones.
 
 from nidl_dcl import load_model
 
