@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from cyclopts.config import Yaml
 
 import nidl_dcl
@@ -54,7 +54,7 @@ app = App(
 )
 
 
-@app.command
+@app.command(usage="Usage: nidl-dcl index BIDS_DIR [OPTIONS]")
 def index(
     bids_dir: Path,
     *,
@@ -76,7 +76,7 @@ def index(
     sys.stdout.write(stages.index(bids_dir, data, run, check=check, console=Console()))
 
 
-@app.command
+@app.command(usage="Usage: nidl-dcl pretrain BIDS_DIR OUTPUT_DIR [OPTIONS]")
 def pretrain(
     bids_dir: Path,
     output_dir: Path,
@@ -116,7 +116,7 @@ def pretrain(
     sys.stdout.write(f"{output.public / folder.relative_to(output.path)}\n")
 
 
-@app.command
+@app.command(usage="Usage: nidl-dcl embed BIDS_DIR OUTPUT_DIR [OPTIONS]")
 def embed(
     bids_dir: Path,
     output_dir: Path,
@@ -157,7 +157,7 @@ def embed(
     _validate(output.public, run)
 
 
-@app.command
+@app.command(usage="Usage: nidl-dcl predict BIDS_DIR OUTPUT_DIR --target COLUMN ... [OPTIONS]")
 def predict(
     bids_dir: Path,
     output_dir: Path,
@@ -194,7 +194,7 @@ def predict(
     sys.stdout.write(stages.summary_table(rows) + "\n")
 
 
-@app.command
+@app.command(usage="Usage: nidl-dcl report BIDS_DIR OUTPUT_DIR [OPTIONS]")
 def report(
     bids_dir: Path,
     output_dir: Path,
@@ -222,7 +222,7 @@ def report(
     sys.stdout.write(f"{page}\n")
 
 
-@app.command
+@app.command(usage="Usage: nidl-dcl study BIDS_DIR OUTPUT_DIR --target COLUMN ... [OPTIONS]")
 def study(
     bids_dir: Path,
     output_dir: Path,
@@ -292,7 +292,7 @@ def study(
     sys.stdout.write(stages.summary_table(rows) + f"\n\n{output.public / 'report.html'}\n")
 
 
-@app.command
+@app.command(usage="Usage: nidl-dcl demo OUTPUT_DIR [OPTIONS]")
 def demo(
     output_dir: Path,
     *,
@@ -382,7 +382,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     try:
         app.meta(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        _fail(f"{error} See nidl-dcl --help.", 2)
+        _fail(_misread(error, words), 2)
     except BaseException as error:
         status = exit_status(error)
         if isinstance(error, OnAnotherProcessError | _ProcessesEnded):
@@ -416,6 +416,18 @@ def _command_first(words: tuple[str, ...]) -> tuple[str, ...]:
             f"and the analysis level, participant or group, before any option; the level is {level!r}."
         )
     return words
+
+
+def _misread(error: CycloptsError, words: list[str]) -> str:
+    """Return what is wrong with the words of a command, and where to look."""
+    said = str(error)
+    if isinstance(error, MissingArgumentError) and error.argument and error.keyword is None:
+        name = error.argument.name
+        folder = name in ("--bids-dir", "--output-dir")
+        said = f"{name[2:].replace('-', '_').upper() if folder else name} is missing."
+        if folder and any(word.startswith("--") for word in words):
+            said += " Give folders first: an option like --target takes all words up to the next option."
+    return f"{said} See {' '.join(('nidl-dcl', *(error.command_chain or ())))} --help."
 
 
 def _output(bids_dir: Path, output_dir: Path, run: RunOptions, *options: Any) -> Any:

@@ -288,11 +288,13 @@ class BIDSDataModule(L.LightningDataModule):
         candidates = inputs[inputs["path"] != "n/a"]
         skipped = int((candidates["status"] == "skip").sum())
         if len(kept) == 0:
+            first = "`nidl-dcl index` lists the candidates;"
+            if inputs.empty:
+                first = "Is this the folder that holds the sub-* folders? If so,"
             raise InputsUnusableError(
                 f"{self.bids_dir}: no usable image for preset {self.preset!r} "
                 f"({_reasons(inputs) or 'no candidate by name'}). "
-                "`nidl-dcl index` lists the candidates; look at --preset and --bids-filter-file. "
-                f"{fetch}"
+                f"{first} look at --preset and --bids-filter-file. {fetch}"
             )
         if skipped > self.max_skipped * len(candidates):
             raise InputsUnusableError(

@@ -180,7 +180,7 @@ class PredictionOptions:
     """Columns whose linear effect is removed from the features, learnt inside the folds."""
 
     site: str | None = None
-    """Column of sites or scanners; default: the first called site, scanner, site_id or center."""
+    """Column of sites or scanners; default: the first called site, scanner, site_id, center or centre."""
 
     harmonize: bool = False
     """Harmonise features by site (ComBat, package pycombat), learnt inside the folds."""

@@ -22,6 +22,13 @@ def test_a_call_without_a_command_shows_the_commands(run: Any) -> None:
         assert command in done.out
 
 
+@pytest.mark.parametrize("command", ["index", "pretrain", "embed", "predict", "report", "study"])
+def test_the_usage_shows_folders_before_options(run: Any, command: str) -> None:
+    usage = run(command, "--help").out.splitlines()[0]
+    assert usage.startswith(f"Usage: nidl-dcl {command} BIDS_DIR")
+    assert usage.endswith("[OPTIONS]")
+
+
 def test_the_version_is_printed(run: Any) -> None:
     done = run("--version")
     assert done.status == 0
@@ -31,7 +38,10 @@ def test_the_version_is_printed(run: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["study", "BIDS", "OUT"], "--target"),
+        (["study", "BIDS", "OUT"], "--target is missing"),
+        (["study", "--target", "age", "BIDS", "OUT"], "BIDS_DIR is missing. Give folders first"),
+        (["study", "BIDS", "--target", "age", "OUT"], "OUTPUT_DIR is missing. Give folders first"),
+        (["demo"], "OUTPUT_DIR is missing. See nidl-dcl demo --help."),
         (["study", "BIDS", "OUT", "--target", "age", "--max-epoch", "3"], "--max-epoch"),
         (["study", "BIDS", "OUT", "--target", "age", "--max-epochz", "3"], "--max-epochs"),
         (["study", "BIDS", "OUT", "--target", "age", "--max-epochs", "many"], "many"),
@@ -105,6 +115,7 @@ def test_an_empty_dataset_is_status_3(run: Any, tmp_path: Path) -> None:
     done = run("study", tmp_path / "bids", tmp_path / "out", "--target", "age")
     assert done.status == 3
     assert "no usable image" in done.err
+    assert "Is this the folder that holds the sub-* folders?" in done.err
 
 
 @pytest.mark.parametrize("words", [[], ["--strict"], ["--max-skipped", "0.01"]])
