@@ -53,6 +53,8 @@ app = App(
     default_parameter=Parameter(consume_multiple=True, negative=()),
 )
 
+app.meta.suppress_keyboard_interrupt = False  # `main` says what to do after Ctrl-C
+
 
 @app.command(usage="Usage: nidl-dcl index BIDS_DIR [OPTIONS]")
 def index(

@@ -110,6 +110,18 @@ def test_a_mistake_gets_one_message_that_names_it_and_status_2(
     assert snapshot(heads_made) == before
 
 
+def test_ctrl_c_is_status_130_and_says_what_to_do(
+    run: Any, heads_made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nidl_dcl.stages.index", stop)
+    done = run("index", heads_made)
+    assert done.status == 130
+    assert done.err == "nidl-dcl: Interrupted. The same command goes on from here.\n"
+
+
 def test_an_empty_dataset_is_status_3(run: Any, tmp_path: Path) -> None:
     (tmp_path / "bids").mkdir()
     done = run("study", tmp_path / "bids", tmp_path / "out", "--target", "age")

@@ -681,6 +681,7 @@ def test_a_stopped_study_goes_on_and_ends_with_the_same_embeddings(
     os.kill(process.pid, stop)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == status, said
+    assert ("The same command goes on from" in said) == (stop != signal.SIGKILL)
     assert not (out / "models").exists()
     page = (out / "report.html").read_text()
     assert "Not finished: in progress since" in page
