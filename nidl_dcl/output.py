@@ -60,7 +60,7 @@ Derived from the BIDS dataset {source} by decoupled contrastive learning.
 |---|---|
 | `report.html` | the page to look at first |
 | `desc-<model>_embeddings.tsv`, `.npy` | which image each row is, and the rows |
-| `desc-<model><Target>_predictions.tsv` | cross-validated predictions, one row per participant |
+| `desc-<model><Target>_predictions.tsv` | cross-validated predictions, one row per image |
 | `desc-<model><Target>_metrics.json` | scores, intervals, chance level, baselines |
 | `desc-<model><Target>_externalmetrics.json` | scores of a read-out that another cohort gave |
 | `models/desc-<model>/` | the model: weights (safetensors) and description (JSON) |

@@ -35,6 +35,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = pd.read_csv(bids / "participants.tsv", sep="\t", keep_default_na=False)
     table["site"] = ["north", "south"] * 5
     table.to_csv(bids / "participants.tsv", sep="\t", index=False)
+    own = pd.DataFrame({"participant_id": ["01", "sub-02", "77"], "memory": [3.5, 4, 5]})
+    own.to_csv(folder / "my_table.csv", index=False)
     words = ["MY_DATASET", "MY_OUTPUT", "--target", "age", "sex", "--spacing", "8"]
     words += ["--max-epochs", "1", "--batch-size", "8"]
     command = [sys.executable, "-m", "nidl_dcl", "study", *words]
@@ -73,7 +75,9 @@ def test_the_ten_lines_need_the_folder_alone(
 
 
 def test_the_examples_go_on_with_every_phenotype(ran: dict[str, Any]) -> None:
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
+    assert ran["people"]["memory"].dropna().to_dict() == {"sub-01": 3.5, "sub-02": 4.0}
+    assert len(ran["people"]) == 9
     assert list(ran["by_sex"].index) == ["F", "M"]
     assert ran["result"].metrics["n_participants"] == 9
     assert ran["embeddings"].shape[0] == len(ran["table"]) == 13
