@@ -318,6 +318,7 @@ def demo(
     """
     from nidl_dcl import stages
 
+    _refuse_dry_run(run)
     _set_threads(run)
     if _is_not_first():
         return
@@ -437,6 +438,7 @@ def _output(bids_dir: Path, output_dir: Path, run: RunOptions, *options: Any) ->
 
     from nidl_dcl.output import Output
 
+    _refuse_dry_run(run)
     _set_threads(run)
     config = {k: v for group in (*options, run) for k, v in asdict(group).items()}
     output = Output(
@@ -451,6 +453,12 @@ def _output(bids_dir: Path, output_dir: Path, run: RunOptions, *options: Any) ->
     if run.share:
         Console().say(f"With real ids, for yourself alone: {output.path}")
     return output
+
+
+def _refuse_dry_run(run: RunOptions) -> None:
+    """Refuse it where nothing answers it, before anything is written."""
+    if run.dry_run:
+        raise UsageError("--dry-run is for pretrain, embed and study; nothing was done.")
 
 
 class _ProcessesEnded(SystemExit):
