@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TWO_EPOCHS = ("--spacing", "8", "--max-epochs", "2", "--batch-size", "8")
+SLOW = [pytest.param("study", marks=pytest.mark.slow)]
+"""`params` of a fixture that runs a study: whatever asks for it is slow."""
 
 # One thread for each test and the processes it starts, as files of tests run side by side: threads
 # that wait for one another on busy cores cost many times what they save.
@@ -101,6 +104,28 @@ def make_heads(tmp_path: Path) -> Callable[..., Path]:
     return lambda name="bids", n=10, **more: write_heads(tmp_path / name, n, **more)
 
 
+def give(*words: object) -> int:
+    """Give a command in this process and return its exit status; what it sets is put back."""
+    from nidl_dcl.cli import main
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        logging.disable(logging.NOTSET)
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="session")
+def studied(heads_made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the output of a study of age and sex of the ten heads, that no test may change."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    assert give("study", heads_made, out, "--target", "age", "sex", *TWO_EPOCHS) == 0
+    return out
+
+
 @dataclass
 class Done:
     """How a command ended and what it wrote."""
@@ -111,22 +136,13 @@ class Done:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Return the command line as a function, in this process; what it sets is put back."""
-    from nidl_dcl.cli import main
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
     def call(*words: object) -> Done:
         capsys.readouterr()
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-                main([str(word) for word in words])
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-            logging.disable(logging.NOTSET)
+        status = give(*words)
         text = capsys.readouterr()
-        return Done(int(ended.value.code or 0), text.out, text.err)
+        return Done(status, text.out, text.err)
 
     return call

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_heads
+from conftest import SLOW, give, write_heads
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error
@@ -27,7 +25,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 EXAMPLES = re.findall(r"```python\n(.*?)```", (DOCS / "analysis.md").read_text(), flags=re.DOTALL)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=SLOW)
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with MY_DATASET and MY_OUTPUT, a study of whole heads at two sites."""
     folder = tmp_path_factory.mktemp("analysis")
@@ -39,8 +37,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own.to_csv(folder / "my_table.csv", index=False)
     words = ["MY_DATASET", "MY_OUTPUT", "--target", "age", "sex", "--spacing", "8"]
     words += ["--max-epochs", "1", "--batch-size", "8"]
-    command = [sys.executable, "-m", "nidl_dcl", "study", *words]
-    subprocess.run(command, check=True, timeout=300, cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert give("study", *words) == 0
     return folder
 
 
@@ -101,13 +100,11 @@ def test_the_model_folder_turns_paths_into_the_exported_rows(place: Path, form: 
     np.testing.assert_array_equal(model.transform(given), matrix)
 
 
+@pytest.mark.slow
 def test_a_table_of_paths_and_masks_goes_through_a_pipeline(
-    heads_made: Path, tmp_path: Path
+    heads_made: Path, studied: Path
 ) -> None:
-    options = ["--target", "sex", "--spacing", "8", "--max-epochs", "1"]
-    command = [sys.executable, "-m", "nidl_dcl", "study", str(heads_made), str(tmp_path / "out")]
-    subprocess.run([*command, *options], check=True, timeout=300)
-    table, matrix = load_embeddings(tmp_path / "out")
+    table, matrix = load_embeddings(studied)
     images = [s.removeprefix("bids:raw:") for s in table["source"]]
     masks = [p.replace("_T1w", "_desc-brain_mask") for p in images]
     given = pd.DataFrame(
@@ -117,7 +114,7 @@ def test_a_table_of_paths_and_masks_goes_through_a_pipeline(
         }
     )
     y, cv = np.arange(len(table)) % 7, GroupKFold(3)
-    encoder = FrozenEstimator(load_model(tmp_path / "out" / "models" / "desc-dcl"))
+    encoder = FrozenEstimator(load_model(studied / "models" / "desc-dcl"))
 
     options = {"groups": table["participant_id"], "cv": cv}
     one = cross_val_predict(make_pipeline(encoder, StandardScaler(), Ridge()), given, y, **options)

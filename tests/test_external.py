@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SLOW, TWO_EPOCHS
 from scipy.stats import bootstrap
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.linear_model import Ridge as SklearnRidge
@@ -42,7 +43,6 @@ from nidl_dcl.targets import read_target
 from nidl_dcl.transfer import Cohort, keep_readout
 
 MODEL = "ab" * 32
-TWO_EPOCHS = ("--spacing", "8", "--max-epochs", "2", "--batch-size", "8")
 
 
 # -- the read-out itself ---------------------------------------------------------------------
@@ -683,16 +683,10 @@ def test_harmonised_features_keep_no_read_out(tmp_path: Path) -> None:
     assert not file.exists()
 
 
-@pytest.fixture(scope="module")
-def first(heads_made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the output of a study of age and sex, that no test may change."""
-    from nidl_dcl.cli import main
-
-    out = tmp_path_factory.mktemp("first") / "out"
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, ("study", heads_made, out, "--target", "age", "sex", *TWO_EPOCHS))])
-    assert ended.value.code == 0
-    return out
+@pytest.fixture(params=SLOW)
+def first(studied: Path) -> Path:
+    """Return the output of the study whose read-outs go to other cohorts."""
+    return studied
 
 
 def external_files(out: Path, target: str = "Age") -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SLOW, give
 
 from nidl_dcl import BIDSDataModule
 from nidl_dcl.errors import UsageError
@@ -104,16 +105,11 @@ def cohort(heads_writer: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=SLOW)
 def studied(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the output of a study with participants held out, that no test may change."""
-    from nidl_dcl.cli import main
-
     out = tmp_path_factory.mktemp("study") / "out"
-    words = ["study", cohort, out, "--target", "age", "--holdout", "0.4", *SHORT]
-    with pytest.raises(SystemExit) as ended:
-        main(list(map(str, words)))
-    assert ended.value.code == 0
+    assert give("study", cohort, out, "--target", "age", "--holdout", "0.4", *SHORT) == 0
     return out
 
 

@@ -24,7 +24,10 @@ def cohort(n=60, d=8, seed=0):
     return x, 50 + 10 * signal, np.where(signal > 0, "M", "F"), [f"sub-{i:03}" for i in range(n)]
 
 
-@pytest.mark.parametrize(("which", "metric", "chance"), [(1, "r", 0.0), (2, "roc_auc", 0.5)])
+@pytest.mark.parametrize(
+    ("which", "metric", "chance"),
+    [(1, "r", 0.0), pytest.param(2, "roc_auc", 0.5, marks=pytest.mark.slow)],
+)
 def test_over_many_shuffles_p_is_uniform_and_the_score_is_chance(which, metric, chance):
     data = cohort(n=42, d=4)
     rng = np.random.default_rng(5)
@@ -248,6 +251,7 @@ def test_the_last_read_out_is_that_of_scikit_learn(apart):
     assert result.predictions["prediction"][aside].to_numpy() == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_last_score_holds_what_new_people_give():
     inside = []
     for seed in range(20):

@@ -73,6 +73,7 @@ def test_an_instance_that_says_its_arguments_is_rebuilt(tmp_path: Path) -> None:
     assert torch.equal(again.transform(volumes), model.transform(volumes))
 
 
+@pytest.mark.slow
 def test_a_folder_read_by_another_process_gives_the_same(folder: Path, rows: torch.Tensor) -> None:
     script = (
         "import torch, nidl_dcl\n"

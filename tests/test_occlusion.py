@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import SLOW, give
 
 from nidl_dcl import DCL
 from nidl_dcl.encoder import StridedCNN
@@ -223,19 +224,15 @@ def test_people_are_spread_over_the_target_and_counted_once(labels):
 # Files ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=SLOW)
 def looked(
     heads_writer: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """Return a dataset and the output of a study with maps, that no test may change."""
-    from nidl_dcl.cli import main
-
     base = tmp_path_factory.mktemp("occlusion")
     bids, out = heads_writer(base / "bids", 16), base / "out"
     words = ["study", bids, out, "--target", "age", "sex", "--spacing", "8", "--max-epochs", "2"]
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, words), "--occlusion"])
-    assert ended.value.code == 0
+    assert give(*words, "--occlusion") == 0
     return bids, out
 
 
@@ -370,6 +367,7 @@ def test_confounds_and_families_have_maps_too(make_heads, run, tmp_path, copied)
     assert maps_of(fresh)["desc-dclAge_occlusion.tsv"] != maps_of(out)["desc-dclAge_occlusion.tsv"]
 
 
+@pytest.mark.slow
 def test_nobody_held_out_is_looked_at(make_heads, run, tmp_path):
     bids, out = make_heads("bids", 16), tmp_path / "out"
     words = ("--spacing", "8", "--max-epochs", "1", "--holdout", "0.3", "--occlusion")

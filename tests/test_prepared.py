@@ -185,6 +185,7 @@ def _fill(arguments):
     list(volumes(*arguments).fill(2))
 
 
+@pytest.mark.slow
 def test_several_processes_may_fill_one_cache(images, tmp_path):
     context = multiprocessing.get_context("spawn")
     with context.Pool(3) as pool:

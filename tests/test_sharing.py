@@ -5,7 +5,6 @@ import gzip
 import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 import socket
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_heads
+from conftest import SLOW, give, write_heads
 from PIL import Image
 
 from nidl_dcl import load_embeddings
@@ -86,33 +85,31 @@ def write_telling(home: Path) -> Path:
     return bids
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=SLOW)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the dataset, its study, and its study with --share."""
     home = tmp_path_factory.mktemp("telltalehome")
     bids = write_telling(home)
-    code = (
-        "import socket\nsocket.gethostname = lambda: 'telltalehost'\n"
-        "from nidl_dcl.cli import main\nmain()\n"
-    )
-    for name, more in (("plainstudy", ()), ("given", ("--share",))):
-        words = ["study", bids, home / name, *WORDS, "--phenotypes", home / "payroll.tsv", *more]
-        words += PARQUET
-        subprocess.run(
-            [sys.executable, "-c", code, *map(str, words)],
-            check=True,
-            timeout=300,
-            env={**os.environ, "HOME": str(home), "USER": "telltaleuser", "XDG_CONFIG_HOME": ""},
-        )
+    with pytest.MonkeyPatch.context() as patch:
+        live_at(home, patch)
+        for name, more in (("plainstudy", ()), ("given", ("--share",))):
+            words = ["study", bids, home / name, *WORDS, "--phenotypes", home / "payroll.tsv"]
+            assert give(*words, *more, *PARQUET) == 0
     return home
+
+
+def live_at(home: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let the user's name, home and computer tell who is at work."""
+    patch.setenv("HOME", str(home))
+    patch.setenv("USER", "telltaleuser")
+    patch.delenv("XDG_CONFIG_HOME", raising=False)
+    patch.setattr(socket, "gethostname", lambda: "telltalehost")
 
 
 @pytest.fixture
 def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return that folder, as the user's home."""
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    monkeypatch.setattr(socket, "gethostname", lambda: "telltalehost")
+    live_at(home, monkeypatch)
     return home
 
 
@@ -183,17 +180,13 @@ def test_no_picture_of_a_head_is_given_away(home: Path) -> None:
 # A study that is large enough for averages.
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=SLOW)
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a shared study of 33 people, eleven of them with two sessions."""
-    from nidl_dcl.cli import main
-
     home = tmp_path_factory.mktemp("crowd")
     words = ["study", write_heads(home / "bids", 33), home / "given", "--target", "age"]
     words += ["--spacing", "8", "--max-epochs", "2", "--mask", "none", "--occlusion", "--share"]
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, words), "--share-key", str(home / "key")])
-    assert ended.value.code == 0
+    assert give(*words, "--share-key", home / "key") == 0
     return home
 
 

@@ -18,15 +18,14 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_heads
+from conftest import TWO_EPOCHS, give, write_heads
 
 from nidl_dcl import BIDSDataModule
 from nidl_dcl.errors import InputsUnusableError
 from nidl_dcl.options import DataOptions, RunOptions
 from nidl_dcl.stages import dry_run
 
-TWO_EPOCHS = ("--spacing", "8", "--max-epochs", "2", "--batch-size", "8")
-SIXTY_EPOCHS = ("--target", "age", "--spacing", "8", "--max-epochs", "60", "--batch-size", "4")
+THIRTY_EPOCHS = ("--target", "age", "--spacing", "8", "--max-epochs", "30", "--batch-size", "4")
 VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
 
 
@@ -49,15 +48,6 @@ def embeddings_of(folder: Path, label: str = "dcl") -> bytes:
 def record_of(folder: Path) -> dict[str, Any]:
     """Return the record of the last run."""
     return json.loads((folder / "logs" / "run.json").read_text())
-
-
-@pytest.fixture(scope="session")
-def studied(heads_made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the output of a study of age and sex, that no test may change."""
-    out = tmp_path_factory.mktemp("study") / "out"
-    words = ["study", heads_made, out, "--target", "age", "sex", *TWO_EPOCHS]
-    subprocess.run([sys.executable, "-m", "nidl_dcl", *map(str, words)], check=True, timeout=300)
-    return out
 
 
 @pytest.fixture
@@ -179,20 +169,16 @@ def test_the_same_command_again_changes_nothing(
 @pytest.mark.parametrize(
     "lost",
     [
-        "report.html",
-        "desc-dclAge_metrics.json",
-        "desc-dclSex_predictions.tsv",
-        "models/desc-dcl/desc-dclSex_readout.json",
-        "logs/quality.tsv",
-        "figures/average.npy",
-        "figures/outliers.tsv",
-        "figures/outlier_1.png",
-        "desc-dcl_embeddings.npy",
-        "desc-dcl_embeddings.tsv",
-        "logs/inputs.tsv",
-        "descriptions.tsv",
-        "code/config.yaml",
-        ".work",
+        *("desc-dclAge_metrics.json", "desc-dcl_embeddings.npy", "code/config.yaml", ".work"),
+        *(
+            pytest.param(lost, marks=pytest.mark.slow)
+            for lost in (
+                *("report.html", "desc-dclSex_predictions.tsv", "desc-dcl_embeddings.tsv"),
+                *("models/desc-dcl/desc-dclSex_readout.json", "logs/quality.tsv"),
+                *("figures/average.npy", "figures/outliers.tsv", "figures/outlier_1.png"),
+                *("logs/inputs.tsv", "descriptions.tsv"),
+            )
+        ),
     ],
 )
 def test_what_was_lost_is_made_again_and_the_same(
@@ -245,6 +231,7 @@ def test_a_changed_configuration_is_refused_with_the_fields_that_differ(
     assert {n for n in after if after[n] != before.get(n)} <= {"logs/run.json"}
 
 
+@pytest.mark.slow
 def test_confounds_and_sites_reach_the_predictions_and_a_changed_option_is_refused(
     make_heads: Callable[..., Path], studied: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -287,6 +274,7 @@ def test_confounds_and_sites_reach_the_predictions_and_a_changed_option_is_refus
     assert again["provenance"]["data"] != metrics["provenance"]["data"]
 
 
+@pytest.mark.slow
 def test_a_new_target_and_a_new_participant_are_added_to_what_is_there(
     make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -308,6 +296,7 @@ def test_a_new_target_and_a_new_participant_are_added_to_what_is_there(
     assert metrics["n_participants"] == 9
 
 
+@pytest.mark.slow
 def test_new_participants_with_larger_images_do_not_change_the_shape(
     make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -324,6 +313,7 @@ def test_new_participants_with_larger_images_do_not_change_the_shape(
     assert pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")["participant_id"].nunique() == 12
 
 
+@pytest.mark.slow
 def test_a_broken_image_gets_a_row_with_the_reason_and_the_others_go_on(
     make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -340,6 +330,7 @@ def test_a_broken_image_gets_a_row_with_the_reason_and_the_others_go_on(
     assert "truncated" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_another_dataset_is_embedded_by_an_existing_model(
     studied: Path, make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -390,6 +381,7 @@ def test_images_that_break_the_models_contract_are_refused_with_what_to_do(
     assert not (out / "desc-dcl_embeddings.tsv").exists()
 
 
+@pytest.mark.slow
 def test_participants_who_share_an_image_are_warned_of_and_stay_in_one_group(
     make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -432,6 +424,7 @@ def test_a_dataset_that_is_fetched_in_part_is_used_as_far_as_it_goes(
     assert fetch in done.err
 
 
+@pytest.mark.slow
 def test_a_mask_that_misses_its_image_gets_a_row_and_the_others_go_on(
     make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -512,6 +505,7 @@ def test_parquet_without_pyarrow_is_refused_before_anything_is_done(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_held_out_participants_are_not_seen_by_pretraining(
     heads_made: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -654,8 +648,7 @@ def test_workers_and_the_work_folder_change_no_result(
 def studied_for_long(heads_made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the output of a longer study of age, that no test may change."""
     out = tmp_path_factory.mktemp("long") / "out"
-    command = [sys.executable, "-m", "nidl_dcl", "study", str(heads_made), str(out), *SIXTY_EPOCHS]
-    subprocess.run(command, check=True, timeout=300)
+    assert give("study", heads_made, out, *THIRTY_EPOCHS) == 0
     return out
 
 
@@ -671,7 +664,7 @@ def test_a_stopped_study_goes_on_and_ends_with_the_same_embeddings(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "nidl_dcl", "study", str(heads_made), str(out), *SIXTY_EPOCHS]
+    command = [sys.executable, "-m", "nidl_dcl", "study", str(heads_made), str(out), *THIRTY_EPOCHS]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(list((out / ".work").glob("checkpoints-*/step-*.ckpt"))) < 2:
