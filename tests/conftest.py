@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -108,10 +109,13 @@ def give(*words: object) -> int:
     """Give a command in this process and return its exit status; what it sets is put back."""
     from nidl_dcl.cli import main
 
+    argv = [str(word) for word in words]
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-            main([str(word) for word in words])
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            patch.setattr(sys, "argv", ["nidl-dcl", *argv])  # it names the log and is recorded
+            with pytest.raises(SystemExit) as ended:
+                main(argv)
     finally:
         signal.signal(signal.SIGTERM, handler)
         logging.disable(logging.NOTSET)

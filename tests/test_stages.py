@@ -25,7 +25,7 @@ from nidl_dcl.errors import InputsUnusableError
 from nidl_dcl.options import DataOptions, RunOptions
 from nidl_dcl.stages import dry_run
 
-THIRTY_EPOCHS = ("--target", "age", "--spacing", "8", "--max-epochs", "30", "--batch-size", "4")
+SIXTEEN_EPOCHS = ("--target", "age", "--spacing", "8", "--max-epochs", "16", "--batch-size", "4")
 VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
 
 
@@ -648,7 +648,7 @@ def test_workers_and_the_work_folder_change_no_result(
 def studied_for_long(heads_made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the output of a longer study of age, that no test may change."""
     out = tmp_path_factory.mktemp("long") / "out"
-    assert give("study", heads_made, out, *THIRTY_EPOCHS) == 0
+    assert give("study", heads_made, out, *SIXTEEN_EPOCHS) == 0
     return out
 
 
@@ -664,7 +664,15 @@ def test_a_stopped_study_goes_on_and_ends_with_the_same_embeddings(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "nidl_dcl", "study", str(heads_made), str(out), *THIRTY_EPOCHS]
+    command = [
+        sys.executable,
+        "-m",
+        "nidl_dcl",
+        "study",
+        str(heads_made),
+        str(out),
+        *SIXTEEN_EPOCHS,
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(list((out / ".work").glob("checkpoints-*/step-*.ckpt"))) < 2:
