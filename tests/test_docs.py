@@ -21,6 +21,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from conftest import TWO_EPOCHS, give
 from faults import faults, mask_faults
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
@@ -967,17 +968,17 @@ def outputs(
     sites = [f"{row}\t{'NS'[i % 2]}" for i, row in enumerate(rows)]
     (bids / "participants.tsv").write_text("\n".join([f"{head}\tsite", *sites]) + "\n")
     heads_writer(folder / "OTHER_DATASET", 6, first=50)
-    short = ["--spacing", "8", "--max-epochs", "2", "--batch-size", "8"]
     more = ["--holdout", "0.2", "--occlusion", "--parquet"]
     other = ["--model", "MY_OUTPUT/models/desc-dcl", "--readout", "MY_OUTPUT"]
     share = ["--share", "--share-key", "key", "--work-dir", "PRIVATE"]
-    for words in (
-        ["MY_DATASET", "MY_OUTPUT", "--target", "age", "sex", *short, *more],
-        ["OTHER_DATASET", "OTHER_OUTPUT", "--target", "age", *other],
-        ["OTHER_DATASET", "SHARED", "--target", "age", *short, *share],
-    ):
-        command = [sys.executable, "-m", "nidl_dcl", "study", *words]
-        subprocess.run(command, check=True, timeout=600, cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for words in (
+            ["MY_DATASET", "MY_OUTPUT", "--target", "age", "sex", *TWO_EPOCHS, *more],
+            ["OTHER_DATASET", "OTHER_OUTPUT", "--target", "age", *other],
+            ["OTHER_DATASET", "SHARED", "--target", "age", *TWO_EPOCHS, *share],
+        ):
+            assert give("study", *words) == 0
     (private,) = (folder / "PRIVATE").glob("study-*")
     return {n: folder / n for n in ("MY_OUTPUT", "OTHER_OUTPUT", "SHARED")} | {"PRIVATE": private}
 
