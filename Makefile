@@ -17,7 +17,7 @@ demo: $(READY)  ## Make a synthetic BIDS dataset, run a study on it in demo/, sh
 	$(BIN)/nidl-dcl demo demo
 
 test: $(READY)  ## Run all tests, as many files at a time as there are cores
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 soak: $(READY)  ## Kill studies at random moments and compare how they end (minutes); KILLS=36 SEED=0
 	$(BIN)/python tests/soak.py $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))

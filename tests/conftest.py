@@ -28,7 +28,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files of most slow tests, so that no core waits for another at the end."""
+    """Begin with the files of most slow tests, so that no core waits for another at the end.
+
+    By itself, xdist begins with those of most tests; --no-loadscope-reorder keeps this order.
+    """
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 
