@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 from nidl_dcl.errors import UsageError
 from nidl_dcl.json_files import read_json
 from nidl_dcl.model_card import model_card
+from nidl_dcl.trust import TRUSTED, is_of
 from nidl_dcl.volumes import Preparation
 from nidl_dcl.writing import write_bytes, write_json, write_text
 
@@ -50,7 +51,6 @@ __all__ = [
 FORMAT = 1
 """Version of the layout of the folder."""
 
-_TRUSTED = ("nidl_dcl", "monai", "torch.nn")
 _PLAIN = (bool, int, float, str, type(None))
 _RUN_OPTIONS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins")
 _DISTRIBUTIONS = ("torch", "lightning", "monai", "nibabel", "pybids", "scikit-learn", "numpy")
@@ -340,8 +340,8 @@ def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]
         When the package is not trusted, or there is no such class.
     """
     module = path.partition(":")[0]
-    allowed = (*_TRUSTED, *trust)
-    if not _is_of(module, allowed):
+    allowed = (*TRUSTED, *trust)
+    if not is_of(module, allowed):
         package = module.partition(".")[0]
         raise UsageError(
             f"The encoder {path} comes from a package that is not trusted. If you trust it, say "
@@ -350,14 +350,10 @@ def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]
     found = _resolve(path)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise UsageError(f"{path} is not a class of nn.Module.")
-    if not _is_of(found.__module__, allowed):
+    if not is_of(found.__module__, allowed):
         # Reached through a trusted package that happens to import it.
         raise UsageError(f"{path} is a class of {found.__module__}, which is not trusted.")
     return found
-
-
-def _is_of(module: str, packages: Iterable[str]) -> bool:
-    return any(module == name or module.startswith(f"{name}.") for name in packages)
 
 
 def versions() -> dict[str, str]:
