@@ -31,6 +31,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from nidl_dcl.errors import UsageError
+from nidl_dcl.exposure import is_exposure
 from nidl_dcl.json_files import read_json
 from nidl_dcl.model_card import model_card
 from nidl_dcl.trust import TRUSTED, is_of
@@ -308,13 +309,16 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{file} cannot be read: {error}.") from error
     maybe: Any = (dict, type(None))
     shapes: dict[str, Any] = {"estimator": str, "encoder": dict, "arguments": dict, "sha256": dict}
-    shapes |= dict.fromkeys(("input_contract", "exposure", "provenance"), maybe)
+    shapes |= dict.fromkeys(("input_contract", "exposure", "provenance", "versions"), maybe)
+    shapes["n_features"] = (int, type(None))
     if (
         not isinstance(description, dict)
         or any(not isinstance(description.get(key), kind) for key, kind in shapes.items())
         or not isinstance(description["sha256"].get("weights.safetensors"), str)
         or not isinstance(description["encoder"].get("class"), str)
         or not isinstance(description["encoder"].get("arguments"), maybe)
+        or not isinstance((description.get("provenance") or {}).get("config"), maybe)
+        or not is_exposure(description.get("exposure") or {})
     ):
         raise UsageError(f"{file} is not the description of a model of nidl_dcl.")
     if description.get("format") != FORMAT:
