@@ -3,8 +3,8 @@
     python pipelines/study.py pipelines/cohort.yaml
 
 Each step is a call that can be left out, changed or run alone. Run the script again and it does
-what is missing. It is the same as ``nidl-dcl study --config FILE``. Packages of encoders that the file
-names and that you trust come after it.
+what is missing. It is the same as ``nidl-dcl study --config FILE``. If the file names an encoder of
+your own, give its package after the file.
 """
 
 from __future__ import annotations
