@@ -197,9 +197,11 @@ class NameRule:
         stem = self.stem(name) or name
         match = self._strict.fullmatch(stem)
         if match is None:
+            capitals = re.fullmatch(self._strict.pattern, stem, re.IGNORECASE)
             return "bad_name", (
                 f"the name is not {self.preset.prefixes[0]}sub-<label>[_ses-<label>][_<key>-<label>]_"
                 f"{'|'.join(self.suffixes)} with labels of letters and digits"
+                f"{': look at the capitals' if capitals else ''}"
             )
         if f"sub-{match[1]}" != participant:
             return "bad_name", f"the name says sub-{match[1]}, its folder {participant}"
@@ -247,11 +249,12 @@ def read_filters(filters: Mapping[str, Any] | None, preset: Preset) -> dict[str,
                 "The BIDS filter mixes entities with parts such as 't1w'. Use one of the two: "
                 '{"acquisition": "mprage"} or {"t1w": {"acquisition": "mprage"}}.'
             )
-        fitting = [n for w in (preset.suffix.lower(), "t1w") for n in parts if n.lower() == w]
+        known = dict.fromkeys((preset.suffix.lower(), "t1w"))
+        fitting = [n for w in known for n in parts if n.lower() == w]
         if not fitting:
             raise UsageError(
                 f"The BIDS filter has parts for {', '.join(map(repr, parts))}, none for "
-                f"{preset.suffix.lower()!r} or 't1w'. Rename the part that is meant."
+                f"{' or '.join(map(repr, known))}. Rename the part that is meant."
             )
         filters = parts[fitting[0]]
     names = _entity_names()

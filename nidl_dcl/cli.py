@@ -29,8 +29,10 @@ from nidl_dcl.options import (
     StudyOptions,
     TrainingOptions,
     as_yaml,
+    code_named,
     read_options,
 )
+from nidl_dcl.trust import refuse_unsaid
 
 __all__ = ["main"]
 
@@ -360,6 +362,9 @@ def _launch(
         app.config = ()
     words = _command_first(tokens)
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    if config is not None:
+        told = bound.arguments
+        refuse_unsaid(config, code_named(told.get("training"), told.get("trust")), _said(words))
     if print_config:
         bound.apply_defaults()
         sys.stdout.write(_as_yaml(bound.arguments))
@@ -431,6 +436,17 @@ def _misread(error: CycloptsError, words: list[str]) -> str:
         if folder and any(word.startswith("--") for word in words):
             said += " Give folders first: an option like --target takes all words up to the next option."
     return f"{said} See {' '.join(('nidl-dcl', *(error.command_chain or ())))} --help."
+
+
+def _said(words: tuple[str, ...]) -> list[str]:
+    """Return the packages and encoders that the command line itself names."""
+    said, option = [], ""
+    for word in words:
+        if word.startswith("-"):
+            option, _, word = word.partition("=")
+        if word and option in ("--encoder", "--trust"):
+            said.append(word)
+    return said
 
 
 def _output(bids_dir: Path, output_dir: Path, run: RunOptions, *options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -262,13 +263,16 @@ class BIDSDataModule(L.LightningDataModule):
         if self.work_dir is not None and not self.work_dir.exists():
             # Prepared heads have faces. A folder that is there keeps the rights it was given.
             self.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        inventory = find_images(
-            self.bids_dir,
-            **self.selection,
-            mask=self.mask,
-            cache=None if self.work_dir is None else self.work_dir / "index",
-            progress=self.progress,
-        )
+        with warnings.catch_warnings():
+            # Joining the tables, below, refuses one that cannot be read.
+            warnings.filterwarnings("ignore", "participants.tsv is not used")
+            inventory = find_images(
+                self.bids_dir,
+                **self.selection,
+                mask=self.mask,
+                cache=None if self.work_dir is None else self.work_dir / "index",
+                progress=self.progress,
+            )
         self.root = inventory.root
         images = inventory.images.reset_index(drop=True)
         found = check_images(
@@ -438,12 +442,13 @@ class BIDSDataModule(L.LightningDataModule):
     def _leave_out(self, faults: Mapping[Path, UnreadableVolumeError]) -> None:
         """Leave out images that turned out unusable only with their masks, as `check` would have."""
         inventory, images, found = self._checked
-        told = [
-            replace(check, status="skip", code=fault.code, message=str(fault))
-            if (fault := faults.get(self.root / str(path))) is not None
-            else check
-            for path, check in zip(images["path"], found, strict=True)
-        ]
+        told = []
+        for path, mask, check in zip(images["path"], images["mask_path"], found, strict=True):
+            if (fault := faults.get(self.root / str(path))) is not None:
+                about = str(fault).removeprefix(f"{self.root / str(path)}: ")
+                about = about.replace(f"{self.root / str(mask)}: ", f"mask {mask}: ")
+                check = replace(check, status="skip", code=fault.code, message=about)
+            told.append(check)
         self._settle(inventory, images, told)
 
     def plan(self) -> PreparedVolumes:

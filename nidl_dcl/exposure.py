@@ -59,6 +59,19 @@ def after(before: Exposure | None, now: Exposure) -> dict[str, Any]:
     return {**now, "before": [dict(before)]}
 
 
+def is_exposure(value: Any) -> bool:
+    """Return whether a value from elsewhere has the form of an exposure; it may be empty."""
+    if not isinstance(value, dict) or not isinstance(value.get("n_participants", 0), int):
+        return False
+    hashes = [value.get(name) or [] for name in ("participants", "images", "validation")]
+    before = value.get("before") or []
+    return (
+        all(isinstance(texts, list) and all(isinstance(t, str) for t in texts) for texts in hashes)
+        and isinstance(before, list)
+        and all(map(is_exposure, before))
+    )
+
+
 def recognise(
     participants: Iterable[str], contents: Iterable[str], exposure: Exposure
 ) -> list[str | None]:

@@ -9,7 +9,7 @@ from nidl_dcl.assembly import data_module
 from nidl_dcl.console import Quiet
 from nidl_dcl.cost import measure_cost
 from nidl_dcl.datamodule import BIDSDataModule
-from nidl_dcl.intake import kept_lines
+from nidl_dcl.intake import input_lines
 from nidl_dcl.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
 from nidl_dcl.output import check_places
 from nidl_dcl.refusals import check_targets, refuse_unusable
@@ -51,7 +51,7 @@ def dry_run(
     preparation = module.preparation
     megabytes = module.plan().entry_bytes * len(module.images) / 1e6
     lines = [
-        *kept_lines(module.kept),
+        *input_lines(module, "nidl-dcl index --check"),
         (
             f"volumes of {' x '.join(map(str, preparation.shape or ()))} voxels of "
             f"{' x '.join(f'{s:g}' for s in preparation.spacing)} mm, "

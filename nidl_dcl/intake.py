@@ -29,7 +29,7 @@ __all__ = [
     "check_inputs",
     "draw_volumes",
     "index",
-    "kept_lines",
+    "input_lines",
     "logged",
     "prepare",
     "set_up",
@@ -88,7 +88,7 @@ def index(
             bids_dir, **module.selection, mask="none", cache=cache, progress=console.progress
         )
         inputs, kept = found.inputs, found.kept
-    for line in kept_lines(kept):
+    for line in _kept_lines(kept):
         console.say(line)
     return to_tsv(inputs)
 
@@ -125,13 +125,13 @@ def prepare(module: BIDSDataModule, console: Quiet) -> None:
     volumes = module.plan()
     if missing := len(volumes.missing()):
         console.say(
-            f"Preparing {missing} volumes: {missing * volumes.entry_bytes / 1e6:.1f} MB, a file "
+            f"Preparing {missing} volume{'s' * (missing > 1)}: {missing * volumes.entry_bytes / 1e6:.1f} MB, a file "
             f"each, in {volumes.folder}."
         )
     before = len(module.images)
     module.setup()
-    if len(module.images) < before:
-        console.say(f"{before - len(module.images)} images cannot be prepared (logs/inputs.tsv).")
+    if lost := before - len(module.images):
+        console.say(f"{lost} image{'s' * (lost > 1)} cannot be prepared (logs/inputs.tsv).")
 
 
 def draw_volumes(output: Output, module: BIDSDataModule, console: Quiet) -> None:
@@ -140,20 +140,34 @@ def draw_volumes(output: Output, module: BIDSDataModule, console: Quiet) -> None
     write_average(output.path / "figures", module, console.progress)
 
 
-def kept_lines(kept: Sequence[tuple[str, int]]) -> list[str]:
+def _kept_lines(kept: Sequence[tuple[str, int]]) -> list[str]:
     """Say how many images each step of a selection left."""
     return [f"{count} image{'' if count == 1 else 's'}: {step}" for step, count in kept]
 
 
-def tell_inputs(module: BIDSDataModule, console: Quiet) -> None:
-    """Say how many images each step left, and what is wrong with which."""
-    for line in kept_lines(module.kept):
-        console.say(line)
+def input_lines(module: BIDSDataModule, where: str) -> list[str]:
+    """Say how many images each step left, what is odd, and how tables were read.
+
+    Parameters
+    ----------
+    module : BIDSDataModule
+        Checked.
+    where : str
+        What has a row for each image.
+    """
     odd = module.inputs[module.inputs["code"] != "ok"]
-    for fault, count in (odd["status"] + ": " + odd["code"]).value_counts().items():
-        console.say(f"{count} {fault} (logs/inputs.tsv)")
-    for note in module.notes:
-        console.say(note)
+    faults = (odd["status"] + ": " + odd["code"]).value_counts()
+    return [
+        *_kept_lines(module.kept),
+        *(f"{count} {fault} ({where})" for fault, count in faults.items()),
+        *module.notes,
+    ]
+
+
+def tell_inputs(module: BIDSDataModule, console: Quiet) -> None:
+    """Say what `input_lines` has."""
+    for line in input_lines(module, "logs/inputs.tsv"):
+        console.say(line)
 
 
 def logged(output: Output, name: str, like: pd.DataFrame | None) -> pd.DataFrame | None:

@@ -6,6 +6,7 @@ Nothing is said that the folder does not hold; what only its owner can know is l
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,14 @@ def model_card(description: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["code"] = _code
+    environment.filters["word"] = _word
     return environment.get_template("model_card.md.jinja").render(
         head=yaml.safe_dump(head, sort_keys=False).strip(),
         encoder=encoder,
         kind=encoder["class"].rpartition(":")[2],
         package=encoder["class"].partition(":")[0].partition(".")[0],
         description=description,
-        version=(description.get("versions") or {}).get("nidl_dcl"),
+        version=_word((description.get("versions") or {}).get("nidl_dcl")),
         settings={**known, **description["arguments"]},
         weighted=description["arguments"].get("weighting_sigma") is not None,
         contract=contract,
@@ -84,6 +86,11 @@ def _trainings(exposure: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield exposure
     for earlier in exposure.get("before") or ():
         yield from _trainings(earlier)
+
+
+def _word(value: Any) -> str:
+    """Return a value that stands in a sentence as it is, in which nothing is markup."""
+    return re.sub(r"[^\w.+-]", "", str(value or ""))
 
 
 def _code(value: Any) -> str:

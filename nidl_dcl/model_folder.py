@@ -31,8 +31,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from nidl_dcl.errors import UsageError
+from nidl_dcl.exposure import is_exposure
 from nidl_dcl.json_files import read_json
 from nidl_dcl.model_card import model_card
+from nidl_dcl.trust import TRUSTED, is_of
 from nidl_dcl.volumes import Preparation
 from nidl_dcl.writing import write_bytes, write_json, write_text
 
@@ -50,7 +52,6 @@ __all__ = [
 FORMAT = 1
 """Version of the layout of the folder."""
 
-_TRUSTED = ("nidl_dcl", "monai", "torch.nn")
 _PLAIN = (bool, int, float, str, type(None))
 _RUN_OPTIONS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins")
 _DISTRIBUTIONS = ("torch", "lightning", "monai", "nibabel", "pybids", "scikit-learn", "numpy")
@@ -308,13 +309,16 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{file} cannot be read: {error}.") from error
     maybe: Any = (dict, type(None))
     shapes: dict[str, Any] = {"estimator": str, "encoder": dict, "arguments": dict, "sha256": dict}
-    shapes |= dict.fromkeys(("input_contract", "exposure", "provenance"), maybe)
+    shapes |= dict.fromkeys(("input_contract", "exposure", "provenance", "versions"), maybe)
+    shapes["n_features"] = (int, type(None))
     if (
         not isinstance(description, dict)
         or any(not isinstance(description.get(key), kind) for key, kind in shapes.items())
         or not isinstance(description["sha256"].get("weights.safetensors"), str)
         or not isinstance(description["encoder"].get("class"), str)
         or not isinstance(description["encoder"].get("arguments"), maybe)
+        or not isinstance((description.get("provenance") or {}).get("config"), maybe)
+        or not is_exposure(description.get("exposure") or {})
     ):
         raise UsageError(f"{file} is not the description of a model of nidl_dcl.")
     if description.get("format") != FORMAT:
@@ -340,8 +344,8 @@ def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]
         When the package is not trusted, or there is no such class.
     """
     module = path.partition(":")[0]
-    allowed = (*_TRUSTED, *trust)
-    if not _is_of(module, allowed):
+    allowed = (*TRUSTED, *trust)
+    if not is_of(module, allowed):
         package = module.partition(".")[0]
         raise UsageError(
             f"The encoder {path} comes from a package that is not trusted. If you trust it, say "
@@ -350,14 +354,10 @@ def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]
     found = _resolve(path)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise UsageError(f"{path} is not a class of nn.Module.")
-    if not _is_of(found.__module__, allowed):
+    if not is_of(found.__module__, allowed):
         # Reached through a trusted package that happens to import it.
         raise UsageError(f"{path} is a class of {found.__module__}, which is not trusted.")
     return found
-
-
-def _is_of(module: str, packages: Iterable[str]) -> bool:
-    return any(module == name or module.startswith(f"{name}.") for name in packages)
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from nidl_dcl.errors import UsageError
+from nidl_dcl.trust import refuse_unsaid
 
 __all__ = [
     "DataOptions",
@@ -24,6 +25,7 @@ __all__ = [
     "StudyOptions",
     "TrainingOptions",
     "as_yaml",
+    "code_named",
     "read_options",
     "read_study",
     "study_yaml",
@@ -335,24 +337,32 @@ def read_options(file: str | Path) -> dict[str, Any]:
     return content
 
 
-def read_study(file: str | Path) -> StudyOptions:
+def read_study(file: str | Path, trust: Iterable[str] = ()) -> StudyOptions:
     """Return the options in a YAML file, such as a study's ``code/config.yaml``.
 
     Parameters
     ----------
     file : path
         A flat mapping of options; relative paths are relative to the current folder.
+    trust : iterable of str
+        Packages, besides nidl_dcl, monai and torch.nn, whose encoders the file may name.
 
     Raises
     ------
     UsageError
-        When the file cannot be read, lacks ``bids_dir`` or ``output_dir``, or has an unknown option.
+        When the file cannot be read, lacks ``bids_dir`` or ``output_dir``, has an unknown option, or
+        names code that is not trusted.
     """
     content = {name.replace("-", "_"): value for name, value in read_options(file).items()}
     own: dict[str, Any] = {}
     grouped: dict[str, dict[str, Any]] = {name: {} for name in _GROUPS}
     home = {f.name: name for name, group in _GROUPS.items() for f in fields(group)}
+    kinds = {
+        f.name: str(f.type) for group in (StudyOptions, *_GROUPS.values()) for f in fields(group)
+    }
     for name, value in content.items():
+        if kinds.get(name, "").startswith("list[") and not isinstance(value, list):
+            value = [] if value is None else [value]
         if name in _PATHS and value is not None:
             value = Path(str(value))
         if name == "phenotypes":
@@ -369,7 +379,15 @@ def read_study(file: str | Path) -> StudyOptions:
         if name not in own:
             raise UsageError(f"{file} must name {name}.")
     groups: dict[str, Any] = {name: kind(**grouped[name]) for name, kind in _GROUPS.items()}
-    return StudyOptions(**own, **groups)
+    options = StudyOptions(**own, **groups)
+    refuse_unsaid(file, code_named(options.training, options.trust), trust)
+    return options
+
+
+def code_named(training: TrainingOptions | None, trust: Iterable[str] | None) -> list[str]:
+    """Return the packages and the class that options name to be imported."""
+    named = list(trust or ())
+    return [*named, training.encoder] if training and ":" in training.encoder else named
 
 
 def study_yaml(options: StudyOptions) -> str:

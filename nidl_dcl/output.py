@@ -483,8 +483,10 @@ def check_places(bids_dir: Path, output_dir: Path) -> None:
     if not bids_dir.is_dir():
         raise UsageError(f"BIDS_DIR {bids_dir} is not a folder.")
     source, target = bids_dir.resolve(), output_dir.resolve()
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"OUTPUT_DIR {output_dir} is a file.")
+    there = next(path for path in (target, *target.parents) if path.exists())
+    if not there.is_dir():
+        within = "is" if there == target else f"is in {there}, which is"
+        raise UsageError(f"OUTPUT_DIR {output_dir} {within} a file: choose another folder.")
     if target == source or target in source.parents:
         raise UsageError(
             f"OUTPUT_DIR {output_dir} is, or holds, BIDS_DIR {bids_dir}: choose another folder."

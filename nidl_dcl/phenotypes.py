@@ -473,6 +473,11 @@ def _home(bids_dir: Path) -> Path:
 def _id_column(table: Table) -> int:
     at = table.find(_PARTICIPANT)
     if at is None:
+        if len(table.columns) == 1 and len(table.columns[0].split()) > 1:
+            raise UsageError(
+                f"{table.path} has blanks between the names of its columns. Put one tab there, and "
+                "between the cells of each line."
+            )
         raise UsageError(
             f"{table.path} has no column participant_id (its columns: "
             f"{', '.join(table.columns[:8])}). Name the column of ids participant_id."

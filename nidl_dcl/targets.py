@@ -423,6 +423,13 @@ def _no_classes(name: str, rule: str, texts: NDArray[np.object_], units: NDArray
             f"Target {name!r} is known for {people} participants; cross-validation needs "
             f"{2 * MIN_CLASS}. Choose another target, or add participants."
         )
+    words = [str(text) for text in sizes.index if np.isnan(_number(text))]
+    if 0 < len(words) <= len(sizes) / 2:
+        named = ", ".join(repr(word[:40]) for word in words[:5])
+        return (
+            f"Target {name!r} holds numbers, and texts that are none: {named}"
+            f"{', …' * (len(words) > 5)}. Write n/a where a value is missing, and numbers as 1.5."
+        )
     if len(sizes) > people / 2:
         return (
             f"Target {name!r} holds {len(sizes)} different texts for {people} participants: an "

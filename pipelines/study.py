@@ -3,7 +3,8 @@
     python pipelines/study.py pipelines/cohort.yaml
 
 Each step is a call that can be left out, changed or run alone. Run the script again and it does
-what is missing. It is the same as ``nidl-dcl study --config FILE``.
+what is missing. It is the same as ``nidl-dcl study --config FILE``. If the file names an encoder of
+your own, give its package after the file.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from nidl_dcl.options import read_study
 from nidl_dcl.output import Output
 
 
-def main(file: str) -> None:
-    options = read_study(file)
+def main(file: str, *trust: str) -> None:
+    options = read_study(file, trust)
     console = Console()
     run = options.run
     output = Output(
@@ -49,6 +50,7 @@ def main(file: str) -> None:
             options.data,
             run,
             model_folder=options.model,
+            trust=trust,
             console=console,
             group=options.prediction.group,
         )
@@ -56,7 +58,13 @@ def main(file: str) -> None:
 
         # 3. Phenotypes from embeddings, cross-validated by participant, beside their baselines.
         rows = stages.predict(
-            output, options.target, options.data, run, options.prediction, console=console
+            output,
+            options.target,
+            options.data,
+            run,
+            options.prediction,
+            trust=trust,
+            console=console,
         )
 
         # 4. One page about all of it.
@@ -66,4 +74,4 @@ def main(file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -83,6 +83,7 @@ def test_the_version_is_printed(run: Any) -> None:
         (["study", "BIDS", "BIDS/..", "--target", "age"], "choose another folder"),
         (["study", "BIDS", "BIDS/sub-01/out", "--target", "age"], "derivatives"),
         (["study", "BIDS", "BIDS/participants.tsv", "--target", "age"], "is a file"),
+        (["study", "BIDS", "BIDS/participants.tsv/out", "--target", "age"], "which is a file"),
         (["study", "--config", "NONE"], "NONE"),
         (["embed", "BIDS", "OUT", "--model", "NONE"], "NONE"),
         (["embed", "BIDS", "OUT"], "pretrain"),
@@ -167,6 +168,28 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert re.search(r"about .* per epoch, .* in all \(.* s a step on cpu, measured\)", done.out)
     assert re.search(r"about [\d.]+ GB of memory", done.out)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_what_is_odd(run: Any, make_heads: Any, tmp_path: Path) -> None:
+    bids = make_heads(n=9)
+    (bids / "sub-02/ses-01/anat/sub-02_ses-01_T1w.nii.gz").write_bytes(b"")
+    table = bids / "participants.tsv"
+    table.write_text(table.read_text().replace("\t", ",").replace("sub-0", ""))
+    done = run(
+        "study",
+        bids,
+        tmp_path / "out",
+        "--target",
+        "age",
+        *SMALL,
+        "--dry-run",
+        "--max-skipped",
+        "0.2",
+    )
+    assert done.status == 0, done.err
+    assert "1 skip: empty (nidl-dcl index --check)" in done.out
+    assert "cells are parted by ','" in done.out
+    assert "prefix" in done.out or "zeros" in done.out
 
 
 def test_the_printed_configuration_is_one_that_config_takes(

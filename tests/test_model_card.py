@@ -159,6 +159,20 @@ def test_values_that_look_like_markup_stay_code(of_rows: Path) -> None:
     assert "- dataset: `a'<script>\\n# heading`\n" in text
 
 
+def test_what_stands_in_a_sentence_starts_no_heading(of_images: Path) -> None:
+    bad = "1\n\n## Licence\n\nMIT <b>[x](y)"
+    contract = describe(of_images)["input_contract"]
+    contract |= {"spacing": [bad] * 3, "shape": [bad] * 3}
+    contract["origin"] |= {"coarsest": bad}
+    provenance = {"config": {"holdout": bad}}
+    of = describe(
+        of_images, versions={"nidl_dcl": bad}, provenance=provenance, input_contract=contract
+    )
+    text = model_card(of)
+    assert re.findall("^#+ (.*)$", text.split("---\n", 2)[2], re.MULTILINE)[1:] == SECTIONS
+    assert "<b>" not in text
+
+
 def test_a_card_is_the_same_each_time_and_is_not_read_with_the_model(of_rows: Path) -> None:
     file = of_rows / "README.md"
     assert file.read_text() == model_card(describe(of_rows))

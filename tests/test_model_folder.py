@@ -260,3 +260,23 @@ def test_a_file_that_holds_no_weights_is_named(content: bytes, tmp_path: Path) -
     file.write_bytes(content)
     with pytest.raises(UsageError, match=r"broken\.pt"):
         DCL(**LINEAR, proj_input_dim=4, **OPTIONS).load_weights(file)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"versions": "1"},
+        {"n_features": "4\n# x"},
+        {"provenance": {"config": "x"}},
+        {"exposure": {"before": [["x"]]}},
+        {"exposure": {"before": [{"before": "x"}]}},
+        {"exposure": {"n_participants": "9\n# x"}},
+        {"exposure": {"images": 7}},
+        {"exposure": {"participants": [None]}},
+    ],
+    ids=str,
+)
+def test_a_description_of_another_form_is_one_message(odd: dict[str, Any], folder: Path) -> None:
+    change(folder, lambda description: description.update(odd))
+    with pytest.raises(UsageError, match=r"model\.json is not the description of a model"):
+        load_model(folder)

@@ -69,6 +69,17 @@ def test_the_study_script_and_the_command_give_the_same_files(
     assert np.array_equal(*matrices)
 
 
+def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
+    from nidl_dcl.options import read_study
+
+    file = tmp_path / "study.yaml"
+    file.write_text("bids_dir: b\noutput_dir: o\ntarget: age\nspacing: 8\nphenotypes: p.tsv\n")
+    options = read_study(file)
+    assert options.target == ["age"]
+    assert options.training.spacing == [8]
+    assert options.data.phenotypes == [Path("p.tsv")]
+
+
 @pytest.mark.parametrize("file", sorted(PIPELINES.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_yaml_file_holds_known_options(file: Path) -> None:
     from nidl_dcl.options import read_study

@@ -442,7 +442,9 @@ def test_a_mask_that_misses_its_image_gets_a_row_and_the_others_go_on(
     assert done.status == 0
     inputs = pd.read_csv(out / "logs" / "inputs.tsv", sep="\t").set_index("participant_id")
     assert inputs.loc["sub-02", "code"] == "affine"
-    assert "does not overlap" in inputs.loc["sub-02", "message"]
+    relative = mask.relative_to(bids).as_posix()
+    said = f"mask {relative}: The mask does not overlap with the image."
+    assert inputs.loc["sub-02", "message"] == said
     table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
     assert "sub-02" not in set(table["participant_id"])
     assert run(*words).status == 0
