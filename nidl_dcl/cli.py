@@ -44,6 +44,14 @@ _Training = Annotated[TrainingOptions, Parameter(name="*", group="Training")]
 _Prediction = Annotated[PredictionOptions, Parameter(name="*", group="Prediction")]
 _Run = Annotated[RunOptions, Parameter(name="*", group="Run")]
 
+
+def _shown(default: Any) -> str | None:
+    """Return a default as the help shows it; one that is none, empty or off needs no word."""
+    if default is None or default is False or default == []:
+        return None
+    return " ".join(map(str, default)) if isinstance(default, list) else str(default)
+
+
 _LEVELS = {"participant": "embed", "group": "study"}
 """The analysis levels of a BIDS App, and the commands that do them."""
 
@@ -52,7 +60,7 @@ app = App(
     help="From a BIDS dataset of 3D brain MRI to embeddings, predictions and a report. As a BIDS App: nidl-dcl BIDS_DIR OUTPUT_DIR participant|group, which are embed and study.",
     version=nidl_dcl.__version__,
     version_flags=["--version"],
-    default_parameter=Parameter(consume_multiple=True, negative=()),
+    default_parameter=Parameter(consume_multiple=True, negative=(), show_default=_shown),
 )
 
 app.meta.suppress_keyboard_interrupt = False  # `main` says what to do after Ctrl-C

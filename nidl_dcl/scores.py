@@ -239,16 +239,18 @@ def compare(
     gain = gains[best]
     low, high = gain["ci95"]
     beats = bool(low > 0)
+    zero = ""
     if beats:
         verdict = f"The embeddings predict {target} better than the best baseline, {best}"
     elif high < 0:
         verdict = f"The embeddings predict {target} worse than the best baseline, {best}"
     else:
         verdict = f"The embeddings do not beat the best baseline, {best}, at predicting {target}"
+        zero = ", which includes 0"
     sentence = (
         f"{verdict}: {METRIC_WORDS.get(metric, metric)} {scores[metric]['mean']:.3g} against "
         f"{baselines[best][metric]['mean']:.3g}, gain {gain['mean']:.2g} "
-        f"(95 % interval {low:.2g} to {high:.2g})."
+        f"(95 % interval {low:.2g} to {high:.2g}{zero})."
     )
     return {
         "metric": metric,

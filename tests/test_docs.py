@@ -175,6 +175,15 @@ def test_every_command_is_documented(command: str, help_of: dict[str, str]) -> N
     assert help_of[command].startswith(f"Usage: nidl-dcl {command} ")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_shows_the_defaults_that_say_something(
+    command: str, help_of: dict[str, str]
+) -> None:
+    shown = set(re.findall(r"\[default:\s+([^]]*)\]?", help_of[command]))
+    assert not shown & {"", "[", "None", "False"}
+    assert command == "demo" or "dcl" in shown or command == "index"
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_documented(preset: str) -> None:
     row = f"| `{preset}` | {PRESETS[preset].summary} |"

@@ -144,5 +144,6 @@ def test_the_headline_compares_with_the_best_baseline_and_says_so_plainly(errors
     assert headline["best_baseline"] == "good"
     assert headline["beats"] is beats
     assert words in headline["sentence"]
+    assert ("which includes 0" in headline["sentence"]) == (words == "do not beat")
     assert headline["gain"]["mean"] == pytest.approx(good["mae"]["mean"] - own["mae"]["mean"])
     assert set(headline["gains"]) == {"bad", "good"}
