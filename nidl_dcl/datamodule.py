@@ -31,7 +31,10 @@ from nidl_dcl.together import joined
 from nidl_dcl.views import volume_views
 from nidl_dcl.volumes import Preparation, common_shape
 
-__all__ = ["BIDSDataModule", "split_of"]
+__all__ = ["RIGHT_FOLDER", "BIDSDataModule", "split_of"]
+
+RIGHT_FOLDER = "Is this the folder that holds the sub-* folders?"
+"""What to ask where no file is a candidate."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -294,7 +297,7 @@ class BIDSDataModule(L.LightningDataModule):
         if len(kept) == 0:
             first = "`nidl-dcl index` lists the candidates;"
             if inputs.empty:
-                first = "Is this the folder that holds the sub-* folders? If so,"
+                first = f"{RIGHT_FOLDER} If so,"
             raise InputsUnusableError(
                 f"{self.bids_dir}: no usable image for preset {self.preset!r} "
                 f"({_reasons(inputs) or 'no candidate by name'}). "

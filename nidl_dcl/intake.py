@@ -15,7 +15,7 @@ import pandas as pd
 
 from nidl_dcl.assembly import data_module
 from nidl_dcl.console import Quiet
-from nidl_dcl.datamodule import BIDSDataModule
+from nidl_dcl.datamodule import RIGHT_FOLDER, BIDSDataModule
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.figure_data import write_average, write_mosaic
 from nidl_dcl.options import DataOptions, RunOptions
@@ -90,6 +90,8 @@ def index(
         inputs, kept = found.inputs, found.kept
     for line in _kept_lines(kept):
         console.say(line)
+    if inputs.empty:
+        console.say(f"{bids_dir}: no candidate. {RIGHT_FOLDER} If so, look at --preset.")
     return to_tsv(inputs)
 
 

@@ -273,6 +273,16 @@ def test_index_prints_the_columns_of_inputs_with_one_row_for_each_image(
     assert run("index", heads_made, "--check").out == done.out
 
 
+@pytest.mark.parametrize("words", [[], ["--check"]])
+def test_index_of_a_folder_without_images_asks_whether_it_is_the_right_one(
+    words: list[str], run: Any, heads_made: Path
+) -> None:
+    done = run("index", heads_made / "sub-01", *words)
+    assert done.status == 0
+    assert len(done.out.splitlines()) == 1
+    assert "no candidate. Is this the folder that holds the sub-* folders?" in done.err
+
+
 def test_index_judges_by_name_and_opens_files_only_when_asked(run: Any, make_heads: Any) -> None:
     bids = make_heads(n=2)
     next(bids.glob("sub-01/ses-01/anat/*.nii.gz")).write_bytes(b"")
