@@ -507,7 +507,7 @@ def test_odd_targets_that_can_be_predicted(y, task, n, dropped):
 @pytest.mark.parametrize(
     ("y", "words"),
     [
-        (_ages(["89+"] * 10), "Choose another target; if it is a number, write it as 1.5"),
+        (_ages(["89+"] * 10), r"texts that are none: '89\+'\. Write n/a .* and numbers as 1\.5"),
         (PEOPLE30, "30 different texts for 30 participants: an identifier"),
         ([1] * 29 + [2], "fewer than two classes .* '1' 29, '2' 1"),
         ([True] * 28 + [False] * 2, "'True' 28, 'False' 2"),
