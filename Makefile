@@ -16,8 +16,8 @@ help:  ## Show this list
 demo: $(READY)  ## Make a synthetic BIDS dataset, run a study on it in demo/, show the table
 	$(BIN)/nidl-dcl demo demo
 
-test: $(READY)  ## Run all tests, as many files at a time as there are cores
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## Run all tests on all cores; ARGS="-m 'not slow'" runs the quick ones
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: $(READY)  ## Kill studies at random moments and compare how they end (minutes); KILLS=36 SEED=0
 	$(BIN)/python tests/soak.py $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
