@@ -186,7 +186,7 @@ def embed_part(
 
 def _model_to_embed_with(output: Output, run: RunOptions, given: Path | None) -> Path:
     """Return the folder of the model: the one given, or the output's own."""
-    own = output.path / "models" / f"desc-{run.model_name}"
+    own = output.model_folder(run.model_name)
     if given is None and not own.exists():
         raise UsageError(
             f"{output.path} has no model {run.model_name!r}. Run `nidl-dcl pretrain`, or give "
@@ -200,7 +200,7 @@ def _fitted_model(
 ) -> tuple[Any, str]:
     """Return the model that embeds, on one device, and the checksum of its weights."""
     digest = weights_sha256(source)
-    refuse_another_model(output.path / "models" / f"desc-{run.model_name}", source, digest)
+    refuse_another_model(output.model_folder(run.model_name), source, digest)
     model = load_model(source, trust=trust)
     if not model.fitted or model.preparation is None:
         raise UsageError(
@@ -252,7 +252,7 @@ def _embedded(
 
 def _keep_model(output: Output, run: RunOptions, source: Path) -> None:
     """Copy the model into the output, where it is not there."""
-    own = output.path / "models" / f"desc-{run.model_name}"
+    own = output.model_folder(run.model_name)
     if own != source and not (own / "model.json").is_file():
         own.mkdir(parents=True, exist_ok=True)
         for name in ("weights.safetensors", "README.md", "model.json"):
@@ -266,7 +266,7 @@ def merge_parts(output: Output, run: RunOptions, source: Path, digest: str) -> N
     parts = [part for file in files if (part := Part.read(file)) is not None]
     if not parts:
         return
-    own = output.path / "models" / f"desc-{run.model_name}"
+    own = output.model_folder(run.model_name)
     refuse_another_model(own, source, digest)
     before = embeddings = read_embeddings(output.path, run.model_name)
     inputs, matches = (logged(output, name, None) for name in ("inputs.tsv", "phenotypes.tsv"))

@@ -10,7 +10,15 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["after", "exposure_of", "recognise", "records_images", "salted", "validated"]
+__all__ = [
+    "after",
+    "exposure_of",
+    "is_exposure",
+    "recognise",
+    "records_images",
+    "salted",
+    "validated",
+]
 
 Exposure = Mapping[str, Any]
 

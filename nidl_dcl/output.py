@@ -179,6 +179,10 @@ class Output:
         self._folder: tuple[int, int] | None = None
         self._lock: Lock | None = None
 
+    def model_folder(self, name: str) -> Path:
+        """Return where the model of this name is, or will be."""
+        return self.path / "models" / f"desc-{name}"
+
     @contextmanager
     def writing(self, say: Callable[[str], None] | None = None) -> Iterator[None]:
         """Hold the folder's lock, and keep ``logs/run.json`` true to the end.

@@ -23,7 +23,7 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.results import as_number
 from nidl_dcl.sheet import clean
 from nidl_dcl.targets import camel_case
-from nidl_dcl.writing import escape_control, keep_tsv, write_bytes
+from nidl_dcl.writing import escape_control, keep_bytes, keep_tsv
 
 __all__ = [
     "Gallery",
@@ -100,7 +100,7 @@ class Gallery:
         table: pd.DataFrame | None = None,
     ) -> Picture:
         """Write an SVG, with its `table` where no `source` file holds the numbers already."""
-        _keep(self.folder / f"{name}.svg", drawn)
+        keep_bytes(self.folder / f"{name}.svg", drawn)
         if table is not None:
             keep_tsv(self.folder / f"{name}.tsv", table)
             source = f"figures/{name}.tsv"
@@ -112,16 +112,10 @@ class Gallery:
         `name` is empty where the picture is a file already.
         """
         if name:
-            _keep(self.folder / f"{name}.png", drawn)
+            keep_bytes(self.folder / f"{name}.png", drawn)
         width, height = (int.from_bytes(drawn[at : at + 4], "big") for at in (16, 20))
         uri = "data:image/png;base64," + base64.b64encode(drawn).decode("ascii")
         return Picture(alt, caption, source, uri=uri, width=width, height=height)
-
-
-def _keep(path: Path, drawn: bytes) -> None:
-    """Write a file unless it holds just that already."""
-    if not (path.is_file() and path.read_bytes() == drawn):
-        write_bytes(path, drawn)
 
 
 def format_number(value: Any) -> str:

@@ -128,7 +128,7 @@ class _Study:
             self.module,
             self.rows,
             self.reading()[0],
-            _model_folder(self.output, self.run),
+            self.output.model_folder(self.run.model_name),
             self.run,
             self.trust,
             self.console,
@@ -163,7 +163,7 @@ def _open_study(
     console: Quiet,
 ) -> _Study:
     """Refuse what cannot be done, prepare the images and find out who is who."""
-    folder = _model_folder(output, run)
+    folder = output.model_folder(run.model_name)
     embeddings = _read_embeddings(output, run)
     digest = embeddings.config.get("model_sha256")
     description = read_description(folder)
@@ -214,13 +214,9 @@ def _open_study(
     )
 
 
-def _model_folder(output: Output, run: RunOptions) -> Path:
-    return output.path / "models" / f"desc-{run.model_name}"
-
-
 def _read_embeddings(output: Output, run: RunOptions) -> Embeddings:
     """Return the embeddings, those of parts that wait included."""
-    folder = _model_folder(output, run)
+    folder = output.model_folder(run.model_name)
     if (folder / "model.json").is_file():
         merge_parts(output, run, folder, weights_sha256(folder))
     embeddings = read_embeddings(output.path, run.model_name)

@@ -97,7 +97,7 @@ def pretrain(
     console = output.heard(console)
     if team is None:
         team, training = Team(Place()), on_one_process(training)
-    folder = output.path / "models" / f"desc-{run.model_name}"
+    folder = output.model_folder(run.model_name)
     check_training(training)
     with output.stage("pretrain", share=run.share) as entry:
         training = known_shape(training, folder)

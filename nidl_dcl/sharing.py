@@ -30,6 +30,7 @@ from nidl_dcl.model_card import model_card
 from nidl_dcl.pseudonyms import Pseudonyms, default_key, read_key
 from nidl_dcl.writing import (
     escape_control,
+    keep_bytes,
     replacing,
     to_json,
     to_npy,
@@ -208,9 +209,9 @@ class Sharing:
                 continue
             content = rule(file, self.names, targets)
             if content is not None:
-                _keep(target, content)
+                keep_bytes(target, content)
         if who := _people(self.private, self.names):
-            _keep(self.private / "logs" / "pseudonyms.tsv", who)
+            keep_bytes(self.private / "logs" / "pseudonyms.tsv", who)
 
     def _publish_average(self) -> None:
         """Give the average brain away, and again once it is of other people to such a number.
@@ -229,8 +230,8 @@ class Sharing:
             if n_changed(_read(given / "average.tsv"), renamed) < LEAST:
                 return
             shown.unlink()
-        _keep(given / "average.json", _summary(own / "average.json", self.names, {}))
-        _keep(given / "average.tsv", to_tsv(renamed).encode())
+        keep_bytes(given / "average.json", _summary(own / "average.json", self.names, {}))
+        keep_bytes(given / "average.tsv", to_tsv(renamed).encode())
         share = largest_share(table["participant_id"])
         if is_of_many(share):
             mean, sd = np.load(own / "average.npy", allow_pickle=False)
@@ -240,12 +241,6 @@ class Sharing:
 def _rule(name: str) -> Rule | None:
     """Return how a file is given away, None where it stays behind."""
     return next((rule for form, rule in _RULES.items() if re.fullmatch(form, name)), None)
-
-
-def _keep(target: Path, content: bytes) -> None:
-    """Write a file unless it holds just that already."""
-    if not (target.is_file() and target.read_bytes() == content):
-        write_bytes(target, content)
 
 
 def _read_mark(folder: Path) -> dict[str, str] | None:
@@ -518,10 +513,9 @@ def _summary(file: Path, names: Pseudonyms, targets: Targets) -> bytes:
 
 def _occlusion(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     """Give away what a map says, if it is of the mean of many."""
-    content = _json(file)
-    if not is_of_many(content.get("LargestShare")):
+    if not _is_map_of_many(file):
         return None
-    return _written({k: v for k, v in content.items() if k != "provenance"}, names)
+    return _written({k: v for k, v in _json(file).items() if k != "provenance"}, names)
 
 
 def _places(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
@@ -537,6 +531,7 @@ def _map(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
 
 
 def _is_map_of_many(file: Path) -> bool:
+    """Return whether the description beside a file of a map, or it itself, says so."""
     about = file.with_name(f"{file.name.partition('.')[0]}.json")
     return about.is_file() and is_of_many(_json(about).get("LargestShare"))
 

@@ -96,7 +96,7 @@ def configure(output: Output, options: StudyOptions, console: Quiet | None = Non
     """
     console = output.heard(console)
     data, run = options.data, options.run
-    folder = output.path / "models" / f"desc-{run.model_name}"
+    folder = output.model_folder(run.model_name)
     training = known_shape(options.training, folder)
     if options.model is None:
         check_training(training)

@@ -24,6 +24,7 @@ __all__ = [
     "beside",
     "escape_control",
     "finish_together",
+    "keep_bytes",
     "keep_tsv",
     "remove_stale",
     "replacing",
@@ -177,6 +178,12 @@ def write_bytes(path: Path, data: bytes | memoryview, *, lasting: bool = True) -
         beside.write_bytes(data)
 
 
+def keep_bytes(path: Path, data: bytes) -> None:
+    """Write `data` as `write_bytes` does, unless `path` holds just that already."""
+    if not (path.is_file() and path.read_bytes() == data):
+        write_bytes(path, data)
+
+
 def write_text(path: Path, text: str) -> None:
     r"""Write `text` to `path` as UTF-8 with LF line ends, in one step.
 
@@ -228,9 +235,7 @@ def write_tsv(path: Path, table: pd.DataFrame) -> None:
 
 def keep_tsv(path: Path, table: pd.DataFrame) -> None:
     """Write `table` as `write_tsv` does, unless `path` holds just that already."""
-    text = to_tsv(table)
-    if not (path.is_file() and path.read_bytes() == _encoded(text)):
-        write_text(path, text)
+    keep_bytes(path, _encoded(to_tsv(table)))
 
 
 def to_tsv(table: pd.DataFrame) -> str:

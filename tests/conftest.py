@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,15 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TWO_EPOCHS = ("--spacing", "8", "--max-epochs", "2", "--batch-size", "8")
+ONE_EPOCH: dict[str, Any] = {
+    "max_epochs": 1,
+    "lr_scheduler": None,
+    "random_state": 0,
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Arguments of a short and silent training."""
 SLOW = [pytest.param("study", marks=pytest.mark.slow)]
 """`params` of a fixture that runs a study: whatever asks for it is slow."""
 

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import ONE_EPOCH
 from torch import nn
 
 from nidl_dcl import DCL, BIDSDataModule, load_model
@@ -19,14 +20,6 @@ from nidl_dcl.exposure import after, exposure_of, recognise, records_images, val
 from nidl_dcl.image_file import check_volume
 
 NAME = "sub-{0}/ses-01/anat/sub-{0}_ses-01_T1w.nii.gz"
-FAST: dict[str, Any] = {
-    "max_epochs": 1,
-    "lr_scheduler": None,
-    "random_state": 0,
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 SEEN = exposure_of(["sub-01", "sub-02"], ["aa", "bb"], "salt", validation=["sub-02"])
 
 
@@ -130,7 +123,7 @@ def test_the_checksum_of_the_voxels_survives_what_the_docs_say(
 def fit(data: Any, **more: Any) -> DCL:
     encoder = StridedCNN(width=2)
     size = encoder.n_features
-    return DCL(encoder, proj_input_dim=size, proj_hidden_dim=8, **{**FAST, **more}).fit(data)
+    return DCL(encoder, proj_input_dim=size, proj_hidden_dim=8, **{**ONE_EPOCH, **more}).fit(data)
 
 
 def module_of(bids: Path, **more: Any) -> BIDSDataModule:
@@ -179,7 +172,7 @@ def test_a_second_fit_has_seen_what_its_first_weights_had(heads_made: Path) -> N
 def test_a_model_fitted_on_tensors_says_that_it_does_not_know(tmp_path: Path) -> None:
     rows = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
     linear = {"encoder": nn.Linear, "encoder_kwargs": {"in_features": 6, "out_features": 4}}
-    model = DCL(**linear, proj_input_dim=4, proj_hidden_dim=8, **FAST).fit(rows)
+    model = DCL(**linear, proj_input_dim=4, proj_hidden_dim=8, **ONE_EPOCH).fit(rows)
     folder = model.save(tmp_path / "model")
     assert json.loads((folder / "model.json").read_text())["exposure"] == {}
     assert load_model(folder).exposure == {}

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import ONE_EPOCH
 from faults import AFFINE, SHAPE, bomb, head, nested, write_mask_faults
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,16 +35,6 @@ from nidl_dcl.image_file import UnreadableVolumeError, check_volume, read_volume
 from nidl_dcl.model_folder import read_description
 from nidl_dcl.options import read_study
 from nidl_dcl.presets import PRESETS
-
-OPTIONS: dict[str, Any] = {
-    "max_epochs": 1,
-    "lr_scheduler": None,
-    "random_state": 0,
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
 
 # Options in YAML --------------------------------------------------------------------------------
 
@@ -318,7 +309,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoder_kwargs={"in_features": 6, "out_features": 4},
         proj_input_dim=4,
         proj_hidden_dim=8,
-        **OPTIONS,
+        **ONE_EPOCH,
     )
     rows = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
     return made.fit(rows).save(tmp_path_factory.mktemp("model") / "model")
@@ -515,7 +506,7 @@ def test_a_checkpoint_that_would_run_code_runs_nothing_when_training_goes_on(
         nn.Linear,
         encoder_kwargs={"in_features": 6, "out_features": 4},
         proj_input_dim=4,
-        **OPTIONS,
+        **ONE_EPOCH,
     )
     with pytest.raises(Exception, match=r"[Ww]eights"):
         made.fit(torch.zeros(8, 6), ckpt_path=file)

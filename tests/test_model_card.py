@@ -8,22 +8,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import ONE_EPOCH
 from torch import nn
 
 from nidl_dcl import DCL, BIDSDataModule, __version__, load_model
 from nidl_dcl.encoder import StridedCNN
 from nidl_dcl.model_card import model_card
 
-OPTIONS: dict[str, Any] = {
-    "proj_hidden_dim": 8,
-    "proj_output_dim": 4,
-    "max_epochs": 1,
-    "lr_scheduler": None,
-    "random_state": 0,
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+OPTIONS = {"proj_hidden_dim": 8, "proj_output_dim": 4, **ONE_EPOCH}
 SECTIONS = [
     "Encoder and settings",
     *("Training data", "Exposure", "Input", "Use", "Intended use", "Limits", "Citation", "Licence"),

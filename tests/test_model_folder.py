@@ -10,22 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ONE_EPOCH
 from torch import nn
 
 from nidl_dcl import DCL, load_model
 from nidl_dcl.encoder import StridedCNN
 from nidl_dcl.errors import UsageError
 
-OPTIONS: dict[str, Any] = {
-    "proj_hidden_dim": 8,
-    "proj_output_dim": 4,
-    "max_epochs": 1,
-    "lr_scheduler": None,
-    "random_state": 0,
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+OPTIONS = {"proj_hidden_dim": 8, "proj_output_dim": 4, **ONE_EPOCH}
 LINEAR = {"encoder": nn.Linear, "encoder_kwargs": {"in_features": 6, "out_features": 4}}
 
 
