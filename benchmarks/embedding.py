@@ -30,10 +30,10 @@ from reading import SHAPE, SPACING, write_head
 from torch.utils.data import DataLoader, Dataset
 
 from nidl_dcl import DCL
-from nidl_dcl.encoder import StridedCNN
-from nidl_dcl.image_file import as_image
-from nidl_dcl.prepared import PreparedVolumes
-from nidl_dcl.volumes import Preparation
+from nidl_dcl.models.encoders import StridedCNN
+from nidl_dcl.volumes.cache import PreparedVolumes
+from nidl_dcl.volumes.preparation import Preparation
+from nidl_dcl.volumes.reading import as_image
 
 CORES = 2
 CASES = ((SPACING, SHAPE, 16), (4.0, (48, 56, 48), 64))

@@ -19,9 +19,10 @@ import torch
 from training import Stamps
 
 from nidl_dcl import DCL
-from nidl_dcl.encoder import ENCODERS
-from nidl_dcl.samples import ArraySamples, TwoViewSamples, two_view_loader
-from nidl_dcl.views import volume_views
+from nidl_dcl.data.datasets import ArraySamples, TwoViewSamples
+from nidl_dcl.data.samplers import two_view_loader
+from nidl_dcl.data.views import volume_views
+from nidl_dcl.models.encoders import ENCODERS
 
 SIDES, BATCHES, STEPS, MANY = (32, 48, 64, 96), (8, 16, 32), 4, 10_000
 

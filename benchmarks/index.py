@@ -17,7 +17,7 @@ from typing import Any
 
 from measure import interleave, machine, print_table, row
 
-from nidl_dcl.bids_index import find_images
+from nidl_dcl.bids.index import find_images
 
 NAMES = ("T1w", "acq-1_T2w", "acq-2_T2w", "acq-1_FLAIR", "acq-2_FLAIR", "PDw")
 STRICT = re.compile(
@@ -111,7 +111,7 @@ def change(root: Path, cache: Path) -> Callable[[], None]:
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from nidl_dcl.bids_index import find_images
+from nidl_dcl.bids.index import find_images
 
 root, small, cache = map(Path, sys.argv[1:])
 find_images(small)  # imports are done, and are not counted

@@ -20,9 +20,9 @@ import torch
 from isal import igzip
 from scipy import ndimage
 
-from nidl_dcl.image_file import as_image, read_volume
-from nidl_dcl.prepared import PreparedVolumes
-from nidl_dcl.volumes import Preparation
+from nidl_dcl.volumes.cache import PreparedVolumes
+from nidl_dcl.volumes.preparation import Preparation
+from nidl_dcl.volumes.reading import as_image, read_volume
 
 SHAPE, SPACING = (121, 145, 121), 1.5
 

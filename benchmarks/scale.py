@@ -60,7 +60,7 @@ def child(bids: Path, steps: int) -> None:
     import torch
 
     from nidl_dcl import DCL, BIDSDataModule
-    from nidl_dcl.encoder import StridedCNN
+    from nidl_dcl.models.encoders import StridedCNN
 
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from nidl_dcl import DCL, BIDSDataModule, DCLLoss
-from nidl_dcl.encoder import StridedCNN
+from nidl_dcl.models.encoders import StridedCNN
 
 N, SIDE, BATCH, EPOCHS = 24, 64, 8, 2
 

@@ -34,15 +34,15 @@ from monai.transforms import (
 )
 from torch.nn import functional as F
 
-from nidl_dcl.views import draw_view
-from nidl_dcl.volume_transforms import (
+from nidl_dcl.data.transforms import (
     RandBlur,
     RandErasing,
     RandNoise,
-    RandPlacement,
     RandResizedCrop,
+    RandSpatial,
     _random_box,
 )
+from nidl_dcl.data.views import draw_view
 
 SHAPES = ((64, 64, 64), (96, 96, 96), (121, 145, 121))
 SCALE, RATIO = (0.3, 1.0), (0.75, 1.33)
@@ -74,7 +74,7 @@ def ours(noise: type[RandNoise] = RandNoise) -> Compose:
     return Compose(
         [
             RandResizedCrop(1.0, SCALE, RATIO),
-            RandPlacement(prob=0.0, flip=0.5),
+            RandSpatial(prob=0.0, flip=0.5),
             RandBlur(0.5, 2.0, keep_zero=False, each_axis=True),
             noise(1.0, (0.0, 1.0)),
             RandErasing(1.0, (0.02, 0.33), (1.0, 3.0)),
@@ -142,7 +142,7 @@ def _agree(found: dict[str, list[torch.Tensor]]) -> None:
 def rotated() -> Compose:
     return Compose(
         [
-            RandPlacement(1.0, degrees=10.0, scale=0.1, crop=0.0, shift=0.0, flip=0.5),
+            RandSpatial(1.0, degrees=10.0, scale=0.1, crop=0.0, shift=0.0, flip=0.5),
             RandBlur(0.5, 2.0, keep_zero=False, each_axis=True),
             RandNoise(1.0, (0.0, 1.0)),
         ]

@@ -32,7 +32,7 @@ PARTS = {
     "prediction": (
         "baselines transfer external readout_file linear_readout cohort prediction "
         "prediction_table evaluation folds features cleaning coordinates readout scores targets "
-        "learning_curve site_audit site_scores holdout neighbours outliers occlusion"
+        "learning_curve site_audit site_scores holdout neighbors outliers occlusion"
     ),
     "report": (
         "report scorecard exhibits image_exhibits occlusion_figure audits results page figures sheet "

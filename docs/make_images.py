@@ -22,24 +22,24 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from nidl_dcl.views import (
+from nidl_dcl.data.views import (
     STRENGTHS,
-    RandBias,
+    RandBiasField,
     RandBlur,
     RandContrast,
     RandCutout,
     RandForegroundNoise,
-    RandPlacement,
+    RandSpatial,
     draw_view,
     volume_views,
 )
-from nidl_dcl.volumes import Preparation, prepare_volume
+from nidl_dcl.volumes.preparation import Preparation, prepare_volume
 
 KINDS: dict[str, Callable[..., Any]] = {
-    "placement": RandPlacement,
+    "placement": RandSpatial,
     "blur": RandBlur,
     "contrast": RandContrast,
-    "bias": RandBias,
+    "bias": RandBiasField,
     "noise": RandForegroundNoise,
     "cutout": RandCutout,
 }

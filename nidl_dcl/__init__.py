@@ -8,20 +8,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from nidl_dcl._version import __version__
 
 _HOME = {
-    "BIDSDataModule": "datamodule",
-    "BaseEstimator": "estimator",
-    "DCL": "dcl",
-    "DCLLoss": "loss",
-    "DCLWLoss": "loss",
-    "MultiViewsTransform": "views",
-    "TwoViews": "views",
-    "index_bids": "bids_index",
-    "load_embeddings": "embedding_table",
-    "load_model": "model_folder",
-    "predict_phenotype": "prediction",
+    "BIDSDataModule": "data.datamodule",
+    "BaseEstimator": "models.base",
+    "DCL": "models.dcl",
+    "DCLLoss": "models.losses",
+    "DCLWLoss": "models.losses",
+    "MultiViewsTransform": "data.views",
+    "TwoViews": "data.views",
+    "index_bids": "bids.index",
+    "load_embeddings": "output.load",
+    "load_model": "models.serialization",
+    "predict_phenotype": "evaluation.prediction",
 }
 
 __all__ = [
@@ -40,15 +40,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from nidl_dcl.bids_index import index_bids
-    from nidl_dcl.datamodule import BIDSDataModule
-    from nidl_dcl.dcl import DCL
-    from nidl_dcl.embedding_table import load_embeddings
-    from nidl_dcl.estimator import BaseEstimator
-    from nidl_dcl.loss import DCLLoss, DCLWLoss
-    from nidl_dcl.model_folder import load_model
-    from nidl_dcl.prediction import predict_phenotype
-    from nidl_dcl.views import MultiViewsTransform, TwoViews
+    from nidl_dcl.bids.index import index_bids
+    from nidl_dcl.data.datamodule import BIDSDataModule
+    from nidl_dcl.data.views import MultiViewsTransform, TwoViews
+    from nidl_dcl.evaluation.prediction import predict_phenotype
+    from nidl_dcl.models.base import BaseEstimator
+    from nidl_dcl.models.dcl import DCL
+    from nidl_dcl.models.losses import DCLLoss, DCLWLoss
+    from nidl_dcl.models.serialization import load_model
+    from nidl_dcl.output.load import load_embeddings
 
 
 def __getattr__(name: str) -> Any:

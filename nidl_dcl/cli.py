@@ -18,11 +18,18 @@ from typing import Annotated, Any, NoReturn
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from cyclopts.config import Yaml
 
-import nidl_dcl
-from nidl_dcl.console import Console
-from nidl_dcl.errors import LostProcessError, NonFiniteError, OnAnotherProcessError, UsageError
-from nidl_dcl.failures import describe, exit_status
-from nidl_dcl.options import (
+from nidl_dcl._version import __version__
+from nidl_dcl.errors import (
+    LostProcessError,
+    NonFiniteError,
+    OnAnotherProcessError,
+    UsageError,
+    describe,
+    exit_status,
+)
+from nidl_dcl.io.console import ConsoleReporter
+from nidl_dcl.models.trust import refuse_unsaid
+from nidl_dcl.workflow.options import (
     DataOptions,
     PredictionOptions,
     RunOptions,
@@ -32,7 +39,6 @@ from nidl_dcl.options import (
     code_named,
     read_options,
 )
-from nidl_dcl.trust import refuse_unsaid
 
 __all__ = ["main"]
 
@@ -58,7 +64,7 @@ _LEVELS = {"participant": "embed", "group": "study"}
 app = App(
     name="nidl-dcl",
     help="From a BIDS dataset of 3D brain MRI to embeddings, predictions and a report. As a BIDS App: nidl-dcl BIDS_DIR OUTPUT_DIR participant|group, which are embed and study.",
-    version=nidl_dcl.__version__,
+    version=__version__,
     version_flags=["--version"],
     default_parameter=Parameter(consume_multiple=True, negative=(), show_default=_shown),
 )
@@ -83,9 +89,9 @@ def index(
     check
         Open every image too.
     """
-    from nidl_dcl import stages
+    from nidl_dcl.workflow import study as stages
 
-    sys.stdout.write(stages.index(bids_dir, data, run, check=check, console=Console()))
+    sys.stdout.write(stages.index(bids_dir, data, run, check=check, console=ConsoleReporter()))
 
 
 @app.command(usage="Usage: nidl-dcl pretrain BIDS_DIR OUTPUT_DIR [OPTIONS]")
@@ -109,9 +115,9 @@ def pretrain(
     group
         With --holdout: column whose equal values (a family) are held out together.
     """
-    from nidl_dcl import stages
+    from nidl_dcl.workflow import study as stages
 
-    console = Console()
+    console = ConsoleReporter()
     if run.dry_run:
         _set_threads(run)
         _say_lines(stages.dry_run(bids_dir, output_dir, data, training, run, console))
@@ -151,9 +157,9 @@ def embed(
     trust
         Packages whose encoders may be imported by name.
     """
-    from nidl_dcl import stages
+    from nidl_dcl.workflow import study as stages
 
-    console = Console()
+    console = ConsoleReporter()
     if run.dry_run:
         _set_threads(run)
         _say_lines(stages.dry_run(bids_dir, output_dir, data, None, run, console))
@@ -193,14 +199,14 @@ def predict(
     trust
         Packages whose encoders may be imported by name.
     """
-    from nidl_dcl import stages
+    from nidl_dcl.workflow import study as stages
 
     if _is_not_first():
         return
     output = _output(bids_dir, output_dir, run, data, prediction)
-    with output.writing(Console().say):
+    with output.writing(ConsoleReporter().say):
         rows = stages.predict(
-            output, target, data, run, prediction, trust=trust or (), console=Console()
+            output, target, data, run, prediction, trust=trust or (), console=ConsoleReporter()
         )
     _validate(output.public, run)
     sys.stdout.write(stages.summary_table(rows) + "\n")
@@ -222,7 +228,7 @@ def report(
     output_dir
         Folder of the derivative.
     """
-    from nidl_dcl import stages
+    from nidl_dcl.workflow import study as stages
 
     if not output_dir.is_dir():
         raise UsageError(f"OUTPUT_DIR {output_dir} is not a folder.")
@@ -262,9 +268,9 @@ def study(
     trust
         Packages whose encoders may be imported by name.
     """
-    from nidl_dcl import stages
+    from nidl_dcl.workflow import study as stages
 
-    console = Console()
+    console = ConsoleReporter()
     if run.dry_run:
         _set_threads(run)
         lines = stages.dry_run(
@@ -324,9 +330,9 @@ def demo(
     max_epochs
         Length of the training.
     occlusion
-        Also map where the read-outs look.
+        Also map where the readouts look.
     """
-    from nidl_dcl import stages
+    from nidl_dcl.workflow import study as stages
 
     _refuse_dry_run(run)
     _set_threads(run)
@@ -338,7 +344,7 @@ def demo(
         n_participants=n_participants,
         max_epochs=max_epochs,
         occlusion=occlusion,
-        console=Console(),
+        console=ConsoleReporter(),
         command=["nidl-dcl", *sys.argv[1:]],
     )
     _validate(page.parent, run)
@@ -460,7 +466,7 @@ def _said(words: tuple[str, ...]) -> list[str]:
 def _output(bids_dir: Path, output_dir: Path, run: RunOptions, *options: Any) -> Any:
     from dataclasses import asdict
 
-    from nidl_dcl.output import Output
+    from nidl_dcl.output.folder import Output
 
     _refuse_dry_run(run)
     _set_threads(run)
@@ -475,7 +481,7 @@ def _output(bids_dir: Path, output_dir: Path, run: RunOptions, *options: Any) ->
         share_key=run.share_key,
     )
     if run.share:
-        Console().say(f"With real ids, for yourself alone: {output.path}")
+        ConsoleReporter().say(f"With real ids, for yourself alone: {output.path}")
     return output
 
 
@@ -491,11 +497,10 @@ class _ProcessesEnded(SystemExit):
 
 def _team(training: TrainingOptions | None) -> Any:
     """Return the processes of a training, with this one among them; start them if nobody did."""
-    from nidl_dcl.assembly import start_processes, team_of
-    from nidl_dcl.processes import Place, Team
+    from nidl_dcl.workflow.launcher import Rank, Team, start_processes, team_of
 
     if training is None:
-        return Team(Place())
+        return Team(Rank())
     status = start_processes(training, [sys.executable, *_COMMAND])
     if status is not None:
         raise _ProcessesEnded(status)
@@ -504,14 +509,14 @@ def _team(training: TrainingOptions | None) -> Any:
 
 def _is_not_first() -> bool:
     """Return whether this is one of several processes in a command that one does alone."""
-    from nidl_dcl.processes import find_place
+    from nidl_dcl.workflow.launcher import find_place
 
     return find_place().rank > 0
 
 
 def _validate(folder: Path, run: RunOptions) -> None:
     if run.validate:
-        from nidl_dcl.bids_validator import validate
+        from nidl_dcl.bids.validator import validate
 
         validate(folder)
 
@@ -551,13 +556,13 @@ def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
 
 def _terminated(number: int, frame: FrameType | None) -> None:
     # In training, Lightning ends the step under way first and then raises; elsewhere nothing waits.
-    loaded = sys.modules.get("nidl_dcl.training")
-    if loaded is None or not loaded.Checkpoints.training:
+    loaded = sys.modules.get("nidl_dcl.models.callbacks")
+    if loaded is None or not loaded.StepCheckpoint.training:
         raise SystemExit(143)
 
 
 def _deliver_again(lost: Any) -> None:
-    """Repeat a signal whose exception was raised where Python ignores them, as in a finaliser."""
+    """Repeat a signal whose exception was raised where Python ignores them, as in a finalizer."""
     kinds = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
     for kind, number in kinds.items():
         if isinstance(lost.exc_value, kind):
@@ -567,7 +572,7 @@ def _deliver_again(lost: Any) -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    loaded = sys.modules.get("nidl_dcl.processes")
+    loaded = sys.modules.get("nidl_dcl.workflow.launcher")
     place = None if loaded is None else loaded.find_place()
     if place is not None and place.rank > 0:
         if status in (130, 143) or isinstance(sys.exception(), LostProcessError | NonFiniteError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from nidl_dcl import DCL, BIDSDataModule
-from nidl_dcl.encoder import StridedCNN
+from nidl_dcl.models.encoders import StridedCNN
 
 
 def main(bids_dir: str, model_folder: str, max_epochs: int = 60) -> None:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import sys
 
-from nidl_dcl import stages
-from nidl_dcl.console import Console
-from nidl_dcl.options import read_study
-from nidl_dcl.output import Output
+import nidl_dcl.workflow.study as stages
+from nidl_dcl.io.console import ConsoleReporter
+from nidl_dcl.output.folder import Output
+from nidl_dcl.workflow.options import read_study
 
 
 def main(file: str, *trust: str) -> None:
     options = read_study(file, trust)
-    console = Console()
+    console = ConsoleReporter()
     run = options.run
     output = Output(
         options.bids_dir,

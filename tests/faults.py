@@ -246,8 +246,8 @@ def _headers(faults: _Faults) -> None:
     add("more voxels than bytes", skip("truncated"), dim=[3, 600, 600, 600, 1, 1, 1, 1])
     add("complex numbers", skip("dtype"), dtype=np.complex64)
     add("long complex numbers", skip("dtype"), datatype=1792)
-    add("colours", skip("dtype"), datatype=128)
-    add("colours with transparency", skip("dtype"), datatype=2304)
+    add("colors", skip("dtype"), datatype=128)
+    add("colors with transparency", skip("dtype"), datatype=2304)
     add("quadruple precision", skip("dtype"), datatype=1536)
     add("single bits", skip("dtype"), datatype=1)
     add("an unknown type", skip("dtype"), datatype=-7)
@@ -273,8 +273,8 @@ def _headers(faults: _Faults) -> None:
     add("a quaternion beyond one", skip("affine"), sform_code=0, quatern_b=3, quatern_c=3)
     add("one of two orientations broken", warn("affine"), srow_x=[np.nan] * 4)
     add("no orientation", warn("affine"), sform_code=0, qform_code=0)
-    add("metres for millimetres", skip("spacing"), affine=np.diag([0.008, 0.008, 0.008, 1]))
-    add("micrometres for millimetres", skip("spacing"), affine=np.diag([8000, 8000, 8000, 1.0]))
+    add("meters for millimeters", skip("spacing"), affine=np.diag([0.008, 0.008, 0.008, 1]))
+    add("micrometers for millimeters", skip("spacing"), affine=np.diag([8000, 8000, 8000, 1.0]))
     two = {"pixdim": [1, 8, 8, 12, 1, 1, 1, 1], "qform_code": 0}
     add("two voxel sizes", warn("spacing"), **two)
     add("half of a pair of files", skip("not_nifti"), ending=".nii", magic=b"ni1")
@@ -366,7 +366,7 @@ def _names(faults: _Faults) -> None:
         "HTML in the label": "<script>alert(1)<",
         "a formula in the label": "=HYPERLINK(evil)",
         "a line end in the label": "a\nsub-b",
-        "colours of a terminal in the label": "\x1b[31mred",
+        "colors of a terminal in the label": "\x1b[31mred",
         "another script in the label": "Ünï",
         "bytes that are no text in the label": "a\udcff",
         "a dot in the label": "a.b",
@@ -466,7 +466,7 @@ def mask_faults() -> dict[str, tuple[str, str, Callable[[Path, np.ndarray], obje
         "NaN": ("skip", "non_finite", values(lambda m: np.where(m > 0, np.nan, np.nan))),
         "values of an image": ("skip", "range", values(lambda m: m * 900)),
         "four volumes": ("skip", "dimensions", values(lambda m: np.stack([m] * 3, -1))),
-        "colours": ("skip", "dtype", of(datatype=128)),
+        "colors": ("skip", "dtype", of(datatype=128)),
         "no orientation": ("ok", "ok", of(sform_code=0, qform_code=0)),
         "shear": ("skip", "affine", of(qform_code=0, srow_x=[8, 6, 0, 0])),
         "elsewhere": ("skip", "affine", lambda path, mask: save(path, mask, far, np.uint8)),

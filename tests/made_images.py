@@ -15,8 +15,8 @@ AFFINE = np.array([[2.0, 0, 0, -40], [0, 2.0, 0, -50], [0, 0, 2.0, -30], [0, 0, 
 
 def brain(shape=SHAPE, shift=(0, 0, 0)):
     """Return an egg with three tissues, different along each axis, and its mask."""
-    centre = (np.array(shape) - 1) / 2 + shift
-    x, y, z = (g - c for g, c in zip(np.indices(shape), centre, strict=True))
+    center = (np.array(shape) - 1) / 2 + shift
+    x, y, z = (g - c for g, c in zip(np.indices(shape), center, strict=True))
     radius = (x / 12) ** 2 + (y / 17) ** 2 + (z / 11) ** 2
     mask = (radius < 1) & ~((x > 6) & (y > 6))
     data = np.where(radius < 0.5, 900.0, 600.0) + 4 * x - 3 * y + 5 * z

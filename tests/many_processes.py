@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from nidl_dcl import DCL
-from nidl_dcl.probe import Probe
+from nidl_dcl.models.probe import Probe
 
 FEATURES = 6
 
@@ -37,7 +37,7 @@ class Encoder(nn.Sequential):
         super().__init__(nn.Linear(FEATURES, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 4))
 
 
-class Normalised(nn.Sequential):
+class Normalized(nn.Sequential):
     """Batch statistics."""
 
     def __init__(self):
@@ -96,7 +96,7 @@ class Stream(IterableDataset):
         return iter(self.items)
 
 
-class Labelled(Dataset):
+class Labeled(Dataset):
     def __init__(self, x, y):
         self.x, self.y = x, y
 
@@ -201,7 +201,7 @@ def accumulated(run):
 
 
 def dataset_with_targets(run):
-    return run.fit(Labelled(rows(13), torch.arange(13)))
+    return run.fit(Labeled(rows(13), torch.arange(13)))
 
 
 def loader(run):
@@ -247,7 +247,7 @@ def transforms(run):
     for n in (1, 2, 3, 5, 8):
         x = rows(n, n)
         names = [f"sub-{i}" for i in range(n)]
-        labelled = DataLoader(Labelled(x, names), batch_size=2)
+        labeled = DataLoader(Labeled(x, names), batch_size=2)
         found[n] = {
             "tensor": model.transform(x),
             "array": torch.from_numpy(model.transform(x.numpy())),
@@ -257,7 +257,7 @@ def transforms(run):
             "divided": model.transform(
                 DataLoader(x, 2, sampler=DistributedSampler(x, 2, 0) if n > 1 else None)
             ),
-            "with names": model.transform_with_targets(labelled),
+            "with names": model.transform_with_targets(labeled),
             "with numbers": model.transform_with_targets(TensorDataset(x, torch.arange(n))),
         }
     found["module"] = torch.from_numpy(model.transform(Plain(2)))
@@ -265,7 +265,7 @@ def transforms(run):
 
 
 def no_seed(run):
-    found = run.fit(Labelled(rows(13), torch.arange(13)), random_state=None)
+    found = run.fit(Labeled(rows(13), torch.arange(13)), random_state=None)
     return {"y": [step["y"] for step in found["steps"]], "state": found["state"]}
 
 
@@ -325,8 +325,8 @@ def resumed(run):
 def batch_norm(run):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = run.fit(rows(24), None, rows(8, 5), encoder=Normalised, sync_batchnorm=True)
-    found["said"] = [str(w.message) for w in caught if "normalisation" in str(w.message)]
+        found = run.fit(rows(24), None, rows(8, 5), encoder=Normalized, sync_batchnorm=True)
+    found["said"] = [str(w.message) for w in caught if "normalization" in str(w.message)]
     return found
 
 

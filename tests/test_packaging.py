@@ -70,7 +70,7 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel: Path) -> None
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         about = {n.partition(".dist-info/")[2] for n in archive.namelist()} - {""}
     assert names == files_of_the_package()
-    assert {"nidl_dcl/py.typed", "nidl_dcl/templates/report.html.jinja"} <= names
+    assert {"nidl_dcl/py.typed", "nidl_dcl/report/templates/report.html.jinja"} <= names
     assert about == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 
 

@@ -70,7 +70,7 @@ def test_the_study_script_and_the_command_give_the_same_files(
 
 
 def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
-    from nidl_dcl.options import read_study
+    from nidl_dcl.workflow.options import read_study
 
     file = tmp_path / "study.yaml"
     file.write_text("bids_dir: b\noutput_dir: o\ntarget: age\nspacing: 8\nphenotypes: p.tsv\n")
@@ -82,7 +82,7 @@ def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(PIPELINES.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_yaml_file_holds_known_options(file: Path) -> None:
-    from nidl_dcl.options import read_study
+    from nidl_dcl.workflow.options import read_study
 
     options = read_study(file)
     assert options.target == ["age", "sex"]

@@ -16,7 +16,7 @@ HEAVY = ("torch", "lightning", "monai", "bids", "sklearn", "pandas", "nibabel", 
 MODULES = sorted(
     path.stem
     for path in Path(nidl_dcl.__file__).parent.glob("*.py")
-    if not path.stem.startswith("__")
+    if not path.stem.startswith("_")
 )
 PROMISED = {
     "BIDSDataModule",

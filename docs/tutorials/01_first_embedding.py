@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from nidl_dcl import BIDSDataModule
-from nidl_dcl.demo import write_demo_dataset
+from nidl_dcl.bids.synthetic import write_demo_dataset
 
 folder = Path(tempfile.mkdtemp())
 write_demo_dataset(folder / "bids", n_participants=24, seed=0)
@@ -42,7 +42,7 @@ print(data.inputs["status"].value_counts().to_dict())
 # %%
 # Look at the views
 # -----------------
-# Each image is turned into a volume of 4 mm voxels: brain alone, centred, brightness brought to one
+# Each image is turned into a volume of 4 mm voxels: brain alone, centered, brightness brought to one
 # scale. In training the network never sees it like that. It sees two random views: turned, shifted,
 # mirrored, darker, softer, with boxes missing. What the views change is what the network learns to
 # ignore, so look at them before a long training. :doc:`/views` shows each change by itself.
@@ -76,7 +76,7 @@ for line, (who, row) in zip(panels, rows.items(), strict=True):
 # ``random_state`` too, so the result is the same each time.
 
 from nidl_dcl import DCL
-from nidl_dcl.encoder import StridedCNN
+from nidl_dcl.models.encoders import StridedCNN
 
 model = DCL(
     StridedCNN,
@@ -106,8 +106,8 @@ pd.DataFrame(embeddings, index=ids).iloc[:5, :6].round(2)
 # %%
 # A picture in two dimensions
 # ---------------------------
-# Principal components draw 512 numbers as two. Each point is an image, its colour the age that the
-# network was never told. If colours lie in order, the images differ by something that goes with
+# Principal components draw 512 numbers as two. Each point is an image, its color the age that the
+# network was never told. If colors lie in order, the images differ by something that goes with
 # age. A picture is no test: for that, see the next tutorials.
 
 from sklearn.decomposition import PCA
@@ -120,7 +120,7 @@ figure, panel = plt.subplots(figsize=(6, 4.4), layout="constrained")
 points = panel.scatter(*plane[age.notna()].T, c=age[age.notna()], s=60)
 panel.scatter(*plane[age.isna()].T, s=60, c="lightgray", label="age unknown")
 figure.colorbar(points, label="age (years)")
-panel.set(title="Embeddings in two dimensions, coloured by age")
+panel.set(title="Embeddings in two dimensions, colored by age")
 panel.set(xlabel="first component", ylabel="second component")
 panel.legend()
 

@@ -22,10 +22,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from nidl_dcl import stages
-from nidl_dcl.demo import write_demo_dataset
-from nidl_dcl.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
-from nidl_dcl.output import Output
+import nidl_dcl.workflow.study as stages
+from nidl_dcl.bids.synthetic import write_demo_dataset
+from nidl_dcl.output.folder import Output
+from nidl_dcl.workflow.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
 
 folder = Path(tempfile.mkdtemp())
 write_demo_dataset(folder / "bids", n_participants=24, seed=0)
@@ -123,7 +123,7 @@ with output.writing():
 # The command prints this at its end: each score with the ends of its 95 % interval, beside chance
 # and the baselines. :doc:`04_reading_the_report` tells what they are. ``mae`` is the mean absolute
 # error, in years: lower is better. Balanced accuracy is the mean of the shares of each sex that are
-# recognised: higher is better.
+# recognized: higher is better.
 
 scores = ["score", "low", "high", "chance", "dummy", "untrained", "voxels"]
 pd.DataFrame(rows)[["target", "metric", *scores]].round(2)

@@ -63,7 +63,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from nidl_dcl import DCL
-from nidl_dcl.encoder import StridedCNN
+from nidl_dcl.models.encoders import StridedCNN
 
 dcl = DCL(
     StridedCNN,
@@ -115,7 +115,7 @@ for name, cv in cuts.items():
 # %%
 # Search settings
 # ---------------
-# Options of ``DCL`` and of the read-out are searched together, by the names that scikit-learn gives
+# Options of ``DCL`` and of the readout are searched together, by the names that scikit-learn gives
 # them. ``set_output`` and ``clone`` work too.
 
 import pandas as pd
@@ -133,11 +133,11 @@ pd.DataFrame(search.cv_results_["params"]).assign(
 # Refit in each fold, or trained once?
 # ------------------------------------
 # In the pipeline above the network is trained again in each fold. Its scores hold for people whom
-# neither the network nor the read-out has met, and nothing leaks from test to training rows. It
+# neither the network nor the readout has met, and nothing leaks from test to training rows. It
 # costs a training per fold.
 #
 # A network that exists already, such as one of another cohort, is kept as it is by scikit-learn's
-# ``FrozenEstimator``: only the read-out is fitted in the folds. If it was trained on the same
+# ``FrozenEstimator``: only the readout is fitted in the folds. If it was trained on the same
 # people, as here, it knows their images but not their ages. Such scores tell how well age is read
 # out in this cohort, not in new people; :doc:`/honest_evaluation` says how much that matters and
 # how a study reports it.
@@ -164,10 +164,11 @@ print(f"mean error {mean_absolute_error(ages, predicted):.1f} years")
 import tempfile
 from pathlib import Path
 
-from nidl_dcl import load_embeddings, stages
-from nidl_dcl.demo import write_demo_dataset
-from nidl_dcl.options import DataOptions, RunOptions, TrainingOptions
-from nidl_dcl.output import Output
+import nidl_dcl.workflow.study as stages
+from nidl_dcl import load_embeddings
+from nidl_dcl.bids.synthetic import write_demo_dataset
+from nidl_dcl.output.folder import Output
+from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
 
 folder = Path(tempfile.mkdtemp())
 write_demo_dataset(folder / "bids", n_participants=16, seed=0)

@@ -11,7 +11,7 @@ in :doc:`/honest_evaluation`.
 # %%
 # A small study
 # -------------
-# 30 synthetic participants, large voxels, ten epochs. ``occlusion`` also maps where the read-out
+# 30 synthetic participants, large voxels, ten epochs. ``occlusion`` also maps where the readout
 # looks.
 #
 # .. code-block:: console
@@ -26,10 +26,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from nidl_dcl import stages
-from nidl_dcl.demo import write_demo_dataset
-from nidl_dcl.options import PredictionOptions, StudyOptions, TrainingOptions
-from nidl_dcl.output import Output
+import nidl_dcl.workflow.study as stages
+from nidl_dcl.bids.synthetic import write_demo_dataset
+from nidl_dcl.output.folder import Output
+from nidl_dcl.workflow.options import PredictionOptions, StudyOptions, TrainingOptions
 
 folder = Path(tempfile.mkdtemp())
 write_demo_dataset(folder / "bids", n_participants=30, seed=0)
@@ -162,7 +162,7 @@ print(f"age: p = {age['permutation']['p']:.3f}; sex: p = {sex['permutation']['p'
 # ---------------------
 # `In the report <../../reports/04_reading_the_report.html#predictions>`__, under each target: the
 # learning curve, the same test participants predicted by models that learnt from fewer people. If a
-# curve still falls at its right end, more labelled people would help. If the embeddings lie below
+# curve still falls at its right end, more labeled people would help. If the embeddings lie below
 # the voxels at its left end, they save labels.
 
 curves = read("figures/desc-dclAge_learningcurve.tsv")
@@ -170,7 +170,7 @@ curves = read("figures/desc-dclAge_learningcurve.tsv")
 figure, panel = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
 for name, line in curves.groupby("features", sort=False):
     panel.plot(line["n_participants"], line["mean"], marker="o", label=name)
-panel.set(title="Error in predicting age, by labelled participants")
+panel.set(title="Error in predicting age, by labeled participants")
 panel.set(xlabel="participants learnt from", ylabel="mean absolute error (years)")
 figure.legend(loc="outside right upper")
 print(age["learning_curve"]["sentence"])
@@ -190,18 +190,18 @@ print(age["site"]["leave_one_site_out"]["sentence"])
 # Had the encoder seen these people?
 # ----------------------------------
 # `In the report <../../reports/04_reading_the_report.html#exposure>`__: how many of the tested
-# people were in pretraining. It never sees a label, and no read-out is tested on a participant it
+# people were in pretraining. It never sees a label, and no readout is tested on a participant it
 # was fitted on. Still, a score in new people may be lower. ``--holdout`` keeps some people out of
 # everything but one last score; ``--model`` takes the encoder of another cohort.
 
 print(age["exposure"]["sentence"])
 
 # %%
-# Where does the read-out look?
+# Where does the readout look?
 # -----------------------------
 # `In the report <../../reports/04_reading_the_report.html#occlusion>`__: blocks of the mean brain
-# are hidden, one after the other. Warm colours: what is there makes the predicted age higher. The
-# map shows what the read-out is sensitive to. It shows no cause, and no place was tested for
+# are hidden, one after the other. Warm colors: what is there makes the predicted age higher. The
+# map shows what the readout is sensitive to. It shows no cause, and no place was tested for
 # significance.
 
 figure, panel = plt.subplots(figsize=(7.2, 3), layout="constrained")

@@ -32,9 +32,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from nidl_dcl import DCL, DCLLoss, MultiViewsTransform
-from nidl_dcl.loss import unit_rows
+from nidl_dcl.models.losses import unit_rows
 from nidl_dcl.randomness import keyed, permutation
-from nidl_dcl.sheet import OKABE_ITO
+from nidl_dcl.report.svg import OKABE_ITO
 
 
 class InfoNCELoss(DCLLoss):
@@ -127,7 +127,7 @@ pd.DataFrame(
 ).round(3)
 
 # %%
-# An optimiser that multiplies the gradient by a learning rate takes these as shorter steps. AdamW
+# An optimizer that multiplies the gradient by a learning rate takes these as shorter steps. AdamW
 # divides by the gradient's own size, so of all this only the weighting of anchors against one
 # another remains: InfoNCE gives less to those that are found easily.
 
@@ -218,7 +218,7 @@ def trained(loss, optimizer, n, seed):
 
 
 # %%
-# An embedding is worth what a linear model reads from it: a logistic regression on ten labelled
+# An embedding is worth what a linear model reads from it: a logistic regression on ten labeled
 # digits of each kind, others for each seed, tested on the digits that training never saw.
 
 
@@ -344,7 +344,7 @@ pd.DataFrame(
 # What this cannot show
 # ---------------------
 # The digits are tiny, the encoder small, and training takes seconds; five seeds tell apart only what
-# differs by more than the widths above. The intervals cover weights, order, views and the labelled
+# differs by more than the widths above. The intervals cover weights, order, views and the labeled
 # digits, not the choice of test digits. Published gains are for natural images and hundreds of
 # epochs. The gradient is the same mathematics for any data; whether it matters for yours is this
 # script with your images.

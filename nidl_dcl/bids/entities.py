@@ -1,0 +1,322 @@
+"""What a file name says: entities by pybids' own patterns, the strict name rule, entity filters.
+
+Judges text alone; which folders and files exist is for `bids_index`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from nidl_dcl.bids.presets import Preset
+from nidl_dcl.errors import UsageError
+
+__all__ = [
+    "LABEL",
+    "Allowed",
+    "NameRule",
+    "entities_of",
+    "is_label",
+    "natural_key",
+    "passes",
+    "read_filters",
+]
+
+LABEL = "[a-zA-Z0-9+]+"
+"""Letters, digits and +: what pybids' patterns take as the value of an entity."""
+
+
+# Images that other software reads: worth a row that says why they are left out.
+_FOREIGN = (
+    *(".img", ".mgz", ".mgh", ".npy", ".nrrd", ".mnc", ".dcm"),
+    *(".nii", ".nii.gz", ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip"),
+)
+
+
+# Names by which BIDS and its filter files know entities that pybids calls otherwise.
+_OTHER_NAMES = {
+    "description": "desc",
+    "density": "den",
+    "hemisphere": "hemi",
+    "inversion": "inv",
+    "mtransfer": "mt",
+    "processing": "proc",
+    "resolution": "res",
+    "stain": "staining",
+}
+
+
+_OWN_ENTITIES = ("preproc",)  # OpenBHB and brainprep; pybids does not know it
+
+
+_LABEL = re.compile(LABEL).fullmatch
+
+
+Allowed = list[str | int | None] | Literal["*"]
+"""The values an entity may have (None: absent), or ``"*"``: present, whatever its value."""
+
+
+@cache
+def _grammar() -> tuple[tuple[str, str, Callable[[str], re.Match[str] | None], bool], ...]:
+    """Return (entity, text that any match contains, search, is a number) of pybids' patterns.
+
+    The patterns are read from pybids' JSON files, because importing pybids takes seconds.
+    """
+    spec = importlib.util.find_spec("bids")
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError("pybids is not installed. Run: pip install pybids")
+    folder = Path(spec.submodule_search_locations[0]) / "layout" / "config"
+    rows: dict[str, tuple[str, str, Callable[[str], re.Match[str] | None], bool]] = {}
+    for name in ("bids.json", "derivatives.json"):
+        for entity in json.loads((folder / name).read_text("utf-8"))["entities"]:
+            key = re.search("([a-z]+-)\\(", entity["pattern"])
+            rows[entity["name"]] = (
+                entity["name"],
+                key[1] if key else "",
+                re.compile(entity["pattern"]).search,
+                entity.get("dtype") == "int",
+            )
+    return tuple(rows.values())
+
+
+@cache
+def _entity_names() -> dict[str, str]:
+    """Return every accepted spelling of an entity with pybids' name of it."""
+    names = {name: name for name, *_ in _grammar()}
+    names |= {key[:-1]: name for name, key, *_ in _grammar() if key}
+    names |= {other: name for other, name in _OTHER_NAMES.items() if name in names}
+    return names | {name: name for name in _OWN_ENTITIES}
+
+
+def entities_of(path: str) -> dict[str, str | int]:
+    """Return the entities that pybids reads from a path.
+
+    Parameters
+    ----------
+    path : str
+        Relative to the root of its dataset (folders above it could look like entities).
+
+    Returns
+    -------
+    dict of str to (str or int)
+        pybids' names of entities (``subject``, ``run`` …) and their values; ``run`` is a number.
+        ``preproc``, which pybids does not know, is read too.
+    """
+    text = f"/{path}"
+    found: dict[str, str | int] = {}
+    for name, needed, search, number in _grammar():
+        if needed in text and (match := search(text)):
+            found[name] = int(match[1]) if number else match[1]
+    for name in _OWN_ENTITIES:
+        if match := re.search(f"_{name}-({LABEL})", text):
+            found[name] = match[1]
+    return found
+
+
+def is_label(text: str) -> bool:
+    """Return whether `text` can stand after ``sub-`` or ``ses-``."""
+    return _LABEL(text) is not None
+
+
+def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a sort key that puts ``run-2`` before ``run-10``."""
+    parts = re.split("([0-9]+)", text)
+    return tuple((1, int(p), p) if p.isascii() and p.isdigit() else (0, 0, p) for p in parts)
+
+
+class NameRule:
+    """Which names in a folder are candidate images, and which of those are right.
+
+    A candidate ends in the suffix and an image's extension, in any case. It is right when it reads
+    ``sub-<label>[_ses-<label>][_<key>-<label>…]_<suffix><extension>``, labels of letters and
+    digits, no key twice, and its participant and session are those of its folder.
+
+    Parameters
+    ----------
+    preset : Preset
+        The layout.
+    suffixes, extensions : iterable of str
+        Accepted ones, which a filter may have changed.
+    """
+
+    def __init__(self, preset: Preset, suffixes: Iterable[str], extensions: Iterable[str]) -> None:
+        self.preset = preset
+        self.suffixes = tuple(suffixes)
+        self.extensions = tuple(extensions)
+        self._hint = self.suffixes[0].lower() if len(self.suffixes) == 1 else ""
+        suffix = "|".join(map(re.escape, self.suffixes))
+        endings = "|".join(map(re.escape, sorted({*self.extensions, *_FOREIGN}, key=len)))
+        pairs = f"(?:_[a-zA-Z0-9]+-{LABEL})*"
+        if preset.bare_suffix:
+            pairs += f"(?:_(?:{suffix}))?{pairs}"
+        self._strict = re.compile(
+            rf"(?:{'|'.join(map(re.escape, preset.prefixes))})sub-({LABEL})(?:_ses-({LABEL}))?"
+            rf"({pairs})_(?:{suffix})"
+        )
+        self._loose = re.compile(rf"(?:.*_)?(?:{suffix})({endings})", re.IGNORECASE | re.DOTALL)
+
+    def hopeful(self, names: Iterable[str]) -> list[str]:
+        """Return, quickly, those of many names that `stem` has to look at."""
+        if self.preset.file_name:
+            return [name for name in names if name == self.preset.file_name]
+        hint = self._hint
+        return [name for name in names if hint in name.lower()]
+
+    def stem(self, name: str) -> str | None:
+        """Return the name without its extension if it is a candidate, else None."""
+        if self.preset.file_name:
+            return name.split(".")[0] if name == self.preset.file_name else None
+        if name.startswith("."):
+            return None
+        if not name.startswith(self.preset.prefixes):
+            return None
+        match = self._loose.fullmatch(name)
+        return None if match is None else name[: match.start(1)]
+
+    def judge(
+        self, name: str, participant: str, session: str | None
+    ) -> tuple[Literal["ok", "extension", "bad_name", "bad_id"], str]:
+        """Return the code of a candidate and the reason in words.
+
+        Parameters
+        ----------
+        name : str
+            File name.
+        participant, session : str and (str or None)
+            The folders it lies in, as they are.
+        """
+        if not is_label(participant.removeprefix("sub-")):
+            return "bad_id", (
+                f"the folder {participant!r} is no participant label: sub-, then letters and digits"
+            )
+        if session is not None and not is_label(session.removeprefix("ses-")):
+            return "bad_name", (
+                f"the folder {session!r} is no session label: ses-, then letters and digits"
+            )
+        if self.preset.file_name:
+            return "ok", ""
+        stem = self.stem(name) or name
+        match = self._strict.fullmatch(stem)
+        if match is None:
+            capitals = re.fullmatch(self._strict.pattern, stem, re.IGNORECASE)
+            return "bad_name", (
+                f"the name is not {self.preset.prefixes[0]}sub-<label>[_ses-<label>][_<key>-<label>]_"
+                f"{'|'.join(self.suffixes)} with labels of letters and digits"
+                f"{': look at the capitals' if capitals else ''}"
+            )
+        if f"sub-{match[1]}" != participant:
+            return "bad_name", f"the name says sub-{match[1]}, its folder {participant}"
+        named = f"ses-{match[2]}" if match[2] else None
+        if named != session and (named is not None or self.preset.session_in_name):
+            return "bad_name", (
+                f"the name says {named or 'no session'}, its folder {session or 'no session'}"
+            )
+        keys = ["sub", "ses", *re.findall("_([a-zA-Z0-9]+)-", match[3])]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            return "bad_name", f"{twice}- stands twice in the name"
+        if name[len(stem) :] not in self.extensions:
+            return "extension", (
+                f"the extension {name[len(stem) :]} is not one of {' '.join(self.extensions)}"
+            )
+        return "ok", ""
+
+
+def read_filters(filters: Mapping[str, Any] | None, preset: Preset) -> dict[str, Allowed]:
+    """Return what a BIDS filter asks for, entity by entity.
+
+    Parameters
+    ----------
+    filters : mapping or None
+        Entity to value, list of values, None (absent) or ``"*"`` (present, any value); or, as in
+        fMRIPrep's filter files, ``{"t1w": {entity: value}}``, of which the part named like the
+        preset's suffix, or ``t1w``, is used. Entities by pybids' name or by their BIDS key.
+    preset : Preset
+        The layout the filter goes with.
+
+    Raises
+    ------
+    UsageError
+        For an unknown entity, a value of another type, or parts of which none fits.
+    """
+    if not filters:
+        return {}
+    if not isinstance(filters, Mapping):
+        raise UsageError(f"A BIDS filter is a JSON object, got {type(filters).__name__}.")
+    parts = {name: part for name, part in filters.items() if isinstance(part, Mapping)}
+    if parts:
+        if len(parts) < len(filters):
+            raise UsageError(
+                "The BIDS filter mixes entities with parts such as 't1w'. Use one of the two: "
+                '{"acquisition": "mprage"} or {"t1w": {"acquisition": "mprage"}}.'
+            )
+        known = dict.fromkeys((preset.suffix.lower(), "t1w"))
+        fitting = [n for w in known for n in parts if n.lower() == w]
+        if not fitting:
+            raise UsageError(
+                f"The BIDS filter has parts for {', '.join(map(repr, parts))}, none for "
+                f"{' or '.join(map(repr, known))}. Rename the part that is meant."
+            )
+        filters = parts[fitting[0]]
+    names = _entity_names()
+    wanted: dict[str, Allowed] = {}
+    for given, value in filters.items():
+        name = names.get(given) or names.get(str(given).lower())
+        if name is None:
+            close = difflib.get_close_matches(str(given), names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise UsageError(
+                f"Unknown entity {given!r} in the BIDS filter.{hint} Known are, for instance: "
+                "session, acquisition, run, reconstruction, space, res, desc, suffix, extension."
+            )
+        if isinstance(value, str) and value in ("*", "Query.ANY", "Query.REQUIRED"):
+            if name in ("suffix", "extension"):
+                raise UsageError(f"The BIDS filter takes values for {name!r}, not {value!r}.")
+            wanted[name] = "*"
+        elif value != "Query.OPTIONAL":
+            values = value if isinstance(value, list | tuple) else [value]
+            wanted[name] = [_plain_value(name, v) for v in values]
+    return wanted
+
+
+def _plain_value(name: str, value: Any) -> str | int | None:
+    if value in (None, "Query.NONE"):
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UsageError(
+            f"The BIDS filter gives {name!r} the value {value!r}. Use text, a whole number, "
+            'null (absent), "*" (any), or a list of those.'
+        )
+    if isinstance(value, str):
+        # pybids finds nothing, without a word, for values that repeat their key.
+        for key in {"subject": ("sub-",), "session": ("ses-",)}.get(name, ()):
+            value = value.removeprefix(key)
+        if name == "extension" and not value.startswith("."):
+            value = f".{value}"
+    return value
+
+
+def passes(entities: Mapping[str, str | int], name: str, allowed: Allowed) -> bool:
+    """Return whether the entity `name` has one of the `allowed` values.
+
+    Numbers compare by value: ``run`` always (``"01"`` allows run 1), other entities where the
+    allowed value is a number (``1`` allows ``echo-01``).
+    """
+    value = entities.get(name)
+    if allowed == "*":
+        return value is not None
+    if value in allowed:
+        return True
+    if value is None or not str(value).isdecimal():
+        return False
+    return any(
+        str(other).isdecimal() and int(other) == int(value)
+        for other in allowed
+        if other is not None and (isinstance(value, int) or isinstance(other, int))
+    )

@@ -1,0 +1,317 @@
+"""Find the images of a BIDS dataset in seconds, by name alone, and say what became of each.
+
+pybids gives the grammar and, on demand, a real `BIDSLayout`; files are opened by `volumes`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nidl_dcl.bids.derivatives import dataset_root, named_places, preset_called, search_places
+from nidl_dcl.bids.directory_cache import read_folder
+from nidl_dcl.bids.entities import is_label, natural_key, read_filters
+from nidl_dcl.bids.layout import layout
+from nidl_dcl.bids.masks import pair_masks
+from nidl_dcl.bids.phenotypes import participant_ids, read_phenotypes
+from nidl_dcl.bids.presets import PRESETS, Preset
+from nidl_dcl.bids.search import Candidate, SearchResult, select_images
+from nidl_dcl.bids.subject_ids import match_ids
+from nidl_dcl.bids.walk import Progress
+from nidl_dcl.errors import UsageError
+from nidl_dcl.status import Code
+
+__all__ = ["PRESETS", "DatasetIndex", "Preset", "find_images", "index_bids", "layout"]
+
+INPUT_COLUMNS = ["participant_id", "session_id", "path", "status", "code", "message"]
+
+
+@dataclass(frozen=True)
+class DatasetIndex:
+    """The images of a dataset and everything that could have been one.
+
+    Attributes
+    ----------
+    root : Path
+        The dataset, absolute; all paths below are relative to it, POSIX.
+    images : DataFrame
+        ``participant_id session_id run path source mask_path``, one row per usable image, sorted.
+        Missing sessions, runs and masks are ``<NA>``. `source` is a BIDS URI.
+    inputs : DataFrame
+        ``participant_id session_id path status code message``: every candidate image, and the
+        participants without one (path ``n/a``). Listed = ok + warn + skip.
+    kept : list of (str, int)
+        What was asked in turn, and how many images were left.
+    links : dict of str to Path
+        The datasets that `source` names: ``raw`` is `root`.
+    """
+
+    root: Path
+    images: pd.DataFrame
+    inputs: pd.DataFrame
+    kept: list[tuple[str, int]]
+    links: dict[str, Path] = field(default_factory=dict)
+
+
+def index_bids(
+    bids_dir: str | Path,
+    *,
+    preset: str = "raw-t1w",
+    derivatives: Sequence[str | Path] = (),
+    participant_label: Sequence[str] | None = None,
+    session_label: Sequence[str] | None = None,
+    filters: Mapping[str, Any] | None = None,
+    select: str = "all",
+    phenotypes: bool | str | Path | Sequence[str | Path] | None = None,
+    cache: str | Path | None = None,
+) -> pd.DataFrame:
+    """Return one row per image of a BIDS dataset, judged by name alone.
+
+    Parameters
+    ----------
+    bids_dir, preset, derivatives, participant_label, session_label, filters, select, cache
+        As in `find_images`.
+    phenotypes : bool, path or sequence of path, optional
+        True joins the dataset's own tables; paths join those tables as well.
+
+    Returns
+    -------
+    DataFrame
+        ``participant_id session_id run path``, then a column per phenotype.
+
+    Raises
+    ------
+    UsageError
+        As in `find_images`, and for tables that contradict themselves.
+
+    Examples
+    --------
+    >>> index_bids("ds000001", participant_label=["01", "02"])  # doctest: +SKIP
+    """
+    inventory = find_images(
+        bids_dir,
+        preset=preset,
+        derivatives=derivatives,
+        participant_label=participant_label,
+        session_label=session_label,
+        filters=filters,
+        select=select,
+        mask="none",
+        cache=cache,
+    )
+    images = inventory.images[["participant_id", "session_id", "run", "path"]]
+    if phenotypes is None or phenotypes is False:
+        return images
+    files = [phenotypes] if isinstance(phenotypes, str | Path) else phenotypes
+    tables = [] if files is True else [Path(file) for file in files]
+    joined = read_phenotypes(inventory.root, inventory.images, tables)
+    return pd.concat([images, joined.table.set_index(images.index)], axis=1)
+
+
+def find_images(
+    bids_dir: str | Path,
+    *,
+    preset: str = "raw-t1w",
+    derivatives: Sequence[str | Path] = (),
+    participant_label: Sequence[str] | None = None,
+    session_label: Sequence[str] | None = None,
+    filters: Mapping[str, Any] | None = None,
+    select: str = "all",
+    mask: str = "auto",
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+) -> DatasetIndex:
+    """Return the images of a BIDS dataset, with their masks and every candidate that was left out.
+
+    Only names and kinds of files are looked at; no image is opened.
+
+    Parameters
+    ----------
+    bids_dir : path
+        A raw dataset, or the derivative that the preset describes. Never written to.
+    preset : str, default="raw-t1w"
+        Key of `PRESETS`. Images of a derivative are looked for in `derivatives`, then under
+        ``derivatives/`` by the pipeline's usual name, then in `bids_dir` itself, then in every
+        folder of ``derivatives/``.
+    derivatives : sequence of str or path
+        Folders with images of the preset or brain masks, as ``PATH`` or ``NAME=PATH``.
+    participant_label, session_label : sequence of str, optional
+        Only these, with or without ``sub-`` and ``ses-``. Empty means all.
+    filters : mapping, optional
+        A BIDS filter (see `bids_names.read_filters`); goes before the preset's own.
+    select : {"all", "first", "last"}, default="all"
+        Of several images in a session, sorted by acquisition, then run, then path.
+    mask : str, default="auto"
+        ``"auto"``: the brain masks of the one derivative that has them, used when every image has
+        one; ``"none"``; or the name of a derivative.
+    cache : path, optional
+        A folder where listings are kept, so that the next call reads only the folders that changed
+        (see `listings.Listings`). Without it nothing is written.
+    progress : callable, optional
+        Called with ("indexing", participants done, participants in total), now and then.
+
+    Raises
+    ------
+    UsageError
+        For a missing folder, an unknown preset, participant, session or entity, images of the
+        preset in several derivatives or in none, and masks that are incomplete or ambiguous.
+    """
+    root = dataset_root(bids_dir)
+    form = preset_called(preset)
+    if select not in ("all", "first", "last"):
+        raise UsageError(f"select is all, first or last, got {select!r}.")
+    wanted = read_filters(filters, form)
+    participants = _labels(participant_label, "sub-")
+    sessions = _labels(session_label, "ses-")
+    kept = None if cache is None else Path(cache).expanduser()
+    places = named_places(root, derivatives)
+    home, found = search_places(
+        places,
+        derivatives,
+        form,
+        wanted,
+        participants,
+        sessions,
+        cache=kept,
+        progress=progress,
+    )
+    folders = {*found.participants, *(_folders(root) if found.root != root else ())}
+    table = _match_table(root, folders)
+    known = {*folders, *table}
+    if participants is not None:
+        _refuse_unknown("participant", participants, known, root)
+    if sessions is not None:
+        _refuse_unknown("session", sessions, found.sessions, root)
+    if participants is not None or sessions is not None:
+        asked = [f"{len(participants)} participants asked for"] if participants else []
+        asked += [f"sessions {' '.join(sorted(sessions))}"] if sessions else []
+        found.kept[0] = f"{found.kept[0][0]} ({', '.join(asked)})", found.kept[0][1]
+    if select != "all":
+        select_images(found, select)
+    found.candidates = _in_order(found.candidates)
+    usable = found.usable
+    base = _relative(found.root, root)
+    masks = pair_masks(usable, form, home, places, mask, cache=kept, progress=progress)
+    inputs = _inputs(found, base, known if participants is None else known & participants, table)
+    return DatasetIndex(
+        root, _images(usable, base, home, masks, places, root), inputs, found.kept, places
+    )
+
+
+def _labels(given: Sequence[str] | None, prefix: str) -> set[str] | None:
+    if not given:
+        return None
+    labels = [given] if isinstance(given, str) else given
+    return {prefix + str(label).removeprefix(prefix) for label in labels}
+
+
+def _refuse_unknown(what: str, asked: set[str], known: Iterable[str], root: Path) -> None:
+    there = sorted(known, key=natural_key)
+    unknown = sorted(asked - set(there), key=natural_key)
+    if not unknown:
+        return
+    close = difflib.get_close_matches(unknown[0], there, n=3) or there[:3]
+    exists = f"{len(there)}, for instance {', '.join(close)}" if there else "none"
+    raise UsageError(
+        f"Unknown {what}{'s' if len(unknown) > 1 else ''} {', '.join(unknown)} in {root}. "
+        f"There are {exists}."
+    )
+
+
+def _folders(root: Path) -> list[str]:
+    return [name for name in read_folder(root).odd if name.startswith("sub-")]
+
+
+def _match_table(root: Path, folders: set[str]) -> set[str]:
+    """Return the participants of ``participants.tsv``, by the names of their folders."""
+    try:
+        ids = participant_ids(root)
+    except UsageError as error:
+        # Images can be found and trained on without the table; joining it is refused elsewhere.
+        warnings.warn(f"participants.tsv is not used: {error}", stacklevel=3)
+        return set()
+    matched = match_ids(ids, folders)
+    return {matched[i][0] if i in matched else f"sub-{i.removeprefix('sub-')}" for i in ids}
+
+
+def _in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return candidates by participant, session and path, ``run-2`` before ``run-10``."""
+
+    def visit(candidate: Candidate) -> tuple[str, str]:
+        return candidate.participant, candidate.session or ""
+
+    ordered: list[Candidate] = []
+    for _, same in groupby(sorted(candidates, key=visit), visit):
+        images = list(same)
+        if len(images) > 1:  # the slow part of the key is seldom needed
+            images.sort(key=lambda c: natural_key(c.path))
+        ordered += images
+    return ordered
+
+
+def _relative(place: Path, root: Path) -> str:
+    base = Path(os.path.relpath(place, root)).as_posix()
+    return "" if base == "." else f"{base}/"
+
+
+def _images(
+    usable: Sequence[Candidate],
+    base: str,
+    home: str,
+    masks: tuple[str, list[str | None]] | None,
+    places: Mapping[str, Path],
+    root: Path,
+) -> pd.DataFrame:
+    paths: list[str | None] = [None] * len(usable)
+    if masks is not None:
+        mask_base = _relative(places[masks[0]], root)
+        paths = [None if path is None else mask_base + path for path in masks[1]]
+    runs = [c.entities.get("run") for c in usable]
+    return pd.DataFrame(
+        {
+            "participant_id": pd.array([c.participant for c in usable], dtype="string"),
+            "session_id": pd.array([c.session for c in usable], dtype="string"),
+            "run": pd.array([None if r is None else int(r) for r in runs], dtype="Int64"),
+            "path": pd.array([base + c.path for c in usable], dtype="string"),
+            "source": pd.array([f"bids:{home}:{c.path}" for c in usable], dtype="string"),
+            "mask_path": pd.array(paths, dtype="string"),
+        }
+    )
+
+
+def _inputs(found: SearchResult, base: str, expected: set[str], table: set[str]) -> pd.DataFrame:
+    """Return the rows of ``inputs.tsv``: the candidates, and who has none."""
+    rows = [
+        (_utf8(c.participant), c.session and _utf8(c.session), _utf8(base + c.path), *_verdict(c))
+        for c in found.candidates
+    ]
+    have = {c.participant for c in found.candidates}
+    for participant in sorted(expected - have):
+        where = "in participants.tsv" if participant in table else "as a folder"
+        if is_label(participant.removeprefix("sub-")):
+            row: tuple[Code, str] = (
+                "no_image",
+                f"listed {where}, without an image that was asked for",
+            )
+        else:
+            row = "bad_id", f"listed {where}; labels are letters and digits only"
+        rows.append((_utf8(participant), None, "n/a", "skip", *row))
+    rows.sort(key=lambda row: row[0])
+    return pd.DataFrame(rows, columns=INPUT_COLUMNS).astype("string")
+
+
+def _verdict(candidate: Candidate) -> tuple[str, str, str]:
+    return candidate.status, candidate.code, candidate.message
+
+
+def _utf8(text: str) -> str:
+    """Return a name as it can be written: bytes that are no text show as escapes."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,154 @@
+"""Pair each image with the brain mask that a derivative holds of it, by the entities of both names.
+
+Never opens a file; applying masks is the work of `volumes`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nidl_dcl.bids.presets import Preset
+from nidl_dcl.bids.search import Candidate, search
+from nidl_dcl.bids.walk import Progress
+from nidl_dcl.errors import UsageError
+
+__all__ = ["pair_masks"]
+
+_COMPARED = ("acquisition", "ceagent", "reconstruction", "run", "echo", "inv", "part", "res")
+
+
+_NATIVE = {None, "T1w", "orig", "individual"}
+
+
+Pairs = list[str | None]
+
+
+def pair_masks(
+    images: Sequence[Candidate],
+    preset: Preset,
+    home: str,
+    places: Mapping[str, Path],
+    mask: str,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[str, Pairs] | None:
+    """Return the derivative whose masks are used, and the mask of each image.
+
+    A mask belongs to an image of the same participant, session and space when the entities that
+    both names have (acquisition, run, resolution …) agree; of several, the one with most in common.
+
+    Parameters
+    ----------
+    images : sequence of Candidate
+        The usable images.
+    preset : Preset
+        Their layout.
+    home : str
+        The place the images are in; its own masks go first unless that is the raw dataset.
+    places : mapping of str to Path
+        Roots by name: the raw dataset and the derivatives.
+    mask : str
+        ``"auto"``, ``"none"`` or the name of a place.
+    cache, progress
+        As in `candidates.search`.
+
+    Returns
+    -------
+    (str, list of str) or None
+        Name of the place and paths of masks relative to it; None when no masks are used.
+
+    Raises
+    ------
+    UsageError
+        When only some images have a mask, when several derivatives hold masks and none was named,
+        or when the named one is unknown or holds none.
+    """
+    if mask == "none" or (mask == "auto" and preset.masks == "none") or not images:
+        return None
+    if mask != "auto" and mask not in places:
+        known = ", ".join(repr(n) for n in places if n != "raw") or "there is none"
+        raise UsageError(
+            f"--mask {mask}: no derivative of that name. Known: {known}. "
+            "Name one with --derivatives NAME=PATH, or use --mask auto or --mask none."
+        )
+    if mask != "auto":
+        names = [mask]
+    elif preset.masks == "own":
+        names = [home]
+    else:
+        own = [home] if preset.derivatives else []
+        names = own + [name for name in places if name not in ("raw", home)]
+    held: dict[str, Pairs] = {}
+    for name in names:
+        form = _form_of_masks(preset, own=name == home)
+        people = {image.participant for image in images}
+        masks = search(places[name], form, {}, people, cache=cache, progress=progress).usable
+        pairs = _pairs(images, masks)
+        if any(pairs):
+            held[name] = pairs
+            if name == home:
+                break
+    if not held:
+        if mask == "auto":
+            return None
+        raise UsageError(
+            f"--mask {mask}: {places[mask]} holds no brain mask of the {len(images)} images used. "
+            "Masks are named like sub-<label>/anat/sub-<label>_desc-brain_mask.nii.gz, with the "
+            "image's session and space."
+        )
+    if len(held) > 1:
+        raise UsageError(
+            f"Several derivatives hold brain masks: {', '.join(held)}. "
+            f"Say which: --mask {next(iter(held))} (or --mask none)."
+        )
+    name, pairs = next(iter(held.items()))
+    have = sum(pair is not None for pair in pairs)
+    if have < len(images):
+        lacking = next(c.path for c, pair in zip(images, pairs, strict=True) if pair is None)
+        raise UsageError(
+            f"{have} of {len(images)} images have a brain mask in {name!r}; {lacking}, for one, "
+            "has none (or several that fit equally). Complete the masks, leave those "
+            "participants out, or pass --mask none to use whole heads."
+        )
+    return name, pairs
+
+
+def _form_of_masks(preset: Preset, *, own: bool) -> Preset:
+    return Preset(
+        "brain masks",
+        suffix=preset.mask_suffix if own else "mask",
+        entities={} if own and preset.mask_desc is None else {"desc": preset.mask_desc or "brain"},
+        folders=tuple(dict.fromkeys((*Preset("").folders, *preset.folders))),
+        derivatives=("any",),
+    )
+
+
+def _pairs(images: Sequence[Candidate], masks: Sequence[Candidate]) -> Pairs:
+    """Return the path of each image's mask, None where there is not exactly one."""
+    of: defaultdict[tuple[str, str | None], list[Candidate]] = defaultdict(list)
+    for mask in masks:
+        of[mask.participant, mask.session].append(mask)
+    return [_best(image, of[image.participant, image.session]) for image in images]
+
+
+def _best(image: Candidate, masks: Sequence[Candidate]) -> str | None:
+    scores: defaultdict[int, list[Candidate]] = defaultdict(list)
+    for mask in masks:
+        if not _same_space(image, mask):
+            continue
+        if mask.entities.get("modality") not in (None, image.entities.get("suffix")):
+            continue
+        both = [n for n in _COMPARED if n in image.entities and n in mask.entities]
+        if all(image.entities[n] == mask.entities[n] for n in both):
+            alone = sum(n in mask.entities for n in _COMPARED) - len(both)
+            scores[len(both) - alone].append(mask)
+    fitting = scores[max(scores)] if scores else []
+    return fitting[0].path if len(fitting) == 1 else None
+
+
+def _same_space(image: Candidate, mask: Candidate) -> bool:
+    spaces = image.entities.get("space"), mask.entities.get("space")
+    return spaces[0] == spaces[1] or set(spaces) <= _NATIVE

@@ -1,0 +1,180 @@
+"""Which files are images: one record per layout that users hold, as data.
+
+Says where images lie and how they are named; finding them is the work of `bids_index`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["PRESETS", "Preset"]
+
+_BIDS = ("sub-*/anat", "sub-*/ses-*/anat")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One layout of images.
+
+    Attributes
+    ----------
+    summary : str
+        What the images are, for a table in the documentation.
+    suffix : str
+        Last part of the name, before the extension.
+    entities : mapping of str to (str or None)
+        pybids entities and the value each must have; None: the entity must be absent.
+    folders : tuple of str
+        Where images lie below the root; the only wildcards are ``sub-*`` and ``ses-*``.
+    extensions : tuple of str
+        Accepted ones; of two files that differ by extension alone the earlier one is used.
+    derivatives : tuple of str
+        How the name of the pipeline's folder under ``derivatives/`` begins, in lower case; empty
+        for raw data.
+    kind : {"intensity", "probability", "signed"}
+        What the values are; decides how they are normalized and augmented.
+    prefixes : tuple of str
+        What may stand before ``sub-`` in the name; names that begin otherwise are other images.
+    file_name : str or None
+        The whole name, where it holds no entities at all. A folder ``sub-<label>_ses-<label>`` is
+        then a session; runs over several sessions (``….long.…``) and the template of a
+        participant who has sessions are no images of their own.
+    session_in_name : bool
+        The name repeats the session of its folder.
+    bare_suffix : bool
+        The name may hold the suffix in its middle, too (older versions of Clinica).
+    one_resolution : bool
+        Files that differ by ``res-`` alone are one scan, of which the finest grid is used.
+    mask_suffix, mask_desc : str and (str or None)
+        How the pipeline names its own brain masks.
+    space : str
+        Of the images, where names have no entity for it: ``"native"`` or a template.
+    stripped : bool
+        The images have no skull, though no mask is paired with them.
+    masks : {"any", "own", "none"}
+        Which masks ``mask="auto"`` may pair: of any derivative, of the pipeline itself, or none
+        (tissue maps and images that are skull-stripped already).
+    """
+
+    summary: str
+    suffix: str = "T1w"
+    entities: Mapping[str, str | None] = field(default_factory=dict)
+    folders: tuple[str, ...] = _BIDS
+    extensions: tuple[str, ...] = (".nii.gz", ".nii")
+    derivatives: tuple[str, ...] = ()
+    kind: str = "intensity"
+    prefixes: tuple[str, ...] = ("",)
+    file_name: str | None = None
+    session_in_name: bool = True
+    bare_suffix: bool = False
+    one_resolution: bool = False
+    mask_suffix: str = "mask"
+    mask_desc: str | None = "brain"
+    space: str = "native"
+    stripped: bool = False
+    masks: str = "any"
+
+    @property
+    def rule(self) -> str:
+        """The intensity rule of `volumes.Preparation` that suits the kind."""
+        return "robust" if self.kind == "intensity" else self.kind
+
+
+_FMRIPREP = ("fmriprep", "smriprep")
+
+
+_MNI = "MNI152NLin2009cAsym"
+
+
+_OPENBHB = tuple(f"{split}derivatives/sub-*/ses-*" for split in ("", "train/", "val/"))
+
+
+PRESETS: dict[str, Preset] = {
+    "raw-t1w": Preset("T1-weighted images of a raw BIDS dataset"),
+    "mp2rage": Preset("MP2RAGE uniform images (UNIT1) of a raw BIDS dataset", suffix="UNIT1"),
+    "fmriprep-mni": Preset(
+        "fMRIPrep or sMRIPrep: preprocessed T1w in MNI space, not skull-stripped",
+        entities={"desc": "preproc", "space": _MNI},
+        derivatives=_FMRIPREP,
+        one_resolution=True,
+    ),
+    "fmriprep-native": Preset(
+        "fMRIPrep or sMRIPrep: preprocessed T1w in the participant's own space",
+        entities={"desc": "preproc", "space": None},
+        derivatives=_FMRIPREP,
+        one_resolution=True,
+    ),
+    "fmriprep-gm": Preset(
+        "fMRIPrep or sMRIPrep: gray matter probability in MNI space",
+        suffix="probseg",
+        entities={"label": "GM", "space": _MNI},
+        derivatives=_FMRIPREP,
+        one_resolution=True,
+        kind="probability",
+        masks="none",
+    ),
+    "clinica-t1-linear": Preset(
+        "Clinica t1-linear: T1w registered affinely to MNI space, cropped",
+        entities={"desc": "Crop", "space": "MNI152NLin2009cSym", "res": "1x1x1"},
+        folders=("subjects/sub-*/ses-*/t1_linear",),
+        derivatives=("clinica", "caps"),
+        bare_suffix=True,
+    ),
+    "brainprep-quasiraw": Preset(
+        "brainprep quasi-raw: bias-corrected T1w registered affinely to MNI space",
+        entities={"desc": None},  # versions before 2 keep each step under a desc- of its own
+        folders=("subjects/sub-*", "subjects/sub-*/ses-*"),
+        derivatives=("quasiraw", "quasi-raw", "brainprep"),
+        mask_suffix="brainmask",
+        mask_desc=None,
+        masks="own",
+        space="MNI152",
+    ),
+    "openbhb-vbm": Preset(
+        "OpenBHB: modulated gray matter of CAT12, NumPy arrays of 1.5 mm in MNI space",
+        entities={"preproc": "cat12vbm", "desc": "gm"},
+        folders=(*_OPENBHB, "sub-*/ses-*"),
+        extensions=(".npy",),
+        derivatives=("openbhb",),
+        kind="probability",
+        session_in_name=False,
+        masks="none",
+        space="MNI152",
+    ),
+    "openbhb-quasiraw": Preset(
+        "OpenBHB: quasi-raw T1w, NumPy arrays of 1 mm in MNI space, skull-stripped",
+        entities={"preproc": "quasiraw"},
+        folders=(*_OPENBHB, "sub-*/ses-*"),
+        extensions=(".npy",),
+        derivatives=("openbhb",),
+        session_in_name=False,
+        masks="none",
+        space="MNI152",
+        stripped=True,
+    ),
+    "cat12-vbm": Preset(
+        "CAT12: modulated, normalized gray matter (mwp1)",
+        folders=tuple(
+            f"{who}{where}mri"
+            for who in ("sub-*/", "sub-*/ses-*/", "subjects/sub-*/ses-*/")
+            for where in ("", "anat/")
+        ),
+        extensions=(".nii", ".nii.gz"),
+        derivatives=("cat12",),
+        kind="probability",
+        prefixes=("mwp1", "mwp1r", "mwmwp1r"),  # with r: the longitudinal pipelines
+        masks="none",
+        space="MNI152",
+    ),
+    "freesurfer": Preset(
+        "FreeSurfer or FastSurfer: brain.mgz, skull-stripped, 1 mm",
+        suffix="brain",
+        folders=("sub-*/mri",),
+        extensions=(".mgz",),
+        derivatives=("freesurfer", "fastsurfer"),
+        file_name="brain.mgz",
+        masks="none",
+        stripped=True,
+    ),
+}

@@ -1,0 +1,233 @@
+"""Datasets of samples, and the two views of each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    Dataset,
+    default_collate,
+)
+
+from nidl_dcl.data.monai_seeding import warn_of_untested
+from nidl_dcl.data.views import draw_view
+from nidl_dcl.randomness import key_seed
+from nidl_dcl.volumes.preparation import Preparation, prepare_volume
+
+__all__ = [
+    "ArraySamples",
+    "CollateLazyViews",
+    "ImageSamples",
+    "JitterTransform",
+    "LazyViews",
+    "TwoViewSamples",
+]
+
+
+class ArraySamples(Dataset[Any]):
+    """Rows of an array as float32 tensors.
+
+    Parameters
+    ----------
+    array : ndarray or Tensor of shape (n, ...)
+        The samples.
+    targets : sequence of length n, optional
+        Then an item is ``(sample, target)``.
+    """
+
+    def __init__(self, array: Any, targets: Sequence[Any] | None = None) -> None:
+        self.array = array
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> Any:
+        x = self.array[index]
+        # A copy: arrays that several processes share are not writable.
+        x = x if isinstance(x, Tensor) else torch.tensor(np.asarray(x, dtype=np.float32))
+        x = x.to(torch.float32)
+        return x if self.targets is None else (x, self.targets[index])
+
+
+class ImageSamples(Dataset[Tensor]):
+    """Image files (or nibabel images), prepared as a model's input contract says.
+
+    Parameters
+    ----------
+    images : sequence of path or nibabel image
+        The volumes.
+    preparation : Preparation
+        How they are prepared.
+    masks : sequence of path or None, optional
+        Brain mask of each image.
+    """
+
+    def __init__(
+        self, images: Sequence[Any], preparation: Preparation, masks: Sequence[Any] | None = None
+    ) -> None:
+        self.images = images
+        self.preparation = preparation
+        self.masks = [None] * len(images) if masks is None else masks
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        mask = self.masks[index]
+        mask = mask if isinstance(mask, str | os.PathLike) else None
+        return torch.from_numpy(prepare_volume(self.images[index], self.preparation, mask))
+
+
+class JitterTransform:
+    """Views of samples that are not volumes: a little noise, and a tenth of the values set to zero.
+
+    Parameters
+    ----------
+    noise : float, default=0.1
+        Standard deviation of the noise, as a share of that of the sample.
+    drop : float, default=0.1
+        Probability of a value to be dropped.
+    """
+
+    def __init__(self, noise: float = 0.1, drop: float = 0.1) -> None:
+        self.noise = noise
+        self.drop = drop
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return one view of `x`, any shape."""
+        spread = x.std(correction=0) if x.numel() > 1 else x.abs().max()
+        kept = torch.rand_like(x) >= self.drop
+        return (x + self.noise * spread * torch.randn_like(x)) * kept
+
+
+class TwoViewSamples(Dataset[Any]):
+    """One sample per participant and epoch, as two views of a random one of their images.
+
+    Parameters
+    ----------
+    samples : Dataset
+        Items are ``x`` or ``(x, y)``, x a tensor without batch axis. An item that is a pair of
+        tensors of one shape is taken for two views made already.
+    views : callable
+        From one sample to one view of it. A warning names the random transforms of MONAI in it
+        that are not tested to obey a key.
+    seed : int
+        First part of every key.
+    groups : sequence of (str, sequence of int), optional
+        Participants with the indices of their images; every sample is its own by default.
+    undrawn : bool, default=False
+        Leave the drawing to `LazyViews.draw`, on the device where the batch will be.
+    """
+
+    def __init__(
+        self,
+        samples: Any,
+        views: Callable[[Tensor], Tensor],
+        *,
+        seed: int,
+        groups: Sequence[tuple[str, Sequence[int]]] | None = None,
+        lazy: bool = False,
+    ) -> None:
+        warn_of_untested(views)
+        self.lazy = lazy
+        self.samples = samples
+        self.views = views
+        self.seed = seed
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.samples) if self.groups is None else len(self.groups)
+
+    def key(self, index: int) -> str:
+        """Return the participant, or the number of the sample where there are none."""
+        return str(index) if self.groups is None else self.groups[index][0]
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        epoch, index = place
+        key = self.key(index)
+        if self.groups is not None:
+            own = self.groups[index][1]
+            index = own[key_seed(self.seed, epoch, key, "image") % len(own)]
+        item = self.samples[index]
+        if _is_pair_of_views(item):
+            return list(item)
+        x, y = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+        if isinstance(x, tuple | list) and _is_pair_of_views(x):
+            return list(x), y
+        x = torch.as_tensor(x).to(torch.float32)
+        if self.lazy:
+            return x, (self.seed, epoch, key), y
+        pair = [draw_view(self.views, x, self.seed, epoch, key, view) for view in (1, 2)]
+        return pair if y is None else (pair, y)
+
+
+def _is_pair_of_views(item: Any) -> bool:
+    return (
+        isinstance(item, tuple | list)
+        and len(item) == 2
+        and all(isinstance(part, Tensor) and part.is_floating_point() for part in item)
+        and item[0].ndim > 0
+        and item[0].shape == item[1].shape
+    )
+
+
+class LazyViews:
+    """A batch of samples whose views are drawn where it is sent to; the same views as in a loader.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, ...)
+        The samples.
+    keys : list of tuple
+        Seed, epoch and participant of each.
+    y : object
+        Their targets, None where there are none.
+    views : callable
+        As in `TwoViewSamples`; it must take what is on the device.
+    """
+
+    def __init__(
+        self, x: Tensor, keys: list[tuple[Any, ...]], y: Any, views: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.x, self.keys, self.y, self.views = x, keys, y, views
+
+    def to(self, device: Any, **options: Any) -> LazyViews:
+        """Send the samples to a device, as Lightning does with every batch."""
+        y = self.y.to(device) if isinstance(self.y, Tensor) else self.y
+        return LazyViews(self.x.to(device, **options), self.keys, y, self.views)
+
+    def pin_memory(self) -> LazyViews:
+        """Pin the samples, as a loader does for a GPU."""
+        return LazyViews(self.x.pin_memory(), self.keys, self.y, self.views)
+
+    def draw(self) -> Any:
+        """Return ``[X1, X2]`` or ``([X1, X2], y)``."""
+        pair = [
+            torch.stack(
+                [
+                    draw_view(self.views, x, *key, view)
+                    for x, key in zip(self.x, self.keys, strict=True)
+                ]
+            )
+            for view in (1, 2)
+        ]
+        return pair if self.y is None else (pair, self.y)
+
+
+class CollateLazyViews:
+    """Collates samples into `LazyViews`."""
+
+    def __init__(self, views: Callable[[Tensor], Tensor]) -> None:
+        self.views = views
+
+    def __call__(self, items: list[Any]) -> LazyViews:
+        """Return the batch of `items`, each a sample, its key and its target."""
+        x, keys, y = zip(*items, strict=True)
+        targets = None if y[0] is None else default_collate(list(y))
+        return LazyViews(torch.stack(x), list(keys), targets, self.views)

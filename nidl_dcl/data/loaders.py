@@ -1,0 +1,138 @@
+"""The data modules of a fit and of an encoding: which process loads which part of what.
+
+Samples and their order are made in `samples`; a caller's loaders are taken as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset
+
+from nidl_dcl.data.datasets import TwoViewSamples
+from nidl_dcl.data.samplers import sharded, sync_with_trainer, two_view_loader, with_batches
+from nidl_dcl.distributed import first_value, world
+
+__all__ = ["Loaders", "PredictShards", "shard_loader"]
+
+
+class Loaders(L.LightningDataModule):
+    """The loaders of a fit: the caller's own, or keyed ones over samples."""
+
+    def __init__(
+        self, train: Any, validation: Any, *, seed: int, batch_size: int, num_workers: int
+    ) -> None:
+        super().__init__()
+        self.train = train
+        self.validation = validation
+        self.seed = seed
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> Any:
+        """Return the loader of training batches."""
+        return self._loader(self.train, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        """Return the loader of validation batches, none without such data."""
+        return [] if self.validation is None else self._loader(self.validation, shuffle=False)
+
+    def _loader(self, data: Any, *, shuffle: bool) -> Any:
+        if not isinstance(data, TwoViewSamples):
+            return sharded(data)
+        # A run that resumes, or has several processes, agrees on the seed after it was set up.
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        data.seed = self.seed if module is None else module._seed
+        rank, processes = world()
+        loader = two_view_loader(
+            data,
+            self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            rank=rank,
+            processes=processes,
+        )
+        if shuffle and self.trainer is not None:
+            sync_with_trainer(self.trainer, loader)
+        return loader
+
+    def sample_name(self, epoch: int, batch: int, position: int) -> str | None:
+        """Return the name of a sample of a training batch, where the order is ours."""
+        if not isinstance(self.train, TwoViewSamples):
+            return None
+        loader = self.train_dataloader()
+        return self.train.key(loader.batch_sampler.batch(epoch, batch)[position])
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for a resumed run to equal an uninterrupted one."""
+        if not isinstance(self.train, TwoViewSamples):
+            return {}
+        return {"samples": len(self.train), "batch_size": self.batch_size}
+
+
+class PredictShards(L.LightningDataModule):
+    """Every process's part of the batches to encode."""
+
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__()
+        self.loader = loader
+
+    def predict_dataloader(self) -> Any:
+        """Return every n-th batch of the loader, n being the number of processes."""
+        rank, processes = world()
+        loader, batches = self.loader, self.loader.batch_sampler
+        stream = batches is None or isinstance(loader.dataset, IterableDataset)
+        if not stream and isinstance(getattr(batches, "sampler", None), DistributedSampler):
+            # The caller's own division, undone: every row once, in the order of the data.
+            batches = BatchSampler(range(len(loader.dataset)), batches.batch_size, drop_last=False)
+            loader = with_batches(loader, list(batches))
+        elif not stream and processes > 1:
+            batches = first_value([list(batch) for batch in batches] if rank == 0 else None)
+        if processes == 1:
+            return _Batches(loader)
+        if stream:
+            return _Batches(loader, rank, processes)
+        return _Batches(with_batches(loader, list(batches)[rank::processes]))
+
+
+class _Batches:
+    """One of every `step` batches of a loader, which the trainer then takes as it is."""
+
+    def __init__(self, loader: Any, start: int = 0, step: int = 1) -> None:
+        self.loader = loader
+        self.start = start
+        self.step = step
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.loader), self.start, None, self.step)
+
+
+@contextmanager
+def shard_loader(data: Any, processes: int) -> Iterator[None]:
+    """Let a caller's data module hand every process its own part of each batch, inside the block."""
+    ours = isinstance(data, Loaders) or processes == 1
+    names = [] if ours else ["train_dataloader", "val_dataloader"]
+    given = [
+        name
+        for name in names
+        if getattr(type(data), name) is not getattr(L.LightningDataModule, name)
+    ]
+    for name in given:
+        data.__dict__[name] = functools.partial(_sharded_loaders, data, name)
+    try:
+        yield
+    finally:
+        for name in given:
+            del data.__dict__[name]
+
+
+def _sharded_loaders(data: Any, name: str) -> Any:
+    loaders = getattr(type(data), name)(data)
+    return [sharded(x) for x in loaders] if isinstance(loaders, list | tuple) else sharded(loaders)

@@ -1,0 +1,272 @@
+"""Random views of a volume: how one is drawn under a key, and what it may change in a brain.
+
+MONAI transforms through and through; which participants are drawn, and when, is the loader's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms import Compose, Randomizable, RandomizableTransform
+from torch import Tensor
+
+from nidl_dcl.data.monai_seeding import warn_of_untested
+from nidl_dcl.data.transforms import (
+    RandBiasField,
+    RandBlur,
+    RandContrast,
+    RandCutout,
+    RandForegroundNoise,
+    RandSpatial,
+)
+from nidl_dcl.errors import UsageError
+from nidl_dcl.randomness import key_seed, keyed
+
+__all__ = ["STRENGTHS", "MultiViewsTransform", "TwoViews", "draw_view", "volume_views"]
+
+STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
+    "light": {
+        "placement": {"prob": 0.7, "degrees": 2.5, "scale": 0.02, "crop": 0.04, "shift": 0.01},
+        "blur": {"prob": 0.25, "sigma": 0.4},
+        "contrast": {"prob": 0.5, "gain": 0.05, "gamma": 0.05},
+        "bias": {"prob": 0.3, "amplitude": 0.1},
+        "noise": {"prob": 0.3, "std": 0.03},
+        "cutout": {"prob": 0.3, "boxes": 1, "side": 0.2},
+    },
+    "default": {
+        "placement": {"prob": 0.9, "degrees": 5.0, "scale": 0.04, "crop": 0.08, "shift": 0.02},
+        "blur": {"prob": 0.5, "sigma": 0.6},
+        "contrast": {"prob": 0.8, "gain": 0.1, "gamma": 0.1},
+        "bias": {"prob": 0.5, "amplitude": 0.2},
+        "noise": {"prob": 0.5, "std": 0.06},
+        "cutout": {"prob": 0.5, "boxes": 2, "side": 0.25},
+    },
+    "strong": {
+        "placement": {"prob": 1.0, "degrees": 9.0, "scale": 0.08, "crop": 0.15, "shift": 0.04},
+        "blur": {"prob": 0.7, "sigma": 0.8},
+        "contrast": {"prob": 0.9, "gain": 0.2, "gamma": 0.2},
+        "bias": {"prob": 0.7, "amplitude": 0.35},
+        "noise": {"prob": 0.7, "std": 0.12},
+        "cutout": {"prob": 0.7, "boxes": 4, "side": 0.3},
+    },
+}
+"""Limits of each change by strength: twice "light" is "default", about twice that is "strong"."""
+
+
+class MultiViewsTransform:
+    """Several views of one input, as a list.
+
+    Parameters
+    ----------
+    transforms : callable or sequence of callables
+        One callable is applied `n_views` times, several are applied once each.
+    n_views : int, optional
+        How often one callable is applied, 0 or more; None means 1. With a sequence: None or 1.
+
+    Raises
+    ------
+    TypeError
+        A transform is not callable, or `n_views` is not an int.
+    ValueError
+        `n_views` is negative, or not 1 beside a sequence.
+    """
+
+    def __init__(
+        self,
+        transforms: Callable[[Any], Any] | Sequence[Callable[[Any], Any]],
+        n_views: int | None = None,
+    ) -> None:
+        if n_views is not None:
+            if isinstance(n_views, bool) or not isinstance(n_views, Integral):
+                raise TypeError(f"n_views must be an int or None, got {type(n_views).__name__}.")
+            if n_views < 0:
+                raise ValueError(f"n_views must be 0 or more, got {n_views}.")
+        if callable(transforms):
+            self.transforms = [transforms] * (1 if n_views is None else int(n_views))
+            return
+        if isinstance(transforms, str) or not isinstance(transforms, Sequence):
+            raise TypeError(
+                "transforms must be a callable or a sequence of callables, "
+                f"got {type(transforms).__name__}."
+            )
+        for transform in transforms:
+            if not callable(transform):
+                raise TypeError(f"Each transform must be callable, got {transform!r}.")
+        if n_views not in (None, 1):
+            raise ValueError(
+                f"n_views must be None or 1 beside a sequence of transforms, got {n_views}: "
+                "each transform gives one view."
+            )
+        self.transforms = list(transforms)
+
+    def __call__(self, x: Any) -> list[Any]:
+        """Return one view of `x` per transform."""
+        return [transform(x) for transform in self.transforms]
+
+
+class TwoViews:
+    """Two random views of one input: what a contrastive loss compares.
+
+    Parameters
+    ----------
+    views : callable, optional
+        One input in, one view out: a MONAI transform or Compose, or any function. Default:
+        `volume_views()`.
+
+    Notes
+    -----
+    A view depends on its key alone (see `draw_view`). Without a key one is drawn from torch's
+    global generator, which a DataLoader seeds differently in each worker. A warning names the
+    random transforms of MONAI in `views` that are not tested to obey a key.
+    """
+
+    def __init__(self, views: Callable[[Any], Any] | None = None) -> None:
+        if views is not None and not callable(views):
+            raise TypeError(f"views must be callable, got {type(views).__name__}.")
+        self.views = volume_views() if views is None else views
+        warn_of_untested(self.views)
+
+    def __call__(self, x: Any, key: Any = None) -> list[Any]:
+        """Return views 1 and 2 of `x`, drawn under ``(*key, 1)`` and ``(*key, 2)``.
+
+        Parameters
+        ----------
+        x : Tensor
+            As the views take it; `volume_views` take float32 (c, d, h, w).
+        key : tuple or scalar, optional
+            For instance (seed, epoch, participant).
+        """
+        if key is None:
+            key = int(torch.randint(2**62, ()).item())
+        parts = key if isinstance(key, tuple) else (key,)
+        return [draw_view(self.views, x, *parts, view) for view in (1, 2)]
+
+
+def draw_view(views: Callable[[Any], Any], x: Any, *key: object) -> Any:
+    """Return one view of `x` that depends on `x` and `key` alone, without MONAI's metadata.
+
+    Parameters
+    ----------
+    views : callable
+        One input in, one view out. It runs under generators of torch, numpy and `random` seeded
+        by `key`; MONAI transforms, inside composes too, get their own by ``set_random_state``.
+    x : Tensor
+        As `views` takes it; they get a copy, since some of MONAI's transforms write into their
+        input.
+    *key : object
+        For instance seed, epoch, participant, view.
+
+    Notes
+    -----
+    The caller's generators are left as they were. The view is computed on one thread, as it is
+    in a loader's worker, so that no bit depends on who computes it. A MONAI transform hidden in
+    a function is beyond reach: pass it in a Compose.
+    """
+    with _one_thread(), keyed(*key):
+        _seed(views, key)
+        if isinstance(x, Tensor):
+            view = views(x.clone(memory_format=torch.contiguous_format))
+        else:
+            view = views(copy.copy(x))
+    return view.as_tensor() if isinstance(view, MetaTensor) else view
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)
+
+
+def _seed(views: Any, key: tuple[object, ...]) -> None:
+    """Give MONAI's transforms one generator, from which they draw in turn; one each takes longer."""
+    if isinstance(views, Randomizable):
+        _share(views, np.random.RandomState(key_seed(*key, "monai")))
+        return
+    parts = getattr(views, "transforms", ())
+    for i, part in enumerate(parts if isinstance(parts, list | tuple) else ()):
+        _seed(part, (*key, i))
+
+
+def _share(views: Any, generator: np.random.RandomState) -> None:
+    if isinstance(views, Compose):
+        Randomizable.set_random_state(views, state=generator)
+        for part in views.transforms:
+            _share(part, generator)
+    elif isinstance(views, Randomizable):
+        views.set_random_state(state=generator)
+
+
+def volume_views(strength: str = "default", kind: str = "intensity") -> Compose:
+    """Return the random changes that a brain keeps its identity under, as a MONAI Compose.
+
+    Parameters
+    ----------
+    strength : {"light", "default", "strong"}
+        How far and how often, see the table.
+    kind : {"intensity", "probability", "signed"}
+        What the numbers are. Tissue maps and signed maps get no gamma and no bias field.
+
+    Returns
+    -------
+    monai.transforms.Compose
+        Takes and gives float32 (c, d, h, w) or (d, h, w), the first spatial axis left to right
+        (RAS), voxels of about equal sides. Voxels that are exactly 0 count as background.
+
+    Notes
+    -----
+    In this order; magnitudes are drawn uniformly up to the limit given:
+
+    ============  ==========================================  ======  =======  ======
+    change        limit                                       light   default  strong
+    ============  ==========================================  ======  =======  ======
+    flip          left-right only, probability                0.5     0.5      0.5
+    placement     probability                                 0.7     0.9      1.0
+    .             rotation about each axis, ± degrees         2.5     5        9
+    .             scaling, ±                                  2 %     4 %      8 %
+    .             resized crop: cut off each side length      4 %     8 %      15 %
+    .             shift, ± of each side length                1 %     2 %      4 %
+    blur          probability                                 0.25    0.5      0.7
+    .             sigma in voxels                             0.4     0.6      0.8
+    contrast      probability                                 0.5     0.8      0.9
+    .             gain, ±                                     5 %     10 %     20 %
+    .             gamma, ± of its logarithm                   0.05    0.1      0.2
+    bias field    probability                                 0.3     0.5      0.7
+    .             largest ± of the logarithm                  0.1     0.2      0.35
+    noise         probability                                 0.3     0.5      0.7
+    .             of the foreground's standard deviation      3 %     6 %      12 %
+    cutout        probability                                 0.3     0.5      0.7
+    .             boxes                                       1       2        4
+    .             side of a box, of each side length          20 %    25 %     30 %
+    ============  ==========================================  ======  =======  ======
+
+    Background outside a brain mask stays exactly 0, save that placement moves it and cutout adds
+    to it. Flip, rotation, scaling, crop and shift are one step (see `RandSpatial`).
+    """
+    if strength not in STRENGTHS:
+        raise UsageError(f"strength is one of {', '.join(STRENGTHS)}; got {strength!r}.")
+    if kind not in ("intensity", "probability", "signed"):
+        raise UsageError(f"kind is one of intensity, probability, signed; got {kind!r}.")
+    limits = STRENGTHS[strength]
+    plain = kind == "intensity"
+    steps: list[RandomizableTransform] = [
+        RandSpatial(**limits["placement"]),
+        RandBlur(**limits["blur"], keep_zero=plain),
+        RandContrast(**limits["contrast"] | ({} if plain else {"gamma": 0.0})),
+        *([RandBiasField(**limits["bias"])] if plain else []),
+        RandForegroundNoise(**limits["noise"]),
+        RandCutout(**limits["cutout"]),
+    ]
+    return Compose(steps)

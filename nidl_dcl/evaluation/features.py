@@ -1,0 +1,337 @@
+"""Feature matrices checked row by row, and their coordinates in training and test rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from sklearn.preprocessing import StandardScaler
+
+from nidl_dcl.errors import InputsUnusableError, UsageError
+
+__all__ = [
+    "MAX_COMPONENTS",
+    "Baseline",
+    "Column",
+    "Comparison",
+    "Components",
+    "Features",
+    "Matrix",
+    "Source",
+    "finite_matrix",
+    "gram_matrix",
+    "principal_axes",
+    "read_column",
+    "read_labels",
+    "read_sources",
+]
+
+Matrix: TypeAlias = NDArray[Any] | pd.DataFrame
+
+
+Column: TypeAlias = Sequence[Any] | NDArray[Any] | pd.Series
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """A matrix to compare with, on the same folds.
+
+    Attributes
+    ----------
+    matrix : ndarray or DataFrame, shape (n_images, n_columns)
+        Rows as in the features. With ``pca=True`` it may be wide, of any dtype and memory-mapped.
+    pca : bool
+        Replace the columns by at most 256 principal components, learnt inside the folds, before
+        the readout; for voxels. The products of the rows are computed once per object, so give
+        the same object for several targets.
+    origin : int
+        With ``pca=True`` the row that is subtracted from all, for digits; when rows are held out,
+        one that is not.
+    """
+
+    matrix: Matrix
+    pca: bool = False
+    origin: int = 0
+
+    @cached_property
+    def gram(self) -> NDArray[np.float64]:
+        """Inner products of all rows, shape (n_images, n_images)."""
+        # A row that is not finite is an error with a message later, not a warning now.
+        with np.errstate(invalid="ignore", over="ignore"):
+            return gram_matrix(np.asarray(self.matrix), origin=self.origin)
+
+
+Comparison: TypeAlias = Baseline | Matrix | Sequence[Matrix]
+
+
+def finite_matrix(
+    given: Any, what: str, ids: pd.DataFrame | None, groups: Column
+) -> NDArray[np.float64]:
+    """Return a table of numbers as float64.
+
+    Parameters
+    ----------
+    given : ndarray or DataFrame, shape (n_images, n_features)
+    what : str
+        What it holds, for messages.
+    ids : DataFrame or None
+    groups : array-like
+        Both name a row in messages.
+
+    Raises
+    ------
+    UsageError
+        For another shape, or what is not a number.
+    InputsUnusableError
+        For NaN or infinity, naming the first row.
+    """
+    try:
+        if isinstance(given, pd.DataFrame):
+            matrix = given.to_numpy(dtype=np.float64, na_value=np.nan)
+        else:
+            matrix = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"The {what} must be a table of numbers: {error}.") from error
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise UsageError(
+            f"The {what} must have the shape (images, features), both at least 1; "
+            f"got {matrix.shape}."
+        )
+    _refuse_non_finite(np.asarray(np.isfinite(matrix).all(axis=1)), what, ids, groups)
+    return matrix
+
+
+def read_column(given: Column, n: int, what: str) -> pd.Series[Any]:
+    """Return a column as a Series numbered from 0; a `UsageError` unless it has `n` values."""
+    series = pd.Series(given).reset_index(drop=True)
+    if len(series) != n:
+        raise UsageError(f"{what} has {len(series)} values, but the features have {n} rows.")
+    return series
+
+
+def read_labels(given: Column, n: int, what: str) -> NDArray[np.object_]:
+    """Return a column without missing values as text (see `read_column`)."""
+    series = read_column(given, n, what)
+    if series.isna().any():
+        row = int(np.flatnonzero(series.isna())[0])
+        raise UsageError(f"{what} is missing in row {row}; every image needs a participant.")
+    return series.astype(str).to_numpy(dtype=object)
+
+
+def read_sources(
+    name: str,
+    given: Comparison,
+    rows: NDArray[np.intp],
+    n: int,
+    ids: pd.DataFrame | None,
+    groups: Column,
+    aside: NDArray[np.bool_],
+) -> list[Source]:
+    """Return the sources of a baseline, one per matrix, for the rows in use.
+
+    A row that is held out (`aside`) is never the one that is subtracted from all.
+
+    Raises
+    ------
+    UsageError, InputsUnusableError
+        As `finite_matrix`, and for another number of rows.
+    """
+    what = f"features of baseline {name!r}"
+    matrices = list(given) if isinstance(given, list | tuple) else [given]
+    if not matrices:
+        raise UsageError(f"Baseline {name!r} is an empty list; give a matrix or leave it out.")
+    sources: list[Source] = []
+    for item in matrices:
+        baseline = item if isinstance(item, Baseline) else Baseline(np.asarray(item))
+        shape = np.shape(baseline.matrix)
+        if len(shape) != 2 or shape[0] != n:
+            raise UsageError(f"Baseline {name!r} has the shape {shape}, expected {n} rows.")
+        if baseline.pca:
+            if aside[baseline.origin]:
+                baseline = replace(baseline, origin=int(np.argmin(aside)))
+            # A row has a finite length only if all of it is finite.
+            _refuse_non_finite(np.isfinite(np.diag(baseline.gram)), what, ids, groups)
+            sources.append(Components(baseline.gram[np.ix_(rows, rows)]))
+        else:
+            sources.append(Features(finite_matrix(baseline.matrix, what, ids, groups)[rows]))
+    return sources
+
+
+def _refuse_non_finite(
+    finite: NDArray[np.bool_], what: str, ids: pd.DataFrame | None, groups: Column
+) -> None:
+    if finite.all():
+        return
+    row = int(np.flatnonzero(~finite)[0])
+    who = f"group {list(groups)[row]}" if len(groups) == len(finite) else ""
+    if ids is not None and len(ids) == len(finite):
+        who = ", ".join(f"{name} {value}" for name, value in ids.iloc[row].items())
+    raise InputsUnusableError(
+        f"The {what} are not finite in {int((~finite).sum())} of {len(finite)} rows, first in row "
+        f"{row} ({who}). Embed these images again, or leave them out."
+    )
+
+
+Array = NDArray[np.float64]
+
+
+Rows = NDArray[np.intp]
+
+
+MAX_COMPONENTS = 256
+"""Principal components that stand for voxels."""
+
+
+class Source(Protocol):
+    """What gives coordinates of training and test rows, learnt from the training rows alone."""
+
+    def coordinates(self, train: Rows, test: Rows) -> tuple[Array, Array]:
+        """Return training coordinates (orthogonal, centered columns) and test coordinates."""
+        ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """A feature matrix, standardized by the training rows of each fold.
+
+    Attributes
+    ----------
+    matrix : ndarray, shape (n_images, n_features)
+    """
+
+    matrix: Array
+
+    def coordinates(self, train: Rows, test: Rows) -> tuple[Array, Array]:
+        """Return the standardized rows in the principal axes of the training rows.
+
+        No axis with variance is left out, so a ridge or logistic model is the same as on the
+        standardized features; the axes make its matrices diagonal.
+        """
+        return principal_axes(*self.standardized(train, test))
+
+    def standardized(self, train: Rows, test: Rows) -> tuple[Array, Array]:
+        """Return training and test rows, standardized by the training rows."""
+        scaler = StandardScaler().fit(self.matrix[train])
+        return scaler.transform(self.matrix[train]), scaler.transform(self.matrix[test])
+
+
+@dataclass(frozen=True)
+class Components:
+    """Wide data known by its inner products: centered, then up to 256 principal components.
+
+    The components are those of the training rows of each fold. They keep their variances (no
+    whitening): with all of them the model is the ridge or logistic model on the wide data itself.
+
+    Attributes
+    ----------
+    gram : ndarray, shape (n_images, n_images)
+        Inner products of the rows, see `gram_matrix`.
+    """
+
+    gram: Array
+
+    def coordinates(self, train: Rows, test: Rows) -> tuple[Array, Array]:
+        """Return the principal component scores of training and test rows."""
+        known, new = self.gram[np.ix_(train, train)], self.gram[np.ix_(test, train)]
+        mean = known.mean(axis=0)
+        new = new - new.mean(axis=1, keepdims=True) - mean + mean.mean()
+        return _by_products(known - mean - mean[:, None] + mean.mean(), new, MAX_COMPONENTS)
+
+    def residual_coordinates(
+        self, train: Rows, test: Rows, design: Array, design_test: Array
+    ) -> tuple[Array, Array]:
+        """Return the scores of what a linear regression on `design` leaves of the wide data.
+
+        Residuals are linear combinations of rows, so their inner products follow from those of
+        the rows: exact, and no voxel is needed.
+
+        Parameters
+        ----------
+        train, test : ndarray of int
+        design, design_test : ndarray, shapes (n_train, c) and (n_test, c)
+            Columns to regress on, the constant among them.
+        """
+        learn = np.linalg.pinv(design)
+        known, new = self.gram[np.ix_(train, train)], self.gram[np.ix_(test, train)]
+        keep = np.eye(len(train)) - design @ learn
+        new = (new - design_test @ (learn @ known)) @ keep
+        left = keep @ known @ keep
+        # What rounding leaves where the design explains everything is nothing.
+        centered = np.trace(known) - known.mean() * len(known)
+        if np.trace(left) <= 1e-12 * centered:
+            left = np.zeros_like(left)
+        return _by_products(left, new, MAX_COMPONENTS)
+
+
+def principal_axes(known: Array, new: Array) -> tuple[Array, Array]:
+    """Return rows in the principal axes of the known ones; no axis with variance is left out.
+
+    Parameters
+    ----------
+    known : ndarray, shape (n, n_features)
+        Training rows, with centered columns.
+    new : ndarray, shape (m, n_features)
+
+    Returns
+    -------
+    known, new : ndarray, shapes (n, r) and (m, r)
+    """
+    n, d = known.shape
+    if d <= n:
+        _, axes = _spectrum(known.T @ known)
+        return known @ axes, new @ axes
+    return _by_products(known @ known.T, new @ known.T)
+
+
+def gram_matrix(matrix: NDArray[Any], *, max_bytes: int = 2**28, origin: int = 0) -> Array:
+    """Return the inner products of the rows of a wide, possibly memory-mapped matrix.
+
+    One row is subtracted from all, which keeps digits where rows have much in common and
+    leaves differences between rows, all that `Components` uses, as they are.
+
+    Parameters
+    ----------
+    matrix : ndarray, shape (n_images, n_voxels)
+        Read in blocks, so that `max_bytes` of it are in memory as float64 at a time.
+    max_bytes : int
+    origin : int
+        The row that is subtracted.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_images, n_images)
+    """
+    n, d = matrix.shape
+    step = max(1, int(max_bytes // (16 * max(1, d))))
+    gram = np.empty((n, n))
+    first = np.asarray(matrix[origin], dtype=np.float64)
+    center = np.where(np.isfinite(first), first, 0.0)
+    for i in range(0, n, step):
+        rows = matrix[i : i + step] - center
+        for j in range(0, i + 1, step):
+            others = rows if j == i else matrix[j : j + step] - center
+            gram[i : i + step, j : j + step] = rows @ others.T
+            gram[j : j + step, i : i + step] = gram[i : i + step, j : j + step].T
+    return gram
+
+
+def _by_products(known: Array, new: Array, limit: int | None = None) -> tuple[Array, Array]:
+    """Return coordinates of rows known by their inner products with the training rows."""
+    variance, left = _spectrum(known, limit)
+    length = np.sqrt(variance)
+    return left * length, new @ (left / length)
+
+
+def _spectrum(product: Array, limit: int | None = None) -> tuple[Array, Array]:
+    """Return eigenvalues above rounding, the largest last, and their vectors; at most `limit`."""
+    n = len(product)
+    subset = None if limit is None or limit >= n else (n - limit, n - 1)
+    value, vector = eigh(product, subset_by_index=subset, check_finite=False)
+    keep = value > 1e-11 * max(value[-1], 0.0)
+    return value[keep], vector[:, keep]

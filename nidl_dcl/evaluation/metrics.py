@@ -1,0 +1,264 @@
+"""Scores of predictions, their intervals over repeated folds, and the sentence that compares them.
+
+Takes truth, prediction and weights of one test fold; who is in it is decided in `prediction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student_t
+
+__all__ = [
+    "MAIN_METRIC",
+    "METRIC_WORDS",
+    "balanced_accuracies",
+    "chance_level",
+    "classification_scores",
+    "compare",
+    "interval",
+    "mean_absolute_errors",
+    "recalls",
+    "regression_scores",
+    "roc_area",
+    "summarize",
+]
+
+Array = NDArray[np.float64]
+
+
+MAIN_METRIC = {"regression": "mae", "classification": "balanced_accuracy"}
+"""The score of each task that permutations and the headline use."""
+
+
+METRIC_WORDS = {"mae": "mean absolute error", "balanced_accuracy": "balanced accuracy"}
+"""The main scores as sentences call them."""
+
+
+def regression_scores(truth: Array, predicted: Array, weight: Array) -> dict[str, float]:
+    """Return ``mae`` (units of the target), ``r2`` and ``r`` (Pearson) of one test fold.
+
+    Parameters
+    ----------
+    truth, predicted, weight : ndarray, shape (n_units,)
+        `weight` sums to 1 over the units of a participant, so each participant counts once.
+
+    Returns
+    -------
+    dict
+        NaN where a score is undefined: ``r2`` for a constant truth, ``r`` also for a constant
+        prediction.
+    """
+    weight = weight / weight.sum()
+    centered = truth - weight @ truth
+    moved = predicted - weight @ predicted
+    spread, spread_predicted = weight @ centered**2, weight @ moved**2
+    # What rounding leaves of a constant is not a spread.
+    floor = (1e-12 * np.abs(predicted).max()) ** 2
+    r2 = 1 - weight @ (truth - predicted) ** 2 / spread if spread > 0 else np.nan
+    defined = spread > 0 and spread_predicted > floor
+    r = weight @ (centered * moved) / np.sqrt(spread * spread_predicted) if defined else np.nan
+    return {"mae": float(weight @ np.abs(truth - predicted)), "r2": float(r2), "r": float(r)}
+
+
+def mean_absolute_errors(truth: Array, predicted: Array, weight: Array) -> Array:
+    """Return the weighted mean absolute error of each column of ``(n_units, n_columns)`` arrays."""
+    errors: Array = weight @ np.abs(truth - predicted) / weight.sum()
+    return errors
+
+
+def recalls(truth: Array, predicted: Array, weight: Array, n_classes: int) -> Array:
+    """Return the recall of each class, shape (n_classes, n_columns); NaN for an absent class.
+
+    Parameters
+    ----------
+    truth, predicted : ndarray, shape (n_units, n_columns)
+        Positions of classes.
+    weight : ndarray, shape (n_units,)
+    """
+    found = np.full((n_classes, truth.shape[1]), np.nan)
+    for k in range(n_classes):
+        member = truth == k
+        total = weight @ member
+        np.divide(weight @ (member & (predicted == k)), total, out=found[k], where=total > 0)
+    return found
+
+
+def balanced_accuracies(truth: Array, predicted: Array, weight: Array, n_classes: int) -> Array:
+    """Return the mean recall of the classes present, for each column (see `recalls`)."""
+    accuracies: Array = np.nanmean(recalls(truth, predicted, weight, n_classes), axis=0)
+    return accuracies
+
+
+def roc_area(member: NDArray[np.bool_], score: Array, weight: Array) -> float:
+    """Return the area under the ROC curve, as scikit-learn's, in a twentieth of the time.
+
+    Parameters
+    ----------
+    member : ndarray of bool, shape (n_units,)
+        Some, but not all of them.
+    score, weight : ndarray, shape (n_units,)
+    """
+    values, place = np.unique(score, return_inverse=True)
+    inside = np.bincount(place, weight * member, len(values))
+    outside = np.bincount(place, weight * ~member, len(values))
+    below = np.cumsum(outside) - outside / 2  # a tie counts half
+    return float(inside @ below / (inside.sum() * outside.sum()))
+
+
+def classification_scores(
+    truth: Array, probability: Array, weight: Array, labels: Sequence[str]
+) -> dict[str, float]:
+    """Return the scores of one test fold.
+
+    Parameters
+    ----------
+    truth : ndarray, shape (n_units,)
+        Positions in `labels`.
+    probability : ndarray, shape (n_units, n_classes)
+    weight : ndarray, shape (n_units,)
+    labels : sequence of str
+
+    Returns
+    -------
+    dict
+        ``balanced_accuracy``, ``roc_auc`` (with more than two classes: mean over the classes of
+        one against the rest) and ``recall_<label>`` of each class; NaN where undefined.
+    """
+    predicted = probability.argmax(axis=1).astype(np.float64)
+    recall = recalls(truth[:, None], predicted[:, None], weight, len(labels))[:, 0]
+    present = [k for k in range(len(labels)) if 0 < (truth == k).sum() < len(truth)]
+    areas = [
+        roc_area(truth == k, probability[:, k], weight)
+        for k in (present[-1:] if len(labels) == 2 else present)
+    ]
+    scores = {
+        "balanced_accuracy": float(np.nanmean(recall)),
+        "roc_auc": float(np.mean(areas)) if areas else float("nan"),
+    }
+    return scores | {f"recall_{label}": float(x) for label, x in zip(labels, recall, strict=True)}
+
+
+def interval(folds: Sequence[float] | Array, test_train_ratio: float) -> dict[str, Any]:
+    """Return mean and corrected 95 % interval of a score over repeated folds (Nadeau and Bengio).
+
+    Training sets of repeated folds overlap, so the plain standard error is far too small. The
+    corrected variance of the mean is ``(1 / J + n_test / n_train) * s**2`` with the sample variance
+    ``s**2`` of the J folds; the interval uses Student's t with J - 1 degrees of freedom. It is not
+    clipped to the range of the score.
+
+    Parameters
+    ----------
+    folds : sequence of float
+        NaN where the score is undefined; those folds are left out.
+    test_train_ratio : float
+        Participants in a test set per participant in its training set, mean over the folds.
+
+    Returns
+    -------
+    dict
+        ``mean``, ``ci95`` ([low, high], None with fewer than two folds), ``folds`` (None where
+        undefined); ``mean`` is None when no fold has the score.
+    """
+    values = np.asarray(folds, dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    listed = [float(v) if np.isfinite(v) else None for v in values]
+    if not len(finite):
+        return {"mean": None, "ci95": None, "folds": listed}
+    mean = float(finite.mean())
+    if len(finite) < 2:
+        return {"mean": mean, "ci95": None, "folds": listed}
+    error = np.sqrt((1 / len(finite) + test_train_ratio) * finite.var(ddof=1))
+    half = float(student_t.ppf(0.975, len(finite) - 1) * error)
+    return {"mean": mean, "ci95": [mean - half, mean + half], "folds": listed}
+
+
+def summarize(folds: Sequence[dict[str, float]], test_train_ratio: float) -> dict[str, Any]:
+    """Return ``{metric: interval(...)}`` from the scores of each fold."""
+    return {metric: interval([f[metric] for f in folds], test_train_ratio) for metric in folds[0]}
+
+
+def chance_level(metric: str, observed: float, permuted: Array) -> dict[str, Any]:
+    """Return chance level and p value of a score from its values under permuted targets.
+
+    Returns
+    -------
+    dict
+        ``metric``; ``chance``, the mean over the permutations; ``p`` = (1 + permutations at least
+        as good) / (1 + permutations); ``n``; ``observed``, the score compared; ``range95``, where
+        95 % of the permutations lie. None instead of numbers without permutations.
+    """
+    result: dict[str, Any] = {"metric": metric, "chance": None, "p": None, "n": len(permuted)}
+    result |= {"observed": float(observed), "range95": None}
+    if not len(permuted):
+        return result
+    sign = -1.0 if metric == "mae" else 1.0
+    # Equal but for rounding counts as equal.
+    at_least = sign * permuted >= sign * observed - 1e-9 * abs(observed)
+    result["chance"] = float(permuted.mean())
+    result["p"] = float((1 + at_least.sum()) / (1 + len(permuted)))
+    result["range95"] = [float(q) for q in np.quantile(permuted, [0.025, 0.975])]
+    return result
+
+
+def compare(
+    target: str,
+    metric: str,
+    scores: dict[str, Any],
+    baselines: dict[str, dict[str, Any]],
+    test_train_ratio: float,
+) -> dict[str, Any]:
+    """Return the headline: the gain of the embeddings over the best baseline, fold by fold.
+
+    Parameters
+    ----------
+    target : str
+    metric : str
+        A score; smaller is better for ``mae``.
+    scores : dict
+        Of the embeddings, as `summarize` gives them.
+    baselines : dict
+        Name to scores on the same folds.
+    test_train_ratio : float
+
+    Returns
+    -------
+    dict
+        ``metric``; ``best_baseline``; ``gain`` (mean, ci95, folds; positive when the embeddings are
+        better); ``beats``, whether the interval of the gain lies above zero; ``gains`` over each
+        baseline; ``sentence``, in words.
+    """
+    sign = -1.0 if metric == "mae" else 1.0
+    own = np.array([np.nan if v is None else v for v in scores[metric]["folds"]])
+    gains = {}
+    for name, other in baselines.items():
+        theirs = np.array([np.nan if v is None else v for v in other[metric]["folds"]])
+        gains[name] = interval(sign * (own - theirs), test_train_ratio)
+    best = max(baselines, key=lambda name: sign * baselines[name][metric]["mean"])
+    gain = gains[best]
+    low, high = gain["ci95"]
+    beats = bool(low > 0)
+    zero = ""
+    if beats:
+        verdict = f"The embeddings predict {target} better than the best baseline, {best}"
+    elif high < 0:
+        verdict = f"The embeddings predict {target} worse than the best baseline, {best}"
+    else:
+        verdict = f"The embeddings do not beat the best baseline, {best}, at predicting {target}"
+        zero = ", which includes 0"
+    sentence = (
+        f"{verdict}: {METRIC_WORDS.get(metric, metric)} {scores[metric]['mean']:.3g} against "
+        f"{baselines[best][metric]['mean']:.3g}, gain {gain['mean']:.2g} "
+        f"(95 % interval {low:.2g} to {high:.2g}{zero})."
+    )
+    return {
+        "metric": metric,
+        "best_baseline": best,
+        "gain": gain,
+        "beats": beats,
+        "gains": gains,
+        "sentence": sentence,
+    }

@@ -1,0 +1,184 @@
+"""The readout of all participants as numbers: fitted once, applied to rows it never saw.
+
+Fitted by scikit-learn; the file that keeps it is `readout_file`'s business, scoring it `external`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import Ridge as RidgeRegression
+from sklearn.preprocessing import StandardScaler
+
+from nidl_dcl.errors import UsageError
+from nidl_dcl.evaluation.features import Features, Source
+from nidl_dcl.evaluation.folds import CVDesign
+from nidl_dcl.evaluation.linear_models import Logistic, Ridge, tuned_strength
+
+__all__ = ["ConfoundModel", "FittedReadout", "fit_readout"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ConfoundModel:
+    """What confounds add to each feature, learnt from the training rows, to be taken away.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Columns of the phenotype tables, as numbers; ``column=category`` is 1 for that category and
+        0 for others.
+    means : ndarray, shape (n_confounds,)
+    coefficients : ndarray, shape (n_confounds, n_features)
+    """
+
+    names: tuple[str, ...]
+    means: Array
+    coefficients: Array
+
+
+@dataclass(frozen=True, eq=False)
+class FittedReadout:
+    """Standardized features times coefficients plus intercept, of Ridge or LogisticRegression.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        The classes; empty for regression.
+    mean, scale : ndarray, shape (n_features,)
+        Of the training rows, as StandardScaler has them.
+    coefficients : ndarray, shape (n_outputs, n_features)
+        One output for a number and for two classes, else one per class.
+    intercept : ndarray, shape (n_outputs,)
+    strength : float
+        What tuning chose, see `nidl_dcl.evaluation.linear_models`.
+    confounds : Confounds, optional
+        Taken away before anything else.
+    """
+
+    labels: tuple[str, ...]
+    mean: Array
+    scale: Array
+    coefficients: Array
+    intercept: Array
+    strength: float
+    confounds: ConfoundModel | None = None
+
+    def predict(self, matrix: NDArray[np.floating], confounds: Array | None = None) -> Array:
+        """Return numbers, shape (n,), or probabilities of the classes, shape (n, n_classes).
+
+        Parameters
+        ----------
+        matrix : ndarray, shape (n, n_features)
+        confounds : ndarray, shape (n, n_confounds), optional
+            Needed where the readout was fitted on features freed from confounds.
+
+        Raises
+        ------
+        UsageError
+            For another number of features, or missing confounds.
+        """
+        if matrix.ndim != 2 or matrix.shape[1] != len(self.mean):
+            raise UsageError(
+                f"The readout takes {len(self.mean)} features, the embeddings have the shape "
+                f"{matrix.shape}: they come from another model."
+            )
+        rows = np.asarray(matrix, dtype=np.float64)
+        if self.confounds is not None:
+            if confounds is None:
+                raise UsageError(
+                    "The readout was fitted on features freed from the confounds "
+                    f"{', '.join(self.confounds.names)}, and none were given. It cannot be applied "
+                    "without them."
+                )
+            rows = rows - (confounds - self.confounds.means) @ self.confounds.coefficients
+        logits = (rows - self.mean) / self.scale @ self.coefficients.T + self.intercept
+        if not self.labels:
+            return np.asarray(logits[:, 0])
+        if len(self.labels) == 2:
+            return np.column_stack([expit(-logits[:, 0]), expit(logits[:, 0])])
+        return np.asarray(softmax(logits, axis=1))
+
+    def changes(self, differences: NDArray[np.floating]) -> Array:
+        """Return by how much differences of features change the answer, whatever the confounds.
+
+        Parameters
+        ----------
+        differences : ndarray, shape (n, n_features)
+
+        Returns
+        -------
+        ndarray, shape (n, n_outputs)
+            In units of the target; of two classes the log-odds of the second one; of more, for each
+            class, its logit less the mean of all.
+        """
+        logits = np.asarray(differences, dtype=np.float64) / self.scale @ self.coefficients.T
+        if len(self.labels) > 2:
+            logits = logits - logits.mean(axis=1, keepdims=True)
+        return np.asarray(logits)
+
+
+def fit_readout(
+    design: CVDesign,
+    matrix: Array,
+    *,
+    source: Source | None = None,
+    names: Sequence[str] = (),
+    values: Array | None = None,
+) -> FittedReadout:
+    """Fit the readout on every used row, its strength chosen over the folds of the design.
+
+    Parameters
+    ----------
+    design : Design
+    matrix : ndarray, shape (n_used, n_features)
+        The used rows.
+    source : Source, optional
+        What was cross-validated, from which the strength is chosen; default: the features alone.
+    names, values : sequence of str, ndarray of shape (n_used, n_confounds), optional
+        Confounds of the used rows; their linear effect on the standardized features is taken away.
+
+    Returns
+    -------
+    FittedReadout
+        That of scikit-learn's Pipeline(StandardScaler, Ridge or class-balanced LogisticRegression).
+    """
+    targets = design.value[design.unit]
+    regression = design.task == "regression"
+    tuned = Ridge() if regression else Logistic(len(design.labels))
+    folds = np.stack([design.row_folds(repeat) for repeat in range(len(design.fold))])
+    known = np.arange(len(matrix))
+    strength = tuned_strength(source or Features(matrix), targets, known, folds, tuned)
+    scaler = StandardScaler().fit(matrix)
+    rows, confounds = scaler.transform(matrix), None
+    if values is not None:
+        means, spread = values.mean(axis=0), values.std(axis=0)
+        spread = np.where(spread > 0, spread, 1.0)
+        effect = np.linalg.pinv((values - means) / spread) @ rows / spread[:, None]
+        rows = rows - (values - means) @ effect
+        confounds = ConfoundModel(tuple(names), means, effect * scaler.scale_)
+    # Of standardized features: n x d, but for those that are constant.
+    total = float((rows**2).sum()) or 1.0
+    if regression:
+        model = RidgeRegression(alpha=strength * total)
+    else:
+        targets = targets.astype(np.intp)
+        model = LogisticRegression(
+            C=4 / (strength * total), class_weight="balanced", tol=1e-8, max_iter=10000
+        )
+    fitted = model.fit(rows, targets)
+    return FittedReadout(
+        labels=() if regression else tuple(design.labels),
+        mean=np.asarray(scaler.mean_, dtype=np.float64),
+        scale=np.asarray(scaler.scale_, dtype=np.float64),
+        coefficients=np.atleast_2d(fitted.coef_),
+        intercept=np.atleast_1d(fitted.intercept_),
+        strength=strength,
+        confounds=confounds,
+    )

@@ -1,0 +1,123 @@
+"""What was learnt of files, for as long as they do not change: checksums, and what opening told.
+
+A file is known by its own status (device, inode, size, times), so an overwritten one is read again,
+a restored time notwithstanding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nidl_dcl.io.formats import write_json
+
+__all__ = ["FileMemory", "file_status"]
+
+_FRESH_NS = 2 * 10**9
+"""A file that changed so shortly before it was read could change again within one tick of its times;
+what it held is not kept beyond this process."""
+
+
+_SAVE_EVERY = 20.0
+
+
+class FileMemory:
+    """A JSON file of (status, facts) per file; several processes may use one.
+
+    The last to save wins: what others learnt meanwhile may be learnt again.
+
+    Parameters
+    ----------
+    path : Path or None
+        The file; None remembers within this process only. One that is damaged counts as empty.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._known: dict[str, list[Any]] = {}
+        self._fresh: set[str] = set()
+        self._lock = threading.Lock()
+        self._changed = False
+        self._saved = time.monotonic()
+        if path is not None:
+            with suppress(OSError, ValueError, RecursionError):
+                known = json.loads(path.read_text(encoding="utf-8"))
+                if isinstance(known, dict):
+                    self._known = {k: v for k, v in known.items() if _is_entry(v)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": None, "known": self._known}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self._known = state["known"]
+
+    def recall(self, file: Path, fact: str) -> Any:
+        """Return what is known of an unchanged file, None if nothing is."""
+        entry = self._known.get(os.fspath(file))
+        if entry is None or fact not in entry[1] or entry[0] != file_status(file):
+            return None
+        return entry[1][fact]
+
+    def sha256(self, file: Path) -> str:
+        """Return the checksum of a file's content, read if it is new or has changed.
+
+        A file whose content has changed since it was last seen is named in a warning.
+        """
+        known = self.recall(file, "sha256")
+        if isinstance(known, str):
+            return known
+        status = file_status(file)
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        before = self._known.get(os.fspath(file), [None, {}])[1].get("sha256", digest)
+        if before != digest:
+            warnings.warn(f"{file} has changed; it is checked and prepared again.", stacklevel=2)
+        self.note(file, status, "sha256", digest)
+        return digest
+
+    def note(self, file: Path, status: list[int], fact: str, value: Any) -> None:
+        """Keep what was read from `file`, whose `file_status` before reading was `status`."""
+        name = os.fspath(file)
+        with self._lock:
+            if time.time_ns() - max(status[3:]) < _FRESH_NS:
+                self._fresh.add(name)
+            entry = self._known.setdefault(name, [status, {}])
+            if entry[0] != status:
+                entry[:] = [status, {}]
+            entry[1][fact] = value
+            self._changed = True
+        if time.monotonic() - self._saved > _SAVE_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Write what is new to the file."""
+        with self._lock:
+            if self.path is not None and self._changed:
+                write_json(
+                    self.path, {k: v for k, v in self._known.items() if k not in self._fresh}
+                )
+            self._changed, self._saved = False, time.monotonic()
+
+
+def file_status(file: Path) -> list[int]:
+    """Return what changes when a file does: device, inode, size and times."""
+    status = file.stat()
+    return [
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    ]
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict)

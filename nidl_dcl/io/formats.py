@@ -1,0 +1,177 @@
+"""Text, JSON, TSV and NPY: values to file contents, and JSON of others read with limits."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import stat
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nidl_dcl.errors import UsageError
+from nidl_dcl.io.atomic import keep_bytes, write_bytes
+
+__all__ = [
+    "beside",
+    "camel_case",
+    "escape_control",
+    "keep_tsv",
+    "read_json",
+    "to_json",
+    "to_npy",
+    "to_tsv",
+    "write_json",
+    "write_npy",
+    "write_text",
+    "write_tsv",
+]
+
+
+def write_text(path: Path, text: str) -> None:
+    r"""Write `text` to `path` as UTF-8 with LF line ends, in one step.
+
+    Bytes of file names that are no text, which Python holds as surrogates, become ``\udcNN``.
+    """
+    write_bytes(path, _encoded(text))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON; NaN, infinity and NA become null."""
+    write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """Return `value` as JSON text (see `write_json`)."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_npy(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Write `array` to `path` in NumPy's format, without pickling."""
+    write_bytes(path, to_npy(array))
+
+
+def to_npy(array: np.ndarray[Any, Any]) -> memoryview:
+    """Return `array` as the bytes of a file in NumPy's format (see `write_npy`)."""
+    # Not straight to the file: NumPy does not say why that fails.
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getbuffer()
+
+
+def escape_control(text: str) -> str:
+    r"""Return `text` with control characters (tab and line end too) written as ``\xNN``."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def write_tsv(path: Path, table: pd.DataFrame) -> None:
+    """Write `table` to `path` as BIDS TSV: missing values `n/a`, control characters escaped."""
+    write_text(path, to_tsv(table))
+
+
+def keep_tsv(path: Path, table: pd.DataFrame) -> None:
+    """Write `table` as `write_tsv` does, unless `path` holds just that already."""
+    keep_bytes(path, _encoded(to_tsv(table)))
+
+
+def to_tsv(table: pd.DataFrame) -> str:
+    """Return `table` as BIDS TSV text (see `write_tsv`)."""
+    lines = ["\t".join(escape_control(str(c)) for c in table.columns)]
+    lines += ["\t".join(_cell(v) for v in row) for row in table.itertuples(index=False, name=None)]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None or value is pd.NA or value is pd.NaT:
+        return "n/a"
+    if isinstance(value, float | np.floating):
+        if np.isnan(value):
+            return "n/a"
+        return f"{float(value):.10g}"
+    return escape_control(str(value)) or "n/a"
+
+
+def _finite(value: Any) -> Any:
+    """Turn numpy values, paths, missing and non-finite numbers into what JSON knows."""
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, np.generic | np.ndarray):
+        return _finite(value.tolist())
+    if isinstance(value, list | tuple | set):
+        return [_finite(v) for v in value]
+    if value is pd.NA:
+        return None
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, Path):
+        return value.as_posix()
+    return value
+
+
+def beside(stem: Path, ending: str) -> Path:
+    """Return the path of a file that is called as `stem` is, and ends in `ending`."""
+    return stem.with_name(stem.name + ending)
+
+
+LARGEST = 64 * 2**20
+"""Bytes of a file that is read; descriptions and filters have a few thousand."""
+
+
+def read_json(file: Path, largest: int = LARGEST) -> Any:
+    """Return what a JSON file holds.
+
+    Parameters
+    ----------
+    file : Path
+        UTF-8, with or without byte order mark.
+    largest : int
+        Bytes that it may have.
+
+    Raises
+    ------
+    OSError
+        When it cannot be read.
+    ValueError
+        When it is no regular file (a pipe would block), is too large, is not JSON, or is nested
+        deeper than the parser goes.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a file")
+    if status.st_size > largest:
+        raise ValueError(f"it has {status.st_size} bytes, more than {largest}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def camel_case(column: str) -> str:
+    """Return `column` as it stands in file names: CamelCase of ASCII letters and digits only.
+
+    ``fluid_intelligence`` gives ``FluidIntelligence``, ``MMSE`` stays, accents are removed.
+
+    Raises
+    ------
+    UsageError
+        When nothing is left of the name.
+    """
+    plain = unicodedata.normalize("NFKD", str(column)).encode("ascii", "ignore").decode("ascii")
+    label = "".join(part[0].upper() + part[1:] for part in re.findall("[A-Za-z0-9]+", plain))
+    if not label:
+        raise UsageError(
+            f"Column {column!r} has no ASCII letter or digit, so it cannot name a file. Rename it."
+        )
+    return label

@@ -1,0 +1,228 @@
+"""Callbacks of a training run on disk: the curve, checkpoints that survive a kill, progress."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from nidl_dcl.distributed import any_process
+from nidl_dcl.io.atomic import replacing
+from nidl_dcl.io.formats import write_text
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "CollectiveSigterm",
+    "Progress",
+    "StepCheckpoint",
+    "TrainingCurve",
+    "latest_valid_checkpoint",
+    "step_of",
+]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoint files that appear whole, with a sha256 beside them."""
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` beside `path`, sync, rename."""
+        path = Path(path)
+        # Not straight to the file: PyTorch does not say why that fails.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with replacing(path) as beside:
+            beside.write_bytes(content.getbuffer())
+            digest = hashlib.sha256(content.getbuffer()).hexdigest()
+            write_text(path.with_suffix(".sha256"), digest)
+
+
+class StepCheckpoint(Checkpoint):
+    """Saves at the end of each epoch, and at SIGTERM after the step under way; keeps two.
+
+    A `Checkpoint` for Lightning, which calls those after the estimator has logged its epoch.
+
+    Parameters
+    ----------
+    folder : Path
+        Where ``step-*.ckpt`` files go.
+    """
+
+    training = False
+    """Whether a run is training, hence ends by itself after a SIGTERM."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that training began."""
+        StepCheckpoint.training = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that training ended; a SIGTERM that came too late for a last step counts."""
+        StepCheckpoint.training = False
+        if trainer.received_sigterm:
+            raise SIGTERMException
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save."""
+        self._save(trainer)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Save when the run is told to end."""
+        StepCheckpoint.training = False
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        file = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(file, weights_only=False)  # the optimizer too
+        if trainer.is_global_zero:
+            for old in sorted(self.folder.glob("step-*.ckpt"))[:-2]:
+                old.unlink(missing_ok=True)
+                old.with_suffix(".sha256").unlink(missing_ok=True)
+
+
+class CollectiveSigterm(L.Callback):
+    """Has several processes end after the same step when one of them got a SIGTERM.
+
+    Lightning's own handler would send messages between processes in the midst of others.
+    """
+
+    told = False
+    """Whether a SIGTERM came."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signal; Lightning restores what was there before."""
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, self._note)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        """Agree with the others."""
+        if trainer.world_size > 1 and any_process(self.told, trainer.strategy.root_device):
+            trainer._signal_connector.received_sigterm = True
+
+    def _note(self, *args: Any) -> None:
+        self.told = True
+
+
+def latest_valid_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint whose checksum holds, saying which ones do not; None without."""
+    found = [path for path in folder.glob("step-*.ckpt") if path.stem[5:].isdecimal()]
+    for path in sorted(found, key=step_of, reverse=True):
+        note = path.with_suffix(".sha256")
+        if note.is_file() and note.read_bytes().strip() == _sha256(path):
+            return path
+        say(f"Checkpoint {path} is damaged; the one before it is used, if there is one.")
+    return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer steps done before a checkpoint."""
+    return int(checkpoint.stem[5:])
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest().encode("ascii")
+
+
+class TrainingCurve(Checkpoint):
+    """Writes one row per epoch to a table that is whole at any time.
+
+    A `Checkpoint` for Lightning, as `StepCheckpoint` is, so that a row holds what its epoch logged.
+
+    Parameters
+    ----------
+    path : Path
+        The CSV file; on a resume, rows up to the resumed epoch are kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the row of this epoch."""
+        # Several processes add their values up here, so each of them must ask.
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        if not trainer.is_global_zero:
+            return
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "loss/train": metrics.get("loss/train"),
+            "loss/val": metrics.get("loss/val"),
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "alignment": metrics.get("alignment"),
+            "uniformity": metrics.get("uniformity"),
+            "effective_rank": metrics.get("effective_rank"),
+            "collapse_loss": metrics.get("collapse_loss"),
+        }
+        text = {name: "n/a" if v is None else f"{v:.8g}" for name, v in row.items()}
+        rows = [*_rows_before(self.path, trainer.current_epoch + 1, list(text)), text]
+        content = io.StringIO(newline="")
+        table = csv.DictWriter(content, list(text), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_text(self.path, content.getvalue())
+
+
+def _rows_before(path: Path, epoch: int, names: list[str]) -> list[dict[str, str]]:
+    """Return the rows of earlier epochs as they were written, each once; what is damaged is lost."""
+    if not path.is_file():
+        return []
+    # As text, so that what was written once stays the same to the digit.
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    header = lines[0].split(",")
+    rows: dict[int, dict[str, str]] = {}
+    lost = header != names or lines[-1] != ""
+    for line in lines[1:-1]:
+        cells = line.split(",")
+        sound = len(cells) == len(names) and cells[0].isdecimal() and all(map(_is_number, cells))
+        if header != names or not sound:
+            lost = True
+        elif int(cells[0]) < epoch:
+            rows[int(cells[0])] = dict(zip(names, cells, strict=True))
+    if lost:
+        warnings.warn(f"{path} is damaged; what could be read of it is kept.", stacklevel=2)
+    return [rows[number] for number in sorted(rows)]
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"n/a|nan|-?inf|-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", cell) is not None
+
+
+class Progress(L.Callback):
+    """Tells a progress function of every training step.
+
+    Parameters
+    ----------
+    progress : callable
+        Called with ("training", steps done, steps in all).
+    """
+
+    def __init__(self, progress: Callable[[str, int, int], None]) -> None:
+        self.progress = progress
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        """Report the step."""
+        whole = trainer.estimated_stepping_batches
+        if trainer.is_global_zero:
+            self.progress("training", trainer.global_step, int(whole))

@@ -1,0 +1,102 @@
+"""How embeddings spread during training, without labels: the signs of collapse."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nidl_dcl.distributed import gather_rows
+from nidl_dcl.models.losses import unit_rows
+
+__all__ = ["CollapseMonitor", "alignment", "effective_rank", "uniformity"]
+
+_ROWS = 1024
+"""Samples of an epoch that are looked at, at most."""
+
+
+class CollapseMonitor:
+    """Keeps the first embeddings of an epoch and measures them.
+
+    Parameters
+    ----------
+    limit : int, default=1024
+        Samples kept per process.
+    """
+
+    def __init__(self, limit: int = _ROWS) -> None:
+        self.limit = limit
+        self.views: list[tuple[Tensor, Tensor]] = []
+        self.kept = 0
+        self.largest_batch = 0
+
+    def add(self, h1: Tensor, h2: Tensor, batch: int) -> None:
+        """Keep embeddings of both views, shape (n, d), while there is room.
+
+        Parameters
+        ----------
+        h1, h2 : Tensor
+            This process's rows.
+        batch : int
+            Samples of the batch, all processes together.
+        """
+        self.largest_batch = max(self.largest_batch, batch)
+        if self.kept < self.limit and len(h1):
+            self.views.append((h1.float(), h2.float()))
+            self.kept += len(h1)
+
+    def measure(self) -> dict[str, float]:
+        """Return alignment, uniformity, effective rank and the loss of full collapse.
+
+        The embeddings of all processes are looked at.
+        """
+        if not self.views:
+            return {}
+        h1, _ = gather_rows(torch.cat([a for a, _ in self.views]))
+        h2, _ = gather_rows(torch.cat([b for _, b in self.views]))
+        h1, h2 = h1[: self.limit], h2[: self.limit]
+        both = torch.cat([h1, h2])
+        return {
+            "alignment": alignment(h1, h2),
+            "uniformity": uniformity(h1),
+            "effective_rank": effective_rank(both),
+            "collapse_loss": math.log(max(1, 2 * self.largest_batch - 2)),
+        }
+
+
+def alignment(h1: Tensor, h2: Tensor) -> float:
+    """Return the mean squared distance of two views on the unit sphere, 0 (alike) to 4.
+
+    Wang and Isola, ICML 2020.
+    """
+    return float((unit_rows(h1) - unit_rows(h2)).square().sum(1).mean())
+
+
+def uniformity(h: Tensor) -> float:
+    """Return log mean exp(-2 d²) over pairs of rows on the unit sphere: 0 is full collapse.
+
+    Wang and Isola, ICML 2020.
+    """
+    u = unit_rows(h)
+    if len(u) < 2:
+        return 0.0
+    distances = torch.pdist(u).square()
+    return float(torch.logsumexp(-2 * distances, 0) - math.log(len(distances)))
+
+
+def effective_rank(h: Tensor) -> float:
+    """Return exp of the entropy of the normalized singular values of centered rows (RankMe).
+
+    Roy and Vetterli 2007; Garrido et al., ICML 2023. One direction gives 1, none gives 0.
+    """
+    # Centred in double precision: what is left of equal rows must not pass for a direction.
+    h = h.double().cpu()
+    h = h - h.mean(0, keepdim=True)
+    values = torch.linalg.svdvals(h)
+    whole = float(values.sum())
+    if whole <= 1e-12 * max(1.0, float(h.abs().max())):
+        return 0.0
+    shares = values / whole
+    shares = shares[shares > 0]
+    return float(torch.exp(-(shares * shares.log()).sum()))

@@ -1,0 +1,635 @@
+"""The estimator: decoupled contrastive learning of an encoder, by Lightning, for scikit-learn."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nidl_dcl.data.batches import describe, two_views
+from nidl_dcl.data.datasets import LazyViews
+from nidl_dcl.distributed import (
+    any_process,
+    gather_objects,
+    gather_rows,
+    gather_targets,
+    leave_at_exit,
+    total,
+    world,
+)
+from nidl_dcl.errors import NonFiniteError, UsageError
+from nidl_dcl.models.base import BaseEstimator, TransformerMixin
+from nidl_dcl.models.collapse import CollapseMonitor
+from nidl_dcl.models.encoders import ProjectionHead
+from nidl_dcl.models.losses import DCLLoss, DCLWLoss
+from nidl_dcl.models.optimization import build_optimizer, build_scheduler
+from nidl_dcl.randomness import fresh_seed, key_seed, keyed
+
+__all__ = ["DCL"]
+
+_ALIKE = -1e-3
+"""Uniformity above which embeddings are as good as one point; 0 is one point."""
+
+
+class DCL(TransformerMixin, BaseEstimator):
+    """Decoupled contrastive learning.
+
+    Two views of each sample are encoded and projected; the loss pulls the two together and pushes
+    all other samples of the batch away. Unlike InfoNCE (SimCLR), the positive pair is not part of
+    the denominator, which is what weakens the gradient of small batches there.
+
+    Parameters
+    ----------
+    encoder : nn.Module or class of nn.Module
+        Maps a batch to embeddings of shape (n, proj_input_dim). An instance is copied, a class is
+        built with `encoder_kwargs`, its weights drawn under `random_state`. Lazy modules take their
+        shapes from the first batch.
+    encoder_kwargs : dict or None, default=None
+        Arguments of the encoder's class; ignored for an instance.
+    proj_input_dim : int, default=2048
+        Length of the embedding.
+    proj_hidden_dim : int, default=2048
+        Length of the projection head's hidden layer.
+    proj_output_dim : int, default=128
+        Length of the projection.
+    temperature : float, default=0.1
+        Temperature of the loss.
+    optimizer : {"sgd", "adam", "adamW"}, Optimizer class or Optimizer, default="adamW"
+        Names in any case. An instance is copied; parameters it lacks are added as a group of their
+        own, with a warning.
+    learning_rate : float, default=3e-4
+        Initial learning rate.
+    weight_decay : float, default=5e-4
+        Weight decay.
+    exclude_bias_and_norm_wd : bool, default=True
+        If true, biases and normalization layers get no weight decay.
+    optimizer_kwargs : dict or None, default=None
+        Further arguments of the optimizer.
+    lr_scheduler : {"warmup_cosine", "none"}, None, class or instance, default="warmup_cosine"
+        Learning-rate schedule.
+    lr_scheduler_kwargs : dict or None, default=None
+        For "warmup_cosine": ``{"warmup_epochs": 10, "warmup_start_lr": 1e-6, "min_lr": 0.0,
+        "interval": "step"}`` and what is given here; else arguments of the class.
+    **kwargs : dict
+        Options of `BaseEstimator`: every option of ``lightning.Trainer``, ``random_state``,
+        ``views``, ``batch_size``, ``num_workers``, ``warm_start``, …; ``weighting_sigma``
+        (None; a number selects the weighted loss `DCLWLoss` with that sigma); and ``chunk_size``
+        (None; a number: so many samples of a view are encoded at a time and again for their
+        gradients, so that memory is that of a chunk and the contrast that of the whole batch. The
+        gradient is the same, unless the encoder normalizes over its batch).
+
+    Attributes
+    ----------
+    encoder : nn.Module
+        The trained encoder.
+    projection_head : nn.Module
+        The projection head, used in training alone.
+    loss : DCLLoss
+        The loss.
+    optimizer : Optimizer
+        The argument; after `fit`, the object used for training.
+    lr_scheduler : LRScheduler or None
+        The argument; after `fit`, the object used for training.
+    fitted : bool
+        Whether `fit` has ended.
+
+    References
+    ----------
+    Yeh, C.-H. et al. Decoupled contrastive learning. ECCV 2022.
+
+    Chen, T. et al. A simple framework for contrastive learning of visual representations. ICML 2020.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from nidl_dcl import DCL
+    >>> x = torch.randn(16, 12)
+    >>> model = DCL(nn.Linear(12, 4), proj_input_dim=4, max_epochs=1, lr_scheduler=None,
+    ...             random_state=0, enable_progress_bar=False)
+    >>> model.fit(x).transform(x).shape
+    torch.Size([16, 4])
+    """
+
+    _more_options: ClassVar[Mapping[str, Any]] = {"weighting_sigma": None, "chunk_size": None}
+
+    encoder: nn.Module
+    projection_head: nn.Module
+    loss: DCLLoss
+    proj_input_dim: int
+    learning_rate: float
+    weight_decay: float
+    exclude_bias_and_norm_wd: bool
+    optimizer_kwargs: dict[str, Any] | None
+    lr_scheduler_kwargs: dict[str, Any] | None
+    _used: dict[str, Any]
+    _watch: CollapseMonitor
+    _collapse_told: bool
+
+    def __init__(
+        self,
+        encoder: nn.Module | type[nn.Module],
+        encoder_kwargs: dict[str, Any] | None = None,
+        proj_input_dim: int = 2048,
+        proj_hidden_dim: int = 2048,
+        proj_output_dim: int = 128,
+        temperature: float = 0.1,
+        optimizer: Any = "adamW",
+        learning_rate: float = 3e-4,
+        weight_decay: float = 5e-4,
+        exclude_bias_and_norm_wd: bool = True,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        lr_scheduler: Any = "warmup_cosine",
+        lr_scheduler_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._set_arguments(
+            encoder=encoder,
+            encoder_kwargs=encoder_kwargs,
+            proj_input_dim=proj_input_dim,
+            proj_hidden_dim=proj_hidden_dim,
+            proj_output_dim=proj_output_dim,
+            temperature=temperature,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            exclude_bias_and_norm_wd=exclude_bias_and_norm_wd,
+            optimizer_kwargs=optimizer_kwargs,
+            lr_scheduler=lr_scheduler,
+            lr_scheduler_kwargs=lr_scheduler_kwargs,
+        )
+        self._arguments_changed(set(self._arguments))
+
+    # -- attributes that are arguments before fit and objects after it -------------------------
+
+    @property
+    def optimizer(self) -> Any:
+        """The argument; after `fit`, the optimizer used for training."""
+        return self._used.get("optimizer", self._arguments["optimizer"])
+
+    @property
+    def lr_scheduler(self) -> Any:
+        """The argument; after `fit`, the schedule used for training."""
+        return self._used.get("lr_scheduler", self._arguments["lr_scheduler"])
+
+    @property
+    def _n_features_out(self) -> int:
+        # scikit-learn names as many outputs; like all it learns, absent before fit.
+        if not self.fitted:
+            raise AttributeError("not fitted")
+        return self.proj_input_dim
+
+    # -- building ----------------------------------------------------------------------------
+
+    def _arguments_changed(self, names: set[str]) -> None:
+        self.__dict__["_used"] = {}
+        for name in names & set(self._named_arguments()) - {"encoder", "optimizer", "lr_scheduler"}:
+            setattr(self, name, self._arguments[name])
+        if names & {"temperature", "weighting_sigma"}:
+            self.loss = _unless_invalid(self._build_loss)
+        architecture = {
+            "encoder",
+            "encoder_kwargs",
+            "proj_input_dim",
+            "proj_hidden_dim",
+            "proj_output_dim",
+            "random_state",
+        }
+        if names & architecture:
+            self.__dict__["_first_weights"] = None
+            self.__dict__["_fitted"] = False
+            with keyed(_unless_invalid(self._initial_seed), "weights"):
+                self.encoder = _unless_invalid(self._build_encoder)
+                self.projection_head = _unless_invalid(self._build_head)
+
+    def _initial_seed(self) -> int:
+        # A RandomState is drawn from in fit alone: building must not change the caller's object.
+        return fresh_seed(copy.deepcopy(self._option("random_state")))
+
+    def _build_encoder(self) -> nn.Module:
+        encoder, options = self._arguments["encoder"], self._arguments["encoder_kwargs"]
+        if isinstance(encoder, nn.Module):
+            return copy.deepcopy(encoder)
+        if inspect.isclass(encoder) and issubclass(encoder, nn.Module):
+            built: nn.Module = encoder(**(options or {}))
+            return built
+        raise TypeError(
+            f"encoder must be an nn.Module or a class of nn.Module, got {describe(encoder)}."
+        )
+
+    def _build_head(self) -> ProjectionHead:
+        sizes = {
+            name: self._arguments[name]
+            for name in ("proj_input_dim", "proj_hidden_dim", "proj_output_dim")
+        }
+        for name, size in sizes.items():
+            if isinstance(size, bool) or int(size) != size or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}.")
+        return ProjectionHead(*(int(size) for size in sizes.values()))
+
+    def _build_loss(self) -> DCLLoss:
+        temperature, sigma = self._arguments["temperature"], self._option("weighting_sigma")
+        if sigma is None:
+            return DCLLoss(temperature=temperature)
+        return DCLWLoss(sigma=sigma, temperature=temperature)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        for build, part in (
+            (self._build_loss, self.loss),
+            (self._build_head, self.projection_head),
+            (self._build_encoder, self.encoder),
+        ):
+            if part is None:
+                build()
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be a number of 0 or more, got {value!r}.")
+        size = self._option("chunk_size")
+        if size is not None:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"chunk_size must be None or a positive integer, got {size!r}.")
+            if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.encoder.modules()):
+                warnings.warn(
+                    f"chunk_size={size}: the encoder has batch normalization, which takes the "
+                    "statistics of each chunk and not of the whole batch, so the gradient is not "
+                    "the one without chunks. Larger chunks are closer to it.",
+                    stacklevel=2,
+                )
+        self._check_fit(getattr(self.encoder, "n_features", None))
+        self.__dict__["_used"] = {}
+
+    def _check_fit(self, n_features: Any) -> None:
+        if isinstance(n_features, int) and n_features != self.proj_input_dim:
+            raise ValueError(
+                f"The encoder gives {n_features} features and the projection head takes "
+                f"{self.proj_input_dim}. Set proj_input_dim={n_features}."
+            )
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and the learning-rate schedule, as Lightning takes them."""
+        given = self._arguments["encoder"]
+        stand_ins = {}
+        if isinstance(given, nn.Module):
+            own = dict(self.encoder.named_parameters(remove_duplicate=False))
+            stand_ins = {
+                id(p): own[name]
+                for name, p in given.named_parameters(remove_duplicate=False)
+                if name in own
+            }
+        optimizer = build_optimizer(
+            self._arguments["optimizer"],
+            self,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            exclude_bias_and_norm_wd=self.exclude_bias_and_norm_wd,
+            optimizer_kwargs=self.optimizer_kwargs,
+            stand_ins=stand_ins,
+        )
+        self._used.update(optimizer=optimizer, lr_scheduler=None)
+        if self._arguments["lr_scheduler"] in (None, "none"):
+            return optimizer
+        total_steps = self.trainer.estimated_stepping_batches
+        if math.isinf(self.trainer.num_training_batches):  # steps alone were given: not counted yet
+            self.trainer.fit_loop.setup_data()
+        batches = self.trainer.num_training_batches
+        per_epoch = total_steps
+        if math.isfinite(batches):  # a stream has no length
+            per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
+        config = build_scheduler(
+            self._arguments["lr_scheduler"],
+            optimizer,
+            lr_scheduler_kwargs=self.lr_scheduler_kwargs,
+            total_steps=total_steps,
+            steps_per_epoch=per_epoch,
+            given_optimizer=self._arguments["optimizer"],
+        )
+        if config is None:
+            return optimizer
+        self._used["lr_scheduler"] = config["scheduler"]
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def training_outputs(self, batch: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Any]:
+        """Return embeddings and projections of both views, and the targets.
+
+        Returns
+        -------
+        h1, h2 : Tensor of shape (n, n_features)
+        z1, z2 : Tensor of shape (n, proj_output_dim)
+        y : object
+        """
+        (x1, x2), y = two_views(batch)
+        h1, h2 = self._embed(x1), self._embed(x2)
+        return h1, h2, self.projection_head(h1), self.projection_head(h2), y
+
+    def _embed(self, x: Tensor) -> Tensor:
+        size = self._option("chunk_size")
+        if size is None or len(x) <= size:
+            h = self.encoder(x)
+        else:
+            # Activations are dropped after each chunk and made again when its gradients are due.
+            parts = [checkpoint(self.encoder, part, use_reentrant=False) for part in x.split(size)]
+            h = torch.cat(parts)
+        if not isinstance(h, Tensor) or h.ndim != 2:
+            raise ValueError(
+                f"The encoder must return a matrix (n, features), got {describe(h)} for an input "
+                f"{tuple(x.shape)}."
+            )
+        self._check_fit(h.shape[1])
+        return h
+
+    def _shared_step(self, batch: Any, batch_idx: int, stage: str) -> dict[str, Any]:
+        if isinstance(batch, LazyViews):  # from a caller's loop; else drawn after the transfer
+            batch = batch.draw()
+        (x1, x2), _ = two_views(batch)
+        self._check_finite((x1, x2), batch_idx, stage)
+        h1, h2, z1, z2, y = self.training_outputs(batch)
+        n = len(z1)
+        both, start = gather_rows(torch.cat([z1, z2], dim=1))
+        z1, z2 = both.chunk(2, dim=1)
+        own = self.loss(z1, z2, rows=slice(start, start + n))
+        if any_process(not bool(torch.isfinite(own)), own.device):
+            bad = ~torch.isfinite(both).all(1)
+            which = f"{self._sample(int(bad.int().argmax()), batch_idx, stage)} of " * bool(
+                bad.any()
+            )
+            raise NonFiniteError(
+                f"The loss of {which}{stage} batch {batch_idx} is not finite, so training stopped "
+                "with the weights of the last good step. Lower learning_rate, raise temperature, "
+                "or look at the inputs of that batch."
+            )
+        share = n / len(z1)
+        if self._trainer is not None or self._fabric is not None:
+            self.log(
+                f"loss/{'train' if stage == 'training' else 'val'}",
+                total(own * share),
+                prog_bar=True,
+                batch_size=len(z1),
+                on_epoch=True,
+                on_step=False,
+                sync_dist=True,
+            )
+        if stage == "training" and "_watch" in self.__dict__:
+            self._watch.add(h1.detach(), h2.detach(), len(z1))
+        return {
+            # Averaging gradients over processes divides by their number: each one's part of the
+            # global mean is multiplied by it beforehand.
+            "loss": own * (share * world()[1]),
+            "z1": z1.detach(),
+            "z2": z2.detach(),
+            "y": gather_targets(y, n),
+        }
+
+    def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Return the loss of one training batch, and log it as ``loss/train``.
+
+        Parameters
+        ----------
+        batch : sequence
+            ``[X1, X2]`` or ``([X1, X2], y)``, two views of the same samples.
+        batch_idx : int
+            Number of the batch.
+        dataloader_idx : int, default=0
+            Ignored.
+
+        Returns
+        -------
+        dict
+            ``loss`` (scalar), ``z1`` and ``z2`` (projections, shape (n, proj_output_dim)), ``y``
+            (the targets or None); on several processes those of the global batch, while ``loss`` is
+            this process's part, whose mean over the processes is the global loss.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For any other batch.
+        NonFiniteError
+            When an input or the loss is not finite.
+        """
+        return self._shared_step(batch, batch_idx, "training")
+
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
+        """Return the loss of one validation batch, and log it as ``loss/val``.
+
+        Parameters and return value are those of `training_step`.
+        """
+        return self._shared_step(batch, batch_idx, "validation")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Do nothing: there is no test without labels."""
+
+    def transform_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the embeddings of a batch, without the projection head.
+
+        Parameters
+        ----------
+        batch : Tensor of shape (n, ...)
+            Given to the encoder as it is.
+        batch_idx, dataloader_idx : int
+            Ignored.
+
+        Returns
+        -------
+        Tensor of shape (n, n_features)
+        """
+        features: Tensor = self.encoder(batch)
+        return features
+
+    def _check_finite(self, views: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> None:
+        good = _finite_rows(views[0]) & _finite_rows(views[1])
+        if not any_process(not bool(good.all()), views[0].device):
+            return
+        own = None if bool(good.all()) else int((~good).int().argmax())
+        before = 0
+        for length, bad in gather_objects((len(good), own)):
+            if bad is not None:
+                break
+            before += length
+        raise NonFiniteError(
+            f"{self._sample(before + bad, batch_idx, stage)} of {stage} batch {batch_idx} has NaN "
+            "or infinite values, so training stopped with the weights of the last good step. "
+            "Repair or leave out that sample, or look at the views that made it."
+        )
+
+    def _sample(self, position: int, batch_idx: int, stage: str) -> str:
+        """Say which sample is at a position of a batch, all processes together."""
+        loaders: Any = getattr(self._trainer, "datamodule", None)
+        found = None
+        if stage == "training" and hasattr(loaders, "sample_name"):
+            found = loaders.sample_name(self.trainer.current_epoch, batch_idx, position)
+        return f"Sample {position}" + (f" ({found})" if found else "")
+
+    # -- hooks -------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Start to watch how the embeddings spread."""
+        self.__dict__["_watch"] = CollapseMonitor()
+        self.__dict__["_collapse_told"] = False
+        if world()[1] > 1:
+            leave_at_exit()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Key what is random in the networks by the step, so that a resumed run is the same."""
+        torch.manual_seed(
+            key_seed(self._seed, "step", self.trainer.global_step, batch_idx, world()[0])
+        )
+
+    def on_train_epoch_end(self) -> None:
+        """Log how the embeddings spread, and warn of a collapse, once."""
+        found = self._watch.measure()
+        for name, value in found.items():
+            self.log(name, value, batch_size=1, sync_dist=True)
+        if self._watch.kept > 1 and found["uniformity"] > _ALIKE and not self._collapse_told:
+            self.__dict__["_collapse_told"] = True
+            if self.trainer.is_global_zero:
+                warnings.warn(
+                    f"In epoch {self.trainer.current_epoch + 1} the encoder gave all samples "
+                    "nearly the same embedding: it has collapsed. Batch normalization in the "
+                    "encoder, weaker views or a lower learning_rate help.",
+                    stacklevel=2,
+                )
+        self.__dict__["_watch"] = CollapseMonitor()
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Stop before a non-finite gradient reaches the weights."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return  # Mixed precision with a scaler skips such steps by design.
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.stack(torch._foreach_norm(grads)).sum() if grads else torch.zeros(())
+        if any_process(not bool(torch.isfinite(norm)), self.device):
+            raise NonFiniteError(
+                f"The gradient at step {self.trainer.global_step} is not finite, so training "
+                "stopped with the weights of the last good step. Lower learning_rate or raise "
+                "temperature."
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run must share with this one."""
+        checkpoint["nidl_dcl"] = {"seed": self._seed, **self._run_identity()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume under another configuration; take over the seed of the first part."""
+        saved = dict(checkpoint.get("nidl_dcl") or {})
+        seed = saved.pop("seed", self._seed)
+        self.__dict__["_fitted"] = True
+        if self._trainer is None:
+            return
+        if self._option("random_state") is None:
+            self.__dict__["_seed"] = seed
+        now = {"seed": self._seed, **self._run_identity()}
+        before = {"seed": seed, **saved}
+        differing = sorted(k for k in before if k in now and before[k] != now[k])
+        if differing:
+            raise UsageError(
+                "The checkpoint belongs to another configuration: "
+                + "; ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in differing)
+                + ". Resume with the same one, or start afresh without ckpt_path."
+            )
+
+    def _run_identity(self) -> dict[str, Any]:
+        names = (
+            "temperature",
+            "learning_rate",
+            "weight_decay",
+            "proj_input_dim",
+            "proj_hidden_dim",
+            "proj_output_dim",
+        )
+        identity: dict[str, Any] = {name: getattr(self, name) for name in names}
+        for name in self._more_options:
+            identity[name] = self._option(name)
+        identity["processes"] = world()[1]
+        identity["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
+        loaders: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(loaders, "identity"):
+            identity.update(loaders.identity())
+        return identity
+
+    # -- model folder ------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model to a folder of safetensors and JSON; read it with `load_model`.
+
+        Parameters
+        ----------
+        folder : path
+            Made where missing.
+
+        Returns
+        -------
+        Path
+            The folder.
+        """
+        from nidl_dcl.models.serialization import save_model
+
+        return save_model(self, folder, preparation=self._preparation, exposure=self.exposure)
+
+    def load_weights(self, file: str | Path) -> Self:
+        """Take weights from a checkpoint by state name, such as one of nidl's `DCL`.
+
+        Parameters
+        ----------
+        file : path
+            A Lightning checkpoint, a ``state_dict`` that ``torch.save`` wrote, or safetensors.
+            Objects in it are never unpickled.
+
+        Returns
+        -------
+        self
+            Fitted, with the encoder and the projection head of the file.
+
+        Raises
+        ------
+        UsageError
+            When the file cannot be read, or does not fit; names the first states that do not.
+        """
+        from nidl_dcl.models.serialization import read_weights
+
+        self._check_arguments()
+        given, own = read_weights(file), self.state_dict()
+        missing = [name for name in own if name not in given]
+        other = [name for name in own if name in given and given[name].shape != own[name].shape]
+        further = [name for name in given if name.startswith("encoder.") and name not in own]
+        for what, names in (("lacks", missing), ("has another shape of", other)):
+            if names:
+                raise UsageError(f"{file} {what} {', '.join(names[:3])} ({len(names)} in all).")
+        if further:
+            raise UsageError(
+                f"{file} has {', '.join(further[:3])} ({len(further)} in all), which the encoder "
+                "has not."
+            )
+        self.load_state_dict({name: given[name] for name in own})
+        self.__dict__["_first_weights"] = None
+        self.__dict__["_exposure"] = {}
+        self.__dict__["_fitted"] = True
+        return self
+
+
+def _unless_invalid(build: Callable[[], Any]) -> Any:
+    """Build a part, or leave it out where arguments are wrong: `fit` says so, not the constructor."""
+    try:
+        return build()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+
+
+def _finite_rows(x: Tensor) -> Tensor:
+    """Return which samples hold finite numbers alone."""
+    # A sum takes a tenth of the time, and is nearly always enough.
+    if len(x) == 0 or bool(torch.isfinite(x.sum())):
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
+    return torch.isfinite(x).flatten(1).all(1)

@@ -1,0 +1,206 @@
+"""Encoders of 3D volumes, and the projection head that the contrastive loss looks through.
+
+Every encoder maps (n, channels, depth, height, width) to (n, n_features). Pooling is written with
+means and maxima over reshaped blocks, whose gradients are deterministic on GPUs too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from monai.networks.nets import DenseNet121 as MonaiDenseNet121
+from monai.networks.nets import resnet18, resnet50
+from torch import Tensor, nn
+
+__all__ = ["ENCODERS", "DenseNet121", "ProjectionHead", "ResNet18", "ResNet50", "StridedCNN"]
+
+
+class StridedCNN(nn.Module):
+    """Small convolutional encoder that trains on a CPU.
+
+    Four convolutions with stride 2, each followed by batch normalization and ReLU, then the average
+    and the maximum of each map. Batch normalization is what keeps it from collapsing on brains that
+    are aligned, hence nearly alike: a normalizer per sample does not see what tells them apart.
+
+    Parameters
+    ----------
+    in_channels : int, default=1
+        Channels of the volumes.
+    width : int, default=32
+        Maps of the first convolution; doubled at each of the next three up to 8 times.
+
+    Attributes
+    ----------
+    n_features : int
+        Length of the embedding, ``2 * 8 * width``: averages, then maxima.
+    """
+
+    def __init__(self, in_channels: int = 1, width: int = 32) -> None:
+        super().__init__()
+        self.arguments = {"in_channels": in_channels, "width": width}
+        sizes = [in_channels, width, 2 * width, 4 * width, 8 * width]
+        self.convolutions = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv3d(n_in, n_out, kernel_size=3, stride=2, padding=1, bias=False),
+                    nn.BatchNorm3d(n_out),
+                    nn.ReLU(inplace=True),
+                )
+                for n_in, n_out in pairwise(sizes)
+            )
+        )
+        self.n_features = 2 * sizes[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return embeddings of shape (n, n_features)."""
+        maps = self.convolutions(x).flatten(2)
+        return torch.cat([maps.mean(2), maps.amax(2)], dim=1)
+
+
+class ResNet18(nn.Module):
+    """MONAI's 3D ResNet18 with a stem of stride 2.
+
+    Parameters
+    ----------
+    in_channels : int, default=1
+        Channels of the volumes.
+
+    Attributes
+    ----------
+    n_features : int
+        512.
+    """
+
+    _build: Callable[..., nn.Module] = staticmethod(resnet18)
+    _n_features = 512
+
+    def __init__(self, in_channels: int = 1) -> None:
+        super().__init__()
+        self.arguments = {"in_channels": in_channels}
+        network = self._build(
+            spatial_dims=3,
+            n_input_channels=in_channels,
+            conv1_t_stride=2,
+            feed_forward=False,
+            shortcut_type="B",
+            bias_downsample=False,
+        )
+        network.maxpool = _BlockPool("max")
+        network.avgpool = _GlobalMean()
+        self.network = network
+        self.n_features = self._n_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return embeddings of shape (n, n_features)."""
+        out: Tensor = self.network(x)
+        return out
+
+
+class ResNet50(ResNet18):
+    """MONAI's 3D ResNet50 with a stem of stride 2.
+
+    Parameters
+    ----------
+    in_channels : int, default=1
+        Channels of the volumes.
+
+    Attributes
+    ----------
+    n_features : int
+        2048.
+    """
+
+    _build = staticmethod(resnet50)
+    _n_features = 2048
+
+
+class DenseNet121(nn.Module):
+    """MONAI's 3D DenseNet121 without its classification layer.
+
+    Parameters
+    ----------
+    in_channels : int, default=1
+        Channels of the volumes.
+
+    Attributes
+    ----------
+    n_features : int
+        1024.
+    """
+
+    def __init__(self, in_channels: int = 1) -> None:
+        super().__init__()
+        self.arguments = {"in_channels": in_channels}
+        network = MonaiDenseNet121(spatial_dims=3, in_channels=in_channels, out_channels=1).features
+        for module in list(network.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.MaxPool3d):
+                    setattr(module, name, _BlockPool("max"))
+                elif isinstance(child, nn.AvgPool3d):
+                    setattr(module, name, _BlockPool("mean"))
+        self.network = nn.Sequential(network, nn.ReLU(inplace=True), _GlobalMean())
+        self.n_features = 1024
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return embeddings of shape (n, n_features)."""
+        out: Tensor = self.network(x)
+        return out
+
+
+class ProjectionHead(nn.Module):
+    """Two-layer perceptron between the embedding and the loss (SimCLR's head).
+
+    Parameters
+    ----------
+    input_dim, hidden_dim, output_dim : int
+        Lengths of the embedding, the hidden layer and the projection.
+    """
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(input_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, output_dim)
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Project embeddings of shape (n, input_dim) to (n, output_dim)."""
+        z: Tensor = self.layers(h)
+        return z
+
+
+ENCODERS: dict[str, type[nn.Module]] = {
+    "cnn": StridedCNN,
+    "resnet18": ResNet18,
+    "resnet50": ResNet50,
+    "densenet121": DenseNet121,
+}
+"""The encoders that the command line knows by name."""
+
+
+class _GlobalMean(nn.Module):
+    """Mean over all voxels, flattened: AdaptiveAvgPool3d(1) with a deterministic gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3, 4))
+
+
+class _BlockPool(nn.Module):
+    """Mean or maximum over blocks of 2 x 2 x 2 voxels; axes of one voxel are left alone."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, *size = x.shape
+        edges = [min(2, s) for s in size]
+        counts = [s // e for s, e in zip(size, edges, strict=True)]
+        d, h, w = (k * e for k, e in zip(counts, edges, strict=True))
+        interleaved: list[Any] = [n, c]
+        for count, edge in zip(counts, edges, strict=True):
+            interleaved += [count, edge]
+        blocks = x[:, :, :d, :h, :w].reshape(interleaved)
+        return blocks.mean(dim=(3, 5, 7)) if self.kind == "mean" else blocks.amax(dim=(3, 5, 7))

@@ -1,0 +1,86 @@
+"""Embeddings of prepared volumes, kept by content, so that interrupted runs resume."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Subset
+
+from nidl_dcl.data.samplers import outlast_sigterm
+from nidl_dcl.io.atomic import write_bytes
+from nidl_dcl.volumes.cache import PreparedVolumes
+
+__all__ = ["embed_volumes"]
+
+_CHUNK = 64
+
+
+def embed_volumes(
+    model: Any,
+    volumes: PreparedVolumes,
+    *,
+    digest: str,
+    memory: Path | None = None,
+    num_workers: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[np.ndarray, int]:
+    """Return the embeddings of all volumes, and how many had to be computed.
+
+    Parameters
+    ----------
+    model : DCL
+        Fitted.
+    volumes : PreparedVolumes
+        What is embedded, one at a time: a row never depends on the others.
+    digest : str
+        Names the model in `memory`.
+    memory : Path, optional
+        Folder of features computed before.
+    num_workers : int
+        Loading workers.
+    progress : callable, optional
+        Called with (what, done, total).
+
+    Returns
+    -------
+    matrix : ndarray of shape (n, d), float32
+    computed : int
+    """
+    rows: dict[int, np.ndarray] = {}
+    places: dict[int, Path] = {}
+    if memory is not None:
+        for i in range(len(volumes)):
+            places[i] = memory / digest[:16] / f"{volumes.name(i)}.f4"
+            if (known := _remembered(places[i])) is not None:
+                rows[i] = known
+    missing = [i for i in range(len(volumes)) if i not in rows]
+    for start in range(0, len(missing), _CHUNK):
+        chunk = missing[start : start + _CHUNK]
+        loader: DataLoader[Any] = DataLoader(
+            Subset(volumes, chunk), num_workers=num_workers, worker_init_fn=outlast_sigterm
+        )
+        features = model.transform(loader).numpy()
+        for i, row in zip(chunk, features, strict=True):
+            rows[i] = row
+            if memory is not None:
+                body = row.astype("<f4").tobytes()
+                checksum = hashlib.blake2b(body, digest_size=16).digest()
+                write_bytes(places[i], body + checksum, lasting=False)
+        if progress is not None:
+            progress("embedding", start + len(chunk), len(missing))
+    return np.stack([rows[i] for i in range(len(volumes))]).astype(np.float32), len(missing)
+
+
+def _remembered(place: Path) -> np.ndarray | None:
+    try:
+        raw = place.read_bytes()
+    except FileNotFoundError:
+        return None
+    body, digest = raw[:-16], raw[-16:]
+    if not body or hashlib.blake2b(body, digest_size=16).digest() != digest:
+        return None
+    return np.frombuffer(body, "<f4")

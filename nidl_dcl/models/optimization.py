@@ -1,0 +1,339 @@
+"""Optimizers, weight-decay groups and learning-rate schedules, from every form the caller may give.
+
+Knows parameters and numbers of steps; asks nothing of a trainer.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULE_DEFAULTS",
+    "WarmupCosine",
+    "build_optimizer",
+    "build_scheduler",
+    "weight_decay_groups",
+]
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+
+
+SCHEDULE_DEFAULTS: dict[str, Any] = {
+    "warmup_epochs": 10,
+    "warmup_start_lr": 1e-6,
+    "min_lr": 0.0,
+    "interval": "step",
+}
+"""Defaults of ``lr_scheduler_kwargs`` for ``"warmup_cosine"``."""
+
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
+
+
+class WarmupCosine(LRScheduler):
+    """Linear warm-up to each group's rate, then a cosine to `min_lr`; both in closed form.
+
+    Step t of T with w of warm-up: ``start + (base - start) * t / (w - 1)`` for t < w, then
+    ``min + (base - min) * (1 + cos(pi * (t - w) / (T - w))) / 2``.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Its groups' rates are the bases.
+    warmup_steps, total_steps : int
+        w and T, in calls of `step`.
+    warmup_start_lr, min_lr : float
+        First and last learning rate.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_steps: int,
+        total_steps: int,
+        warmup_start_lr: float = 1e-6,
+        min_lr: float = 0.0,
+    ) -> None:
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+        self.warmup_start_lr = warmup_start_lr
+        self.min_lr = min_lr
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the rate of each group at the current step."""
+        return [self._rate(float(base), self.last_epoch) for base in self.base_lrs]
+
+    def _rate(self, base: float, t: int) -> float:
+        w, total = self.warmup_steps, self.total_steps
+        if t < w:
+            share = t / (w - 1) if w > 1 else 1.0
+            return self.warmup_start_lr + (base - self.warmup_start_lr) * share
+        share = min(1.0, (t - w) / (total - w)) if total > w else 1.0
+        return self.min_lr + (base - self.min_lr) * (1 + math.cos(math.pi * share)) / 2
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position alone: the horizon is that of the run which loads it."""
+        return {"last_epoch": self.last_epoch, "base_lrs": self.base_lrs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the position; rates follow this run's horizon."""
+        self.last_epoch = int(state_dict["last_epoch"])
+        self.base_lrs = list(state_dict["base_lrs"])
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+
+def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the trainable parameters into those that decay and those that do not.
+
+    Biases, parameters of normalization layers and parameters with fewer than two dimensions do not
+    decay. A parameter shared by several layers appears once; it does not decay if any owner says so.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Owner of the parameters.
+    weight_decay : float
+        For the first group.
+
+    Returns
+    -------
+    list of dict
+        Parameter groups as optimizers take them; empty ones are left out.
+    """
+    free: dict[int, bool] = {}
+    parameters: dict[int, nn.Parameter] = {}
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            undecayed = isinstance(owner, _NORMS) or name.endswith("bias") or parameter.ndim <= 1
+            parameters[id(parameter)] = parameter
+            free[id(parameter)] = free.get(id(parameter), False) or undecayed
+    decayed = [p for key, p in parameters.items() if not free[key]]
+    undecayed_ = [p for key, p in parameters.items() if free[key]]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": undecayed_, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    optimizer: str | Optimizer | type[Optimizer],
+    module: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    exclude_bias_and_norm_wd: bool,
+    optimizer_kwargs: Mapping[str, Any] | None,
+    stand_ins: Mapping[int, nn.Parameter],
+) -> Optimizer:
+    """Return the optimizer that trains `module`.
+
+    Parameters
+    ----------
+    optimizer : str, Optimizer class or Optimizer
+        A name of `OPTIMIZERS` in any case; a class; or an instance, which is copied: it keeps its
+        groups and state, and trains the module's parameters in place of those it was made with.
+    module : nn.Module
+        What is trained.
+    learning_rate, weight_decay, exclude_bias_and_norm_wd, optimizer_kwargs
+        As in `DCL`; an instance keeps its own.
+    stand_ins : mapping
+        From the id of a caller's parameter to the module's copy of it.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or an instance over parameters that the module does not hold.
+    TypeError
+        For anything else, or for arguments that the class does not take.
+    """
+    options = dict(optimizer_kwargs or {})
+    if isinstance(optimizer, Optimizer):
+        if options:
+            warnings.warn("optimizer is an instance, so optimizer_kwargs is ignored.", stacklevel=2)
+        return _adopted(optimizer, module, stand_ins)
+    if isinstance(optimizer, str):
+        if optimizer.lower() not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer must be one of {', '.join(OPTIMIZERS)} (any case), a torch.optim class "
+                f"or an instance, got {optimizer!r}."
+            )
+        optimizer = OPTIMIZERS[optimizer.lower()]
+    if not (inspect.isclass(optimizer) and issubclass(optimizer, Optimizer)):
+        raise TypeError(f"optimizer must be a name, a class or an instance, got {optimizer!r}.")
+    if exclude_bias_and_norm_wd:
+        groups = weight_decay_groups(module, weight_decay)
+    else:
+        groups = [{"params": [p for p in module.parameters() if p.requires_grad]}]
+    takes = inspect.signature(optimizer).parameters
+    if "weight_decay" in takes:
+        options.setdefault("weight_decay", weight_decay)
+    else:
+        groups = [{"params": [p for group in groups for p in group["params"]]}]
+    return optimizer(groups, **{"lr": learning_rate, **options})
+
+
+def build_scheduler(
+    lr_scheduler: Any,
+    optimizer: Optimizer,
+    *,
+    lr_scheduler_kwargs: Mapping[str, Any] | None,
+    total_steps: float,
+    steps_per_epoch: float,
+    given_optimizer: Any,
+) -> dict[str, Any] | None:
+    """Return Lightning's scheduler configuration, or None for a constant rate.
+
+    Parameters
+    ----------
+    lr_scheduler : {"warmup_cosine", "none"}, None, class, callable, instance or dict
+        A class or callable gets the optimizer and `lr_scheduler_kwargs`; an instance is copied onto
+        the optimizer; a dict is Lightning's own configuration.
+    optimizer : Optimizer
+        What it drives.
+    lr_scheduler_kwargs : mapping or None
+        See `SCHEDULE_DEFAULTS`; ``interval`` ("step" or "epoch") goes to Lightning.
+    total_steps, steps_per_epoch : float
+        Optimizer steps of the whole run and of one epoch.
+    given_optimizer : object
+        The optimizer argument, to recognize a scheduler made for it.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or interval, or a cosine over an endless run.
+    TypeError
+        For anything else.
+    """
+    options = dict(lr_scheduler_kwargs or {})
+    if lr_scheduler is None or (isinstance(lr_scheduler, str) and lr_scheduler.lower() == "none"):
+        return None
+    if isinstance(lr_scheduler, Mapping):
+        config = dict(lr_scheduler)
+        inner = config.pop("scheduler", None)
+        built = build_scheduler(
+            inner,
+            optimizer,
+            lr_scheduler_kwargs=options,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            given_optimizer=given_optimizer,
+        )
+        return built and {**built, **config}
+    if isinstance(lr_scheduler, str):
+        if lr_scheduler.lower() != "warmup_cosine":
+            raise ValueError(
+                f"lr_scheduler must be 'warmup_cosine', 'none', None, a class or an instance, got "
+                f"{lr_scheduler!r}."
+            )
+        return _warmup_cosine(optimizer, options, total_steps, steps_per_epoch)
+    interval = _interval(options.pop("interval", "epoch"))
+    if isinstance(lr_scheduler, LRScheduler | ReduceLROnPlateau):
+        scheduler = copy.copy(lr_scheduler)
+        scheduler.optimizer = optimizer
+        if lr_scheduler.optimizer is not given_optimizer:
+            for group, rate in zip(optimizer.param_groups, _cycled(lr_scheduler), strict=False):
+                group.setdefault("initial_lr", rate)
+    elif callable(lr_scheduler):
+        scheduler = lr_scheduler(optimizer, **options)
+    else:
+        raise TypeError(f"lr_scheduler must be a name, class or instance, got {lr_scheduler!r}.")
+    config = {"scheduler": scheduler, "interval": interval, "frequency": 1}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        config["monitor"] = "loss/train"
+    return config
+
+
+def _warmup_cosine(
+    optimizer: Optimizer, options: dict[str, Any], total_steps: float, steps_per_epoch: float
+) -> dict[str, Any]:
+    unknown = set(options) - set(SCHEDULE_DEFAULTS)
+    if unknown:
+        raise ValueError(
+            f"lr_scheduler_kwargs has unknown names {sorted(unknown)}; warmup_cosine takes "
+            f"{', '.join(SCHEDULE_DEFAULTS)}."
+        )
+    options = {**SCHEDULE_DEFAULTS, **options}
+    interval = _interval(options["interval"])
+    if not math.isfinite(total_steps):
+        raise ValueError(
+            "warmup_cosine needs an end: set max_epochs or max_steps, or lr_scheduler=None."
+        )
+    unit = steps_per_epoch if interval == "step" else 1
+    total = round(total_steps if interval == "step" else total_steps / steps_per_epoch)
+    warmup = round(options["warmup_epochs"] * unit)
+    if warmup >= total:
+        warnings.warn(
+            f"The warm-up of {options['warmup_epochs']} epochs ({warmup} {interval}s) is as long as "
+            f"the run ({total} {interval}s): the learning rate only rises. Set "
+            "lr_scheduler_kwargs={'warmup_epochs': …}.",
+            stacklevel=2,
+        )
+    scheduler = WarmupCosine(
+        optimizer, warmup, total, float(options["warmup_start_lr"]), float(options["min_lr"])
+    )
+    return {"scheduler": scheduler, "interval": interval, "frequency": 1}
+
+
+def _interval(value: Any) -> str:
+    if value not in ("step", "epoch"):
+        raise ValueError(f"interval must be 'step' or 'epoch', got {value!r}.")
+    return str(value)
+
+
+def _cycled(scheduler: Any) -> list[float]:
+    rates = list(getattr(scheduler, "base_lrs", []))
+    return rates or [g["lr"] for g in scheduler.optimizer.param_groups]
+
+
+def _adopted(
+    given: Optimizer, module: nn.Module, stand_ins: Mapping[int, nn.Parameter]
+) -> Optimizer:
+    """Copy an optimizer onto the module's parameters; the caller's stays as it is."""
+    own = {**stand_ins, **{id(p): p for p in module.parameters()}}
+    groups, seen = [], set()
+    for group in given.param_groups:
+        swapped = [own.get(id(p)) for p in group["params"]]
+        if any(p is None for p in swapped):
+            raise ValueError(
+                "The optimizer holds parameters that belong neither to the encoder nor to the "
+                "estimator. Make it over encoder.parameters(), or pass its class."
+            )
+        groups.append({**group, "params": swapped})
+        seen |= {id(p) for p in swapped}
+    optimizer = copy.copy(given)
+    optimizer.param_groups = groups
+    optimizer.state = defaultdict(
+        dict, {own[id(p)]: copy.deepcopy(s) for p, s in given.state.items() if id(p) in own}
+    )
+    missing = [p for p in module.parameters() if p.requires_grad and id(p) not in seen]
+    if missing:
+        warnings.warn(
+            f"The optimizer lacks {len(missing)} parameters of the estimator (the projection head, "
+            "if it was made over the encoder): they are added as a group of their own.",
+            stacklevel=3,
+        )
+        optimizer.add_param_group({"params": missing})
+    return optimizer

@@ -1,0 +1,154 @@
+"""A probe: how well frozen embeddings predict something known, measured while the encoder learns.
+
+It reads the encoder and changes nothing: a run with a probe ends as one without.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import sklearn.base
+import torch
+from sklearn.model_selection import GroupKFold, KFold, cross_val_score
+
+from nidl_dcl.data.batches import single_view
+from nidl_dcl.data.loaders import PredictShards
+from nidl_dcl.distributed import first_value, gather_objects, world
+
+__all__ = ["Probe"]
+
+
+class Probe(L.Callback):
+    """Cross-validates a scikit-learn estimator on frozen embeddings, every few epochs.
+
+    The mean score over the folds is logged as ``probe/<name>``, where loggers, ``ModelCheckpoint``
+    and ``EarlyStopping`` find it.
+
+    Parameters
+    ----------
+    estimator : scikit-learn estimator
+        Cloned for each fold.
+    X : anything that ``transform`` takes
+        What is embedded, one view of each sample: a loader, an array, paths, …
+    y : array of shape (n,)
+        What is predicted, in the order of `X`.
+    groups : array of shape (n,), optional
+        Participants; the images of one are never split between training and test.
+    name : str, default="score"
+        Ending of the logged name.
+    every : int, default=5
+        Epochs from one measurement to the next; the last epoch is always measured.
+    scoring : str or callable, optional
+        As in scikit-learn; by default the estimator's own score.
+    cv : int, default=5
+        Number of folds.
+
+    Attributes
+    ----------
+    scores : list of (int, float)
+        Epoch, from 1, and mean score.
+
+    Raises
+    ------
+    ValueError
+        In training, when `y` or `groups` has another length than `X`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.linear_model import Ridge
+    >>> from torch import nn
+    >>> from nidl_dcl import DCL
+    >>> from nidl_dcl.models.probe import Probe
+    >>> x = torch.randn(20, 6)
+    >>> probe = Probe(Ridge(), x, x[:, 0].numpy(), scoring="r2", every=1)
+    >>> model = DCL(nn.Linear(6, 4), proj_input_dim=4, max_epochs=2, lr_scheduler=None,
+    ...             callbacks=[probe], random_state=0, enable_progress_bar=False)
+    >>> [epoch for epoch, _ in probe.scores] if model.fit(x) else None
+    [1, 2]
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        X: Any,
+        y: Any,
+        *,
+        groups: Any = None,
+        name: str = "score",
+        every: int = 5,
+        scoring: Any = None,
+        cv: int = 5,
+    ) -> None:
+        self.estimator = estimator
+        self.X = X
+        self.y = y
+        self.groups = groups
+        self.name = name
+        self.every = every
+        self.scoring = scoring
+        self.cv = cv
+        self.scores: list[tuple[int, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Measure, when it is time to."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every and epoch != trainer.max_epochs:
+            return
+        features = embed_between_steps(pl_module, self.X)
+        self._check_lengths(len(features))
+        # One process scores, so that all log the same number.
+        score = first_value(self._score(features) if world()[0] == 0 else None)
+        self.scores.append((epoch, score))
+        pl_module.log(f"probe/{self.name}", score, batch_size=1, sync_dist=True)
+
+    def _check_lengths(self, n: int) -> None:
+        for what, values in (("y", self.y), ("groups", self.groups)):
+            if values is not None and len(values) != n:
+                raise ValueError(f"The probe has {n} samples in X and {len(values)} in {what}.")
+
+    def _score(self, features: np.ndarray) -> float:
+        folds = KFold(self.cv, shuffle=True, random_state=0)
+        found = cross_val_score(
+            sklearn.base.clone(self.estimator),
+            features,
+            np.asarray(self.y),
+            groups=self.groups,
+            cv=folds if self.groups is None else GroupKFold(self.cv),
+            scoring=self.scoring,
+        )
+        return float(found.mean())
+
+
+def embed_between_steps(model: Any, X: Any) -> np.ndarray:
+    """Return the embeddings of X in input order, on every process, in the middle of a fit.
+
+    Parameters
+    ----------
+    model : DCL
+        In training; left as it was.
+    X : object
+        As for ``transform``.
+
+    Returns
+    -------
+    ndarray of shape (n, n_features), float32
+    """
+    loader, _ = model._inference_loader(X)
+    rank, processes = world()
+    training = [module for module in model.modules() if module.training]
+    own = []
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            for number, batch in enumerate(PredictShards(loader).predict_dataloader()):
+                x, _ = single_view(batch)
+                features = model.transform_step(x.to(model.device, model.dtype), number)
+                own.append((rank + number * processes, features.float().cpu().numpy()))
+    finally:
+        for module in training:
+            module.training = True
+    pieces = sorted((p for part in gather_objects(own) for p in part), key=lambda piece: piece[0])
+    return np.concatenate([rows for _, rows in pieces])

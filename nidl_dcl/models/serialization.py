@@ -1,0 +1,444 @@
+"""A model as a folder of safetensors and JSON, which no code comes out of.
+
+`weights.safetensors` holds the state; `model.json` everything else: the arguments, classes by
+import path, the input contract, what pretraining saw, versions, and the checksum of the weights.
+`README.md` says it to people (`model_card`) and is never read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib
+import inspect
+import pickle
+import platform
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+import nidl_dcl
+from nidl_dcl.data.exposure import is_exposure
+from nidl_dcl.errors import UsageError
+from nidl_dcl.io.atomic import write_bytes
+from nidl_dcl.io.formats import read_json, write_json, write_text
+from nidl_dcl.models.model_card import model_card
+from nidl_dcl.models.trust import TRUSTED, is_of
+from nidl_dcl.volumes.preparation import Preparation
+
+__all__ = [
+    "FORMAT",
+    "import_module_class",
+    "load_model",
+    "read_description",
+    "read_weights",
+    "save_model",
+    "versions",
+    "weights_sha256",
+]
+
+FORMAT = 1
+"""Version of the layout of the folder."""
+
+
+_MOVED = {"nidl_dcl.dcl": "nidl_dcl.models.dcl", "nidl_dcl.encoder": "nidl_dcl.models.encoders"}
+"""Modules that folders written by version 0.1.0 name, and where their classes are now."""
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+_RUN_OPTIONS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins")
+
+
+_DISTRIBUTIONS = ("torch", "lightning", "monai", "nibabel", "pybids", "scikit-learn", "numpy")
+
+
+def save_model(
+    estimator: Any,
+    folder: str | Path,
+    *,
+    preparation: Preparation | None = None,
+    exposure: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write an estimator to a folder.
+
+    Parameters
+    ----------
+    estimator : DCL
+        Fitted or not.
+    folder : path
+        Made where missing; files of the same names are replaced.
+    preparation : Preparation, optional
+        The input contract: how images become what the encoder takes.
+    exposure : mapping, optional
+        What pretraining saw.
+    provenance : mapping, optional
+        Anything else to be kept, as JSON.
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
+    folder = Path(folder)
+    state = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in estimator.state_dict().items()
+    }
+    weights = folder / "weights.safetensors"
+    content = safetensors.torch.save(state)
+    write_bytes(weights, content)
+    digest = hashlib.sha256(content).hexdigest()
+    arguments, left_out = _describe_arguments(estimator.get_params())
+    description = {
+        "format": FORMAT,
+        "estimator": _stable_path(type(estimator)),
+        "encoder": _describe_encoder(estimator),
+        "arguments": arguments,
+        "arguments_left_out": left_out,
+        "fitted": estimator.fitted,
+        "n_features": getattr(estimator, "_n_features_out", None),
+        "input_contract": None if preparation is None else preparation.to_dict(),
+        "exposure": dict(exposure or {}),
+        "provenance": dict(provenance or {}),
+        "versions": versions(),
+        "sha256": {"weights.safetensors": digest},
+    }
+    write_text(folder / "README.md", model_card(description))
+    write_json(folder / "model.json", description)  # last: with it, the folder is a model
+    return folder
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    encoder: nn.Module | type[nn.Module] | None = None,
+    trust: Iterable[str] = (),
+    **options: Any,
+) -> Any:
+    """Read an estimator from a folder written by `save_model`.
+
+    Parameters
+    ----------
+    folder : path
+        The folder.
+    encoder : nn.Module or class, optional
+        Used in place of the one that the folder names; needed when that one cannot be rebuilt.
+    trust : iterable of str
+        Packages, besides nidl_dcl, monai and torch.nn, whose modules may be imported by name.
+    **options : dict
+        Options of the estimator that replace the stored ones, such as ``accelerator``.
+
+    Returns
+    -------
+    DCL
+        Fitted if it was; on the CPU.
+
+    Raises
+    ------
+    UsageError
+        When the folder is not a model, its weights do not match their checksum or the encoder, or
+        the encoder's class is not trusted or cannot be rebuilt.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    weights = folder / "weights.safetensors"
+    try:
+        if not weights.is_file():  # a pipe would block
+            raise FileNotFoundError(errno.ENOENT, "there is no such file")
+        raw = weights.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{weights} cannot be read ({error.strerror}).") from error
+    if hashlib.sha256(raw).hexdigest() != description["sha256"]["weights.safetensors"]:
+        raise UsageError(
+            f"{weights} does not match its checksum in model.json: the file is damaged or from "
+            "another model. Copy the folder again."
+        )
+    try:
+        state = safetensors.torch.load(raw)
+    except safetensors.SafetensorError as error:
+        raise UsageError(f"{weights} is not a safetensors file ({error}).") from error
+    own = ("encoder", "encoder_kwargs", *_RUN_OPTIONS)  # never written there
+    arguments = {k: v for k, v in description["arguments"].items() if k not in own}
+    known = description["encoder"]
+    if encoder is not None:
+        arguments["encoder"] = encoder
+    elif known["arguments"] is None:
+        raise UsageError(
+            f"The encoder of {folder} is an instance of {known['class']} whose arguments are not "
+            "known. Build it yourself and pass load_model(folder, encoder=…)."
+        )
+    else:
+        arguments["encoder"] = import_module_class(known["class"], trust)
+        # It is loaded on the CPU, wherever it was built.
+        arguments["encoder_kwargs"] = {k: v for k, v in known["arguments"].items() if k != "device"}
+    estimator_class: Any = None
+    if is_of(description["estimator"].partition(":")[0], ("nidl_dcl",)):
+        estimator_class = import_module_class(description["estimator"])
+    if not hasattr(estimator_class, "transform"):
+        raise UsageError(f"{folder} holds a {description['estimator']}, not a model of nidl_dcl.")
+    try:
+        contract = description["input_contract"]
+        preparation = contract and Preparation.from_dict(contract)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"The input contract of {folder} cannot be used: {error}") from error
+    try:
+        _refuse_larger(lambda: estimator_class(**{**arguments, **options}), state)
+        estimator = estimator_class(**{**arguments, **options})
+        if estimator.encoder is None or estimator.projection_head is None:
+            raise ValueError("the encoder cannot be built from the stored arguments")
+        estimator.load_state_dict(state)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UsageError(f"The weights of {folder} do not fit the model: {error}") from error
+    estimator.__dict__["_preparation"] = preparation
+    estimator.__dict__["_fitted"] = bool(description.get("fitted"))
+    if estimator.fitted:
+        estimator.__dict__["_exposure"] = dict(description.get("exposure") or {})
+    return estimator
+
+
+class _EndlessError(Exception):
+    """A model that is being built grows and grows."""
+
+
+def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> None:
+    """Build a model, if possible without memory; refuse one of more numbers than its weights.
+
+    What a description says could otherwise ask for any amount of memory, or parts without end.
+    """
+    held = sum(tensor.numel() for tensor in state.values())
+    most = 10**8 + 10 * held, 1000 + 100 * len(state)  # a part may be built and replaced
+    built = [0, 0]
+
+    def count(what: int, more: int) -> None:
+        built[what] += more
+        if built[what] > most[what]:
+            raise _EndlessError(f"building it took over {most[what]} {('numbers', 'parts')[what]}")
+
+    def take(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        count(0, 0 if parameter is None or is_lazy(parameter) else parameter.numel())
+
+    hooks = [
+        register_module_parameter_registration_hook(take),
+        register_module_module_registration_hook(lambda module, name, part: count(1, 1)),
+    ]
+    try:
+        try:
+            with torch.device("meta"):
+                model = build()
+        except (RuntimeError, ValueError, TypeError, AssertionError):
+            # Some constructors look at values, which tensors without memory have not; what they
+            # build is counted all the same.
+            built[:] = 0, 0
+            model = build()
+    except _EndlessError as error:
+        raise ValueError(f"the model described has no end in sight ({error})") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if model.encoder is not None:
+        needed = sum(t.numel() for t in model.state_dict().values() if not is_lazy(t))
+        if needed > held:
+            raise ValueError(f"the model described has {needed} numbers, the file holds {held}")
+
+
+def read_weights(file: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of weights, or of a Lightning checkpoint, by state name.
+
+    Parameters
+    ----------
+    file : path
+        safetensors, or what ``torch.save`` wrote: a state, or a checkpoint with a ``state_dict``.
+
+    Returns
+    -------
+    dict of str to Tensor
+        On the CPU.
+
+    Raises
+    ------
+    UsageError
+        When the file cannot be read, or holds objects other than tensors and plain values, which
+        are never unpickled.
+    """
+    file = Path(file)
+    try:
+        if not file.is_file():  # a pipe would block
+            raise FileNotFoundError(errno.ENOENT, "there is no such file")
+        if file.suffix == ".safetensors":
+            found: Any = safetensors.torch.load_file(file)
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected pickle protocol")
+                found = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({error.strerror or error}).") from error
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"{file} holds more than tensors, and objects are never unpickled. Where it was "
+            "written, save its weights alone: torch.save(model.state_dict(), 'weights.pt')."
+        ) from error
+    except Exception as error:  # a damaged file fails in many ways
+        raise UsageError(f"{file} is not a file of weights ({error}).") from error
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UsageError(f"{file} holds no state: a mapping from names to tensors was expected.")
+    return dict(found)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the checked content of a model folder's `model.json`.
+
+    Raises
+    ------
+    UsageError
+        When it is missing, not JSON, or of a format that this version does not know.
+    """
+    file = folder / "model.json"
+    if not file.is_file():
+        raise UsageError(f"{folder} is not a model folder: model.json is missing.")
+    try:
+        description = read_json(file)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {error}.") from error
+    maybe: Any = (dict, type(None))
+    shapes: dict[str, Any] = {"estimator": str, "encoder": dict, "arguments": dict, "sha256": dict}
+    shapes |= dict.fromkeys(("input_contract", "exposure", "provenance", "versions"), maybe)
+    shapes["n_features"] = (int, type(None))
+    if (
+        not isinstance(description, dict)
+        or any(not isinstance(description.get(key), kind) for key, kind in shapes.items())
+        or not isinstance(description["sha256"].get("weights.safetensors"), str)
+        or not isinstance(description["encoder"].get("class"), str)
+        or not isinstance(description["encoder"].get("arguments"), maybe)
+        or not isinstance((description.get("provenance") or {}).get("config"), maybe)
+        or not is_exposure(description.get("exposure") or {})
+    ):
+        raise UsageError(f"{file} is not the description of a model of nidl_dcl.")
+    if description.get("format") != FORMAT:
+        raise UsageError(
+            f"{file} has format {description.get('format')!r}; this version reads format {FORMAT}."
+        )
+    return description
+
+
+def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]:
+    """Return the nn.Module subclass at ``package.module:Class``.
+
+    Parameters
+    ----------
+    path : str
+        Import path.
+    trust : iterable of str
+        Packages allowed besides nidl_dcl, monai and torch.nn.
+
+    Raises
+    ------
+    UsageError
+        When the package is not trusted, or there is no such class.
+    """
+    module = path.partition(":")[0]
+    allowed = (*TRUSTED, *trust)
+    if not is_of(module, allowed):
+        package = module.partition(".")[0]
+        raise UsageError(
+            f"The encoder {path} comes from a package that is not trusted. If you trust it, say "
+            f"--trust {package}, in Python load_model(folder, trust=[{package!r}])."
+        )
+    found = _resolve(path)
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise UsageError(f"{path} is not a class of nn.Module.")
+    if not is_of(found.__module__, allowed):
+        # Reached through a trusted package that happens to import it.
+        raise UsageError(f"{path} is a class of {found.__module__}, which is not trusted.")
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, nidl_dcl and the packages that decide about numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("nidl_dcl", *_DISTRIBUTIONS):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _stable_path(kind: type) -> str:
+    """Return the import path of a class: its public one, where the package has it."""
+    if getattr(nidl_dcl, kind.__qualname__, None) is kind:
+        return f"nidl_dcl:{kind.__qualname__}"
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _resolve(path: str) -> Any:
+    module, _, name = path.partition(":")
+    module = _MOVED.get(module, module)
+    try:
+        value: Any = importlib.import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{path} cannot be imported: {error}.") from error
+    return value
+
+
+def _describe_encoder(estimator: Any) -> dict[str, Any]:
+    given = estimator.get_params()["encoder"]
+    kind = given if inspect.isclass(given) else type(given)
+    path = _stable_path(kind)
+    if inspect.isclass(given):
+        arguments = estimator.get_params()["encoder_kwargs"] or {}
+    else:
+        arguments = getattr(given, "arguments", None)
+    if not _is_json(arguments):
+        arguments = None
+    return {"class": path, "arguments": arguments}
+
+
+def _describe_arguments(params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the arguments that JSON holds, and the names of those that it does not.
+
+    Where a model runs is not part of it: devices and strategies are left out.
+    """
+    kept: dict[str, Any] = {}
+    left_out = []
+    for name, value in params.items():
+        if name in ("encoder", "encoder_kwargs") or name in _RUN_OPTIONS:
+            continue
+        if name == "optimizer" and inspect.isclass(value) and issubclass(value, Optimizer):
+            value = value.__name__.lower()
+        if _is_json(value):
+            kept[name] = value
+        else:
+            left_out.append(name)
+    return kept, left_out
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(k, str) and _is_json(v) for k, v in value.items())
+    if isinstance(value, list):
+        return all(_is_json(v) for v in value)
+    return type(value) in _PLAIN
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the checksum that tells a model's weights from others; see `read_description`."""
+    return str(read_description(folder)["sha256"]["weights.safetensors"])

@@ -1,0 +1,169 @@
+"""Names that stand for ids, hashed with a secret key, and the file that holds the key.
+
+Without the key nobody can try ids until one fits. Which files need pseudonyms is for `sharing`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from nidl_dcl.errors import UsageError
+
+__all__ = ["Pseudonyms", "default_key", "read_key"]
+
+_SHORTEST, _LONGEST = 32, 4096
+"""Bytes of a key file."""
+
+
+_PLAIN_RUNS = 100
+"""Runs are counted; from this number on it is something else, such as a date."""
+
+
+_TOKEN = re.compile(r"(?<![A-Za-z0-9])(sub|ses)-[A-Za-z0-9+]+")
+
+
+class Pseudonyms:
+    """What stands for participants, sessions and images; the same key gives the same names.
+
+    Parameters
+    ----------
+    key : bytes
+        Secret: whoever has it can find the pseudonym of an id by trying.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells one key from another and tells nothing of the key."""
+        return self._hash("fingerprint", "")
+
+    @property
+    def dataset(self) -> str:
+        """URI that stands for the dataset and leads nowhere."""
+        return uuid.UUID(self._hash("dataset", "", 32)).urn
+
+    def participant(self, text: str) -> str:
+        """Return what stands for a participant: ``sub-`` and 16 hexadecimal digits."""
+        return f"sub-{self._hash('participant', text)}"
+
+    def session(self, text: str) -> str:
+        """Return what stands for a session, the same for all participants."""
+        return f"ses-{self._hash('session', text)}"
+
+    def run(self, text: str) -> str:
+        """Return a run as it is; a number that is no count, as a date is none, becomes another."""
+        if text.isascii() and text.isdigit() and int(text) < _PLAIN_RUNS:
+            return text
+        return str(10**9 + int(self._hash("run", text, 7), 16))
+
+    def image(self, path: str, participant: str | None) -> str:
+        """Return what stands for the path of an image.
+
+        Parameters
+        ----------
+        path : str
+            Relative to the dataset, or a BIDS URI, whose pseudonym is that of its path.
+        participant : str or None
+            The pseudonym of the participant, None where there is none.
+        """
+        home, _, inside = path.removeprefix("bids:").partition(":")
+        if path.startswith("bids:"):
+            path = inside if home == "raw" else f"derivatives/{home}/{inside}"
+            return f"bids:raw:{self.image(path, participant)}"
+        name = self._hash("image", path)
+        return name if participant is None else f"{participant}/{name}"
+
+    def text(self, text: str) -> str:
+        """Return text in which ids of participants and sessions are replaced."""
+        return _TOKEN.sub(
+            lambda found: (
+                self.participant(found[0]) if found[1] == "sub" else self.session(found[0])
+            ),
+            text,
+        )
+
+    def checksum(self, text: str) -> str:
+        """Return a checksum of a checksum, so that nobody can try what it was made from."""
+        return self._hash("checksum", text)
+
+    def _hash(self, kind: str, text: str, length: int = 16) -> str:
+        message = f"{kind}\x1f{text}".encode("utf-8", "surrogatepass")
+        return hmac.new(self._key, message, hashlib.sha256).hexdigest()[:length]
+
+
+def default_key() -> Path:
+    """Return where the key is kept: in the folder of the user's configuration.
+
+    Raises
+    ------
+    UsageError
+        When the user has no home.
+    """
+    given = os.environ.get("XDG_CONFIG_HOME", "")
+    try:
+        config = Path(given) if given.startswith("/") else Path.home() / ".config"
+    except RuntimeError as error:
+        raise UsageError("There is no home folder for the key: give --share-key FILE.") from error
+    return config / "nidl_dcl" / "share.key"
+
+
+def read_key(file: Path, *, make: bool, outside: Sequence[Path]) -> bytes:
+    """Return the key in a file.
+
+    Parameters
+    ----------
+    file : Path
+        32 bytes or more, of any kind.
+    make : bool
+        Whether a missing file is made, with a random key, for its owner alone.
+    outside : sequence of Path
+        Folders that it must not lie in, since they may be given away.
+
+    Raises
+    ------
+    UsageError
+        When it is missing, lies in one of these folders, is no key, or anyone may read it.
+    """
+    for folder in outside:
+        if file.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"The key {file} lies in {folder}, where others may find it. Move it elsewhere, and "
+                "give --share-key FILE."
+            )
+    try:
+        if make and not file.exists():
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(handle, "w", encoding="ascii") as stream:
+                stream.write(secrets.token_hex(32) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        if not file.is_file():  # a pipe would block
+            raise UsageError(
+                f"The key {file} is missing. Put it back, or give the one that was used by "
+                "--share-key FILE; with another key, choose another OUTPUT_DIR."
+            )
+        if file.stat().st_mode & 0o007:
+            raise UsageError(f"Anyone may read the key {file}. Run: chmod 600 {file}")
+        with file.open("rb") as stream:
+            key = stream.read(_LONGEST + 1).strip()
+    except OSError as error:
+        raise UsageError(
+            f"The key {file} cannot be used: {error.strerror or error}. Give another file by "
+            "--share-key FILE."
+        ) from error
+    if not _SHORTEST <= len(key) <= _LONGEST:
+        raise UsageError(
+            f"{file} is no key: it has {len(key)} bytes, {_SHORTEST} to {_LONGEST} random ones are "
+            "needed. Name a file that is not there, and it is made."
+        )
+    return key

@@ -1,0 +1,211 @@
+"""Where each readout looks, as the report shows it: maps on the mean brain, drawn by nilearn.
+
+Takes the files that `occlusion_files` wrote; computes nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from typing import Any
+
+import matplotlib as mpl
+import nibabel as nib
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from nibabel.filebasedimages import ImageFileError
+
+from nidl_dcl.report.html import Gallery, Picture, Table
+from nidl_dcl.report.reader import Results, TargetResult, as_dict, as_list, as_number
+from nidl_dcl.report.svg import STYLE, clean
+
+__all__ = ["show_occlusion"]
+
+_COLD_WARM = LinearSegmentedColormap.from_list(
+    "cold_warm", ["#c4ecff", "#56b4e9", "#0060a8", "#101418", "#a13a00", "#e69f00", "#fff0b8"]
+)
+"""Blue below 0, orange above: color-blind readers tell both ends apart, also where they are pale."""
+
+
+_MOST_OUTPUTS = 4
+
+
+_MOST_PLACES = 10
+
+
+_COLUMNS = {
+    "place": "place",
+    "x": "x",
+    "y": "y",
+    "z": "z",
+    "change": "what it adds",
+}
+
+
+def show_occlusion(results: Results, gallery: Gallery) -> list[dict[str, Any]]:
+    """Return what the page says of the maps of each target, and write its pictures.
+
+    Parameters
+    ----------
+    results : Results
+        A target without maps is left out; a map that cannot be read is a problem on the page.
+    gallery : Gallery
+        Where pictures go.
+    """
+    stems = [(t, f"figures/desc-{results.model}{t.label}_occlusion") for t in results.targets()]
+    there = [(found, stem) for found, stem in stems if results.has(f"{stem}.json")]
+    brain = _image(results, f"figures/desc-{results.model}_meanbrain.nii.gz") if there else None
+    return [_show(results, gallery, found, stem, brain) for found, stem in there]
+
+
+def _average(results: Results, image: Any) -> Any:
+    """Return the average brain in the space of a map, None where it has another."""
+    volumes = results.array("figures/average.npy")
+    if volumes is None or image is None or volumes.shape[1:] != image.shape[:3]:
+        return None
+    return nib.Nifti1Image(np.asarray(volumes[0], dtype=np.float32), image.affine)
+
+
+def _show(
+    results: Results, gallery: Gallery, found: TargetResult, stem: str, brain: Any
+) -> dict[str, Any]:
+    about, places = results.json(f"{stem}.json"), results.numbers(f"{stem}.tsv")
+    maps = [
+        (f"{stem}.nii.gz", "occlusion", "the mean brain"),
+        (
+            *(f"{stem}participants.nii.gz", "occlusionparticipants"),
+            f"the volumes of {about.get('Participants')} participants, on average",
+        ),
+    ]
+    images = [(_image(results, file), file, kind, of) for file, kind, of in maps]
+    behind = f"the mean of {about.get('MeanOf')} prepared volumes"
+    if brain is None:
+        brain = _average(results, images[0][0])
+        behind = "none" if brain is None else "the average brain (figures/average.npy)"
+    outputs = [as_dict(output) for output in as_list(about.get("Outputs"))]
+    shown = []
+    for k, output in enumerate(outputs[:_MOST_OUTPUTS]):
+        name = str(output.get("Name"))
+        title = f"{found.name} {name}" if about.get("Task") == "classification" else found.name
+        # Classes may be called alike but for signs, and of more than two each has its map.
+        suffix = f"class{k + 1}" if len(outputs) > 1 else ""
+        peak = [as_number(v) for v in as_list(output.get("Peak"))]
+        pictures = []
+        for image, source, kind, of in images:
+            if image is None or len(peak) != 3 or None in peak:
+                continue
+            alt = f"Map of {clean(title)} on {of}. " + _extremes(output)
+            drawn = _draw(image, k, brain, peak, results.problems)
+            if drawn is not None:
+                file = f"desc-{gallery.model}{found.label}_{kind}{suffix}"
+                pictures.append(
+                    _picture(
+                        gallery,
+                        file,
+                        drawn,
+                        alt,
+                        of,
+                        str(output.get("Units")),
+                        source,
+                    )
+                )
+        rows = places[places["output"].astype(str) == name] if "output" in places else places
+        rows = rows.head(_MOST_PLACES).reindex(columns=list(_COLUMNS))
+        shown.append(
+            {
+                "name": title,
+                "sentences": [str(s) for s in as_list(output.get("Sentences"))],
+                "pictures": pictures,
+                "places": Table(
+                    tuple(_COLUMNS.values()),
+                    rows.to_numpy(dtype=object).tolist(),
+                    numeric=tuple(_COLUMNS.values())[1:],
+                ),
+            }
+        )
+    return {
+        "label": found.label,
+        "name": found.name,
+        "stem": stem,
+        "outputs": shown,
+        "hidden": max(0, len(outputs) - _MOST_OUTPUTS),
+        "block": as_list(about.get("BlockSize")),
+        "stride": as_list(about.get("Stride")),
+        "baseline": str(about.get("Baseline") or ""),
+        "positive": str(about.get("Positive") or ""),
+        "space": str(about.get("Space") or ""),
+        "blocks": as_number(about.get("Blocks")),
+        "background": behind,
+        "participants": as_number(about.get("Participants")),
+    }
+
+
+def _picture(
+    gallery: Gallery, file: str, drawn: bytes, alt: str, of: str, units: str, source: str
+) -> Picture:
+    caption = f"Hiding blocks of {of}; {clean(units)}."
+    return gallery.volume(file, drawn, alt, caption, source)
+
+
+def _extremes(output: dict[str, Any]) -> str:
+    low, high = as_number(output.get("Minimum")), as_number(output.get("Maximum"))
+    if low is None or high is None:
+        return "Extremes unknown."
+    return (
+        f"Blocks add {low:.3g} to {high:.3g} {clean(output.get('Units'))}; the strongest lies at "
+        f"{clean(output.get('PeakPlace'))}."
+    )
+
+
+def _image(results: Results, name: str) -> Any:
+    """Return an image with its values in memory, None where there is none."""
+    if not results.has(name):
+        return None
+    try:
+        image = nib.load(results.folder / name)
+        return nib.Nifti1Image(np.asarray(image.dataobj, dtype=np.float32), image.affine)
+    except (OSError, EOFError, ValueError, ImageFileError) as error:
+        problem = re.sub(r"\S*/", "", str(error))
+        results.problems.append(f"{name} is not an image: {problem}")
+        return None
+
+
+def _draw(image: Any, k: int, brain: Any, peak: list[Any], problems: list[str]) -> bytes | None:
+    """Draw slices of a map through its peak, as a PNG on black; None where there is nothing."""
+    with warnings.catch_warnings():
+        # nilearn tells of headless backends, and of images that it resamples.
+        warnings.simplefilter("ignore")
+        from nilearn import plotting
+
+        data = np.asarray(image.dataobj)
+        data = data[..., k] if data.ndim == 4 else data
+        highest = float(np.abs(data).max())
+        if not np.isfinite(highest) or highest == 0:
+            problems.append("A map of occlusion is 0 everywhere or not finite, so it is not drawn.")
+            return None
+        stat = nib.Nifti1Image(data, image.affine)
+        size = nib.Nifti1Image(np.abs(data), image.affine)
+        full = 0.6 * highest
+        # nilearn refuses a scale of which no voxel is on the lower side.
+        even = float(np.abs(data).min()) >= full
+        with mpl.rc_context({**STYLE, "axes.grid": False, "font.size": 10}):
+            display = plotting.plot_stat_map(
+                stat,
+                bg_img=brain,
+                cut_coords=peak,
+                display_mode="ortho",
+                black_bg=True,
+                colorbar=True,
+                vmax=highest,
+                cmap=_COLD_WARM,
+                transparency=None if even else size,
+                transparency_range=None if even else [0.0, full],
+                draw_cross=False,
+            )
+            stream = io.BytesIO()
+            display.frame_axes.figure.savefig(
+                stream, format="png", dpi=110, metadata={"Software": None}, facecolor="black"
+            )
+            display.close()
+    return stream.getvalue()

@@ -1,0 +1,539 @@
+"""Pictures of the report, as PNG or SVG bytes, from arrays and tables that others computed.
+
+Knows nothing of files or HTML; colors and the form of an SVG are `sheet`'s. The same input gives
+the same bytes: an SVG, but for slices of a brain, which are a PNG.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+from numpy.typing import ArrayLike, NDArray
+
+from nidl_dcl.report.svg import MUTED, OKABE_ITO, PAPER, STYLE, clean, drawing
+
+__all__ = [
+    "RASTER_ABOVE",
+    "draw_confusion",
+    "draw_curves",
+    "draw_embedding",
+    "draw_identity",
+    "draw_intervals",
+    "draw_learning_curve",
+    "draw_mosaic",
+    "draw_slices",
+    "is_numeric",
+    "slice_indices",
+]
+
+_MARKERS = "os^DvPX"
+
+
+RASTER_ABOVE = 500
+"""More points than this become one picture inside the SVG, without values under the pointer."""
+
+
+_TURNS = 20
+
+
+_FOR_RASTER = ("#0073b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4ea")
+"""Much the same colors, none of which a dark page exchanges: it could do so in the legend only."""
+
+
+def is_numeric(values: pd.Series) -> bool:
+    """Return whether `values` are shown on a scale of numbers: numeric with more than five levels."""
+    return pd.api.types.is_numeric_dtype(values) and values.nunique() > 5
+
+
+def slice_indices(volume: NDArray[Any], spacing: Sequence[float]) -> tuple[int, int, int]:
+    """Return the voxel (i, j, k) through which slices show a brain best.
+
+    That is the center of what is bright, but not lower than 65 mm below its top: with a neck in the
+    image the center is below the brain.
+
+    Parameters
+    ----------
+    volume : ndarray of shape (d, h, w)
+        Axes right, anterior, superior.
+    spacing : sequence of three float
+        Size of a voxel in mm.
+    """
+    weight = np.nan_to_num(np.asarray(volume, dtype=np.float64))
+    weight = np.clip(weight - np.median(weight), 0.0, None)
+    if weight.max() <= 0:
+        weight = np.ones_like(weight)
+    grids = np.ogrid[tuple(slice(n) for n in weight.shape)]
+    i, j, k = (round(float((grid * weight).sum() / weight.sum())) for grid in grids)
+    heights = weight.sum(axis=(0, 1))
+    top = int(np.flatnonzero(heights > 0.05 * heights.max())[-1])
+    return i, j, max(k, top - round(65 / spacing[2]))
+
+
+def draw_slices(
+    volume: NDArray[Any],
+    spacing: Sequence[float],
+    *,
+    at: Sequence[int],
+    window: tuple[float, float],
+    sides: bool = True,
+    width: float = 4.8,
+) -> bytes:
+    """Draw an axial, a coronal and a sagittal slice side by side, as a PNG on black.
+
+    Parameters
+    ----------
+    volume : ndarray of shape (d, h, w)
+        Axes right, anterior, superior (RAS), so that the left of a picture is the left of the head.
+    spacing : sequence of three float
+        Size of a voxel in mm.
+    at : sequence of three int
+        Voxel (i, j, k) that the slices share.
+    window : tuple of float
+        Values shown black and white.
+    sides : bool, default=True
+        Whether to write L and R, P and A; not for views, which may be mirrored.
+    width : float, default=4.8
+        In inches of 125 pixels.
+    """
+    x, y, z = (float(n * mm) for n, mm in zip(volume.shape, spacing, strict=True))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, 0.91 * width * max(y, z) / (2 * x + y)), facecolor="black")
+        _add_slices(figure, (0, 0, 1, 1), volume, spacing, at, window, sides=sides)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=125, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def draw_mosaic(
+    volumes: Sequence[NDArray[Any]], labels: Sequence[str], spacing: Sequence[float]
+) -> bytes:
+    """Draw many volumes, three slices of each under its label, as a PNG on black.
+
+    Parameters
+    ----------
+    volumes : sequence of ndarray of shape (d, h, w)
+        Axes right, anterior, superior; one shape. Each has a gray scale of its own.
+    labels : sequence of str
+        One per volume.
+    spacing : sequence of three float
+        Size of a voxel in mm.
+    """
+    x, y, z = (float(n * mm) for n, mm in zip(volumes[0].shape, spacing, strict=True))
+    columns = min(4, len(volumes))
+    rows = -(-len(volumes) // columns)
+    width, label = 3.4, 0.2
+    height = label + width * max(y, z) / (2 * x + y)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(columns * width, rows * height), facecolor="black")
+        for number, (volume, text) in enumerate(zip(volumes, labels, strict=True)):
+            left, row = number % columns / columns, number // columns
+            bottom = 1 - (row + 1) / rows
+            box = (left, bottom, 1 / columns, (1 - label / height) / rows)
+            values = np.nan_to_num(np.asarray(volume, dtype=np.float32))
+            low, high = np.percentile(values, [0.5, 99.7])
+            _add_slices(
+                *(figure, box, values, spacing, slice_indices(values, spacing), (low, high)),
+                sides=number == 0,
+            )
+            figure.text(
+                *(left + 0.03 / columns, bottom + box[3], clean(text)),
+                color="white",
+                fontsize=8,
+                va="bottom",
+            )
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _add_slices(
+    figure: Figure,
+    box: tuple[float, float, float, float],
+    volume: NDArray[Any],
+    spacing: Sequence[float],
+    at: Sequence[int],
+    window: tuple[float, float],
+    *,
+    sides: bool,
+) -> None:
+    """Add an axial, a coronal and a sagittal slice to a part of a figure, given in its fractions."""
+    i, j, k = (int(np.clip(index, 0, n - 1)) for index, n in zip(at, volume.shape, strict=True))
+    x, y, z = (float(n * mm) for n, mm in zip(volume.shape, spacing, strict=True))
+    slices = (
+        (volume[:, :, k], (x, y), ("L", "R")),
+        (volume[:, j, :], (x, z), ("L", "R")),
+        (volume[i, :, :], (y, z), ("P", "A")),
+    )
+    widths, height = 2 * x + y, max(y, z)
+    gap, left = 0.03, 0.015
+    for plane, (across, up), letters in slices:
+        share = (1 - 3 * gap) * across / widths
+        axes = figure.add_axes(
+            (
+                box[0] + left * box[2],
+                box[1] + (0.5 - up / height / 2) * box[3],
+                share * box[2],
+                up / height * box[3],
+            )
+        )
+        left += share + gap
+        axes.imshow(
+            np.nan_to_num(plane.T.astype(np.float32)),
+            cmap="gray",
+            origin="lower",
+            aspect="auto",
+            vmin=window[0],
+            vmax=max(window[1], np.nextafter(window[0], np.inf)),
+            interpolation="bilinear",
+        )
+        axes.set_axis_off()
+        for place, letter in zip((0.0, 1.0), letters, strict=True):
+            if sides:
+                axes.text(
+                    *(place, 0.5, letter),
+                    transform=axes.transAxes,
+                    color="white",
+                    ha="left" if place < 0.5 else "right",
+                    va="center",
+                    fontsize=8,
+                )
+
+
+def draw_curves(
+    name: str,
+    x: ArrayLike,
+    curves: Mapping[str, ArrayLike],
+    *,
+    xlabel: str,
+    ylabel: str,
+    level: tuple[str, float] | None = None,
+    alt: str,
+) -> bytes:
+    """Draw one line for each of `curves` over `x`, and a dashed `level`.
+
+    Parameters
+    ----------
+    name : str
+        Unique on a page: prefix of the ids inside the SVG.
+    x, curves : array of shape (n,), mapping of label to array of shape (n,)
+        Points that are not finite are left out.
+    xlabel, ylabel : str
+        Names of the axes, with units.
+    level : tuple of str and float, optional
+        Label and height of a dashed line.
+    alt : str
+        The picture in words, for those who cannot see it.
+    """
+    texts: dict[str, list[str]] = {}
+    with drawing(name, 4.4, 2.9) as sheet:
+        figure, axes = sheet.figure, sheet.axes
+        at = np.asarray(x, dtype=np.float64)
+        for (label, curve), color in zip(curves.items(), OKABE_ITO, strict=False):
+            values = np.asarray(curve, dtype=np.float64)
+            seen = np.isfinite(values) & np.isfinite(at)
+            gid = f"points{len(texts)}"
+            texts[gid] = [
+                f"{xlabel} {one:g} · {label} {value:.4g}"
+                for one, value in zip(at[seen], values[seen], strict=True)
+            ]
+            axes.plot(
+                *(at[seen], values[seen]),
+                color=color,
+                label=clean(label),
+                marker="o" if seen.sum() <= 40 else "",
+                markersize=3,
+                linestyle="-" if color == OKABE_ITO[0] else (0, (4, 1.5)),
+                gid=gid,
+            )
+        if level is not None and np.isfinite(level[1]):
+            axes.axhline(level[1], color=MUTED, linestyle=(0, (1, 1.2)), label=clean(level[0]))
+        axes.set(xlabel=clean(xlabel), ylabel=clean(ylabel))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axes.margins(y=0.12)
+        if len(curves) + (level is not None) > 1:
+            figure.legend(loc="outside upper left", ncols=3)
+    return sheet.svg(alt, texts)
+
+
+def draw_embedding(
+    name: str,
+    x: ArrayLike,
+    y: ArrayLike,
+    values: pd.Series,
+    *,
+    axis_labels: tuple[str, str] = ("first axis", "second axis"),
+    hover: Sequence[str] = (),
+    alt: str,
+) -> bytes:
+    """Draw one point for each image, colored by `values`.
+
+    Parameters
+    ----------
+    name : str
+        Prefix of ids.
+    x, y : array of shape (n,)
+        Finite coordinates.
+    values : Series of length n
+        Numbers are shown on the viridis scale; labels in the colors and shapes of `OKABE_ITO`,
+        the most frequent first, those beyond as "other". Missing values are gray crosses.
+        Its name labels the legend.
+    axis_labels : tuple of two str
+        Names of the axes.
+    hover : sequence of n str, optional
+        What the pointer shows over each point of at most 500.
+    alt : str
+        The picture in words.
+    """
+    across, up = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    missing = values.isna().to_numpy()
+    points: dict[str, NDArray[Any]] = {}
+    raster = len(across) > RASTER_ABOVE
+    look = {"s": 6, "linewidths": 0.3} if raster else {"s": 20, "linewidths": 0.6}
+    # Where points hide one another, groups are laid in turn, so that none covers the others.
+    turns = np.arange(len(across)) % (_TURNS if raster else 1)
+    with drawing(name, 4.4, 4.1) as sheet:
+        figure, axes = sheet.figure, sheet.axes
+
+        def scatter(chosen: NDArray[np.bool_], **kwargs: Any) -> Any:
+            gid = f"points{len(points)}"
+            points[gid] = np.flatnonzero(chosen)
+            numbers = kwargs.pop("c", None)
+            for turn in range(turns.max(initial=0) + 1):
+                now = chosen & (turns == turn)
+                layer = axes.scatter(
+                    *(across[now], up[now]),
+                    **{**look, "edgecolors": MUTED, **kwargs},
+                    **({} if numbers is None else {"c": numbers[now]}),
+                    gid=gid,
+                    rasterized=raster,
+                    zorder=2 + turn / _TURNS / 4,  # below the spines, which would part the raster
+                )
+            return layer
+
+        handles, labels = [], []
+        if missing.any():
+            handles.append(
+                scatter(missing, color=MUTED, marker="x", linewidths=1.0, edgecolors=None)
+            )
+            labels.append(f"missing ({missing.sum():,})")
+        if is_numeric(values) and not missing.all():
+            scale = values.to_numpy(dtype=np.float64)
+            norm = Normalize(np.nanmin(scale), np.nanmax(scale))
+            seen = scatter(~missing, c=scale, norm=norm, cmap="viridis")
+            bar = figure.colorbar(seen, ax=axes, shrink=0.85, aspect=30, pad=0.02)
+            bar.set_label(clean(values.name))
+            bar.outline.set_visible(False)
+        elif not missing.all():
+            text = values.astype("string")
+            levels = (
+                text.value_counts()
+                .sort_index(kind="stable")
+                .sort_values(ascending=False, kind="stable")
+            )
+            colors = _FOR_RASTER if raster else OKABE_ITO
+            most = len(colors) if len(levels) <= len(colors) else len(colors) - 1
+            shown = list(levels.index[:most])
+            for order, level in enumerate(shown):
+                chosen = (text == level).fillna(False).to_numpy(dtype=bool)
+                handles.insert(order, scatter(chosen, color=colors[order], marker=_MARKERS[order]))
+                labels.insert(order, f"{clean(level, 24)} ({levels[level]:,})")
+            rest = ~missing & ~text.isin(shown).to_numpy()
+            if rest.any():
+                handles.append(scatter(rest, color=MUTED, marker="."))
+                labels.append(f"other, {len(levels) - len(shown):,} levels ({rest.sum():,})")
+        axes.set(xlabel=clean(axis_labels[0]), ylabel=clean(axis_labels[1]))
+        sheet.legend(handles, labels, scale=1.8 if raster else 1.0)
+    texts = {gid: [hover[i] for i in rows] for gid, rows in points.items()} if hover else {}
+    return sheet.svg(alt, texts)
+
+
+def draw_identity(
+    name: str,
+    truth: ArrayLike,
+    prediction: ArrayLike,
+    *,
+    label: str,
+    hover: Sequence[str] = (),
+    alt: str,
+) -> bytes:
+    """Draw predictions against true values, with the line on which both are equal.
+
+    Parameters
+    ----------
+    name : str
+        Prefix of ids.
+    truth, prediction : array of shape (n,)
+        Finite values in the same unit.
+    label : str
+        What is predicted, with its unit.
+    hover : sequence of n str, optional
+        What the pointer shows over each point of at most 500.
+    alt : str
+        The picture in words.
+    """
+    true, predicted = (np.asarray(v, dtype=np.float64) for v in (truth, prediction))
+    with drawing(name, 4.4, 4.1) as sheet:
+        axes = sheet.axes
+        if true.size:
+            ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
+            axes.plot(ends, ends, color=MUTED, linestyle=(0, (4, 2)), linewidth=1.2)
+        axes.scatter(
+            *(true, predicted),
+            color=OKABE_ITO[0],
+            edgecolors=PAPER,
+            s=22 if true.size <= RASTER_ABOVE else 8,
+            alpha=0.75 if true.size <= RASTER_ABOVE else 0.4,
+            linewidths=0.3,
+            gid="points",
+            rasterized=true.size > RASTER_ABOVE,
+        )
+        axes.set(xlabel=f"{clean(label)}, true", ylabel=f"{clean(label)}, predicted")
+    return sheet.svg(alt, {"points": list(hover)})
+
+
+def draw_confusion(name: str, counts: pd.DataFrame, *, alt: str) -> bytes:
+    """Draw how often each true class (rows of `counts`) was predicted as each class (columns).
+
+    Parameters
+    ----------
+    name : str
+        Prefix of ids.
+    counts : DataFrame of shape (n_classes, n_classes)
+        Numbers of participants; the color is the share of the row.
+    alt : str
+        The picture in words.
+    """
+    cells = counts.to_numpy(dtype=np.float64)
+    share = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1.0)
+    with drawing(name, 4.4, 3.6) as sheet:
+        axes = sheet.axes
+        axes.imshow(share, cmap="cividis", vmin=0, vmax=1, aspect="auto", rasterized=True)
+        for (row, column), part in np.ndenumerate(share):
+            if cells.shape[0] <= 12:
+                axes.text(
+                    *(column, row, f"{cells[row, column]:,.0f}\n{part:.0%}"),
+                    ha="center",
+                    va="center",
+                    color="#fefefe" if part < 0.47 else "#010101",
+                    fontsize=10 if cells.shape[0] <= 6 else 7,
+                )
+        for axis, names in ((axes.xaxis, counts.columns), (axes.yaxis, counts.index)):
+            axis.set_ticks(range(len(names)), [clean(n, 14) for n in names])
+        if max((len(str(n)) for n in counts.columns), default=0) > 6:
+            axes.tick_params(axis="x", labelrotation=35)
+        axes.set(xlabel="predicted", ylabel="true")
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return sheet.svg(alt)
+
+
+def draw_intervals(
+    name: str,
+    rows: pd.DataFrame,
+    *,
+    xlabel: str,
+    chance: float | None = None,
+    alt: str,
+) -> bytes:
+    """Draw a score with its interval for each of `rows`, the first one from the top highlighted.
+
+    Parameters
+    ----------
+    name : str
+        Prefix of ids.
+    rows : DataFrame
+        Columns `label`, `mean`, `low`, `high`; an interval that is not finite is left out.
+    xlabel : str
+        The score, and which direction is better.
+    chance : float, optional
+        Where to draw the chance level.
+    alt : str
+        The picture in words.
+    """
+    with drawing(name, 4.4, 1.2 + 0.36 * len(rows)) as sheet:
+        axes = sheet.axes
+        for order, (mean, low, high) in enumerate(rows[["mean", "low", "high"]].to_numpy(float)):
+            color = OKABE_ITO[0] if order == 0 else MUTED
+            if np.isfinite([low, high]).all():
+                axes.plot([low, high], [order, order], color=color, linewidth=2.4)
+            size = 7 if order == 0 else 5.5
+            axes.plot([mean], [order], "o", color=color, markersize=size, gid=f"points{order}")
+        if chance is not None and np.isfinite(chance):
+            line = axes.axvline(chance, color=OKABE_ITO[1], linestyle=(0, (4, 2)), linewidth=1.2)
+            sheet.legend([line], ["chance, from permutations"])
+        axes.set_yticks(range(len(rows)), [clean(label, 30) for label in rows["label"]])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel(clean(xlabel, 60))
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    texts = {
+        f"points{i}": [text]
+        for i, text in enumerate(
+            map(_interval, *(rows[c] for c in ("label", "mean", "low", "high")))
+        )
+    }
+    return sheet.svg(alt, texts)
+
+
+def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: str) -> bytes:
+    """Draw the score of each kind of features, with intervals, over the participants learnt from.
+
+    Parameters
+    ----------
+    name : str
+        Prefix of ids.
+    points : DataFrame
+        Columns `features`, `n_participants`, `mean`, `low`, `high`, one row per point; the features
+        that come first are highlighted. An interval that is not finite is left out.
+    ylabel : str
+        The score, and which direction is better.
+    alt : str
+        The picture in words.
+    """
+    texts = {}
+    with drawing(name, 4.4, 3.2) as sheet:
+        figure, axes = sheet.figure, sheet.axes
+        groups = list(points.groupby("features", sort=False))
+        for order, (label, rows) in enumerate(groups):
+            sizes, mean, low, high = (
+                rows[["n_participants", "mean", "low", "high"]].to_numpy(float).T
+            )
+            # Beside one another, so that no interval hides another one.
+            at = sizes * 1.03 ** (order - (len(groups) - 1) / 2)
+            color = OKABE_ITO[order % len(OKABE_ITO)]
+            axes.plot(
+                *(at, mean),
+                color=color,
+                label=clean(label),
+                marker=_MARKERS[order % len(_MARKERS)],
+                markersize=5 if order == 0 else 4,
+                linestyle="-" if order == 0 else (0, (4, 1.5)),
+            )
+            axes.lines[-1].set_gid(f"points{order}")
+            texts[f"points{order}"] = [
+                f"{size:,.0f} participants · {_interval(label, *score)}"
+                for size, *score in zip(sizes, mean, low, high, strict=True)
+            ]
+            axes.vlines(at, low, high, color=color, linewidth=1.6 if order == 0 else 0.9)
+        axes.set_xscale("log")
+        ticks = sorted(points["n_participants"].unique())
+        axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel="labeled participants to learn from", ylabel=clean(ylabel, 60))
+        figure.legend(loc="outside upper left", ncols=3)
+    return sheet.svg(alt, texts)
+
+
+def _interval(label: object, mean: float, low: float, high: float) -> str:
+    """Return a score with its interval as the pointer shows it."""
+    ends = f" [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else ""
+    return f"{label} {mean:.3g}{ends}"

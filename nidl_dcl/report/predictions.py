@@ -1,0 +1,384 @@
+"""One predicted target as the report shows it: scores, plots, verdict, sites and held-out participants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from nidl_dcl.evaluation.metrics import METRIC_WORDS
+from nidl_dcl.report.html import Gallery, Picture, Table, format_number, format_score, row_names
+from nidl_dcl.report.plots import (
+    RASTER_ABOVE,
+    draw_confusion,
+    draw_identity,
+    draw_intervals,
+    draw_learning_curve,
+)
+from nidl_dcl.report.reader import Score, TargetResult, as_dict, as_list, as_number, as_score
+from nidl_dcl.report.svg import clean
+
+__all__ = ["audit_holdout", "audit_sites", "describe_features", "score_external", "score_target"]
+
+_METRICS = {
+    "mae": "mean absolute error",
+    "r2": "R²",
+    "r": "correlation r",
+    "balanced_accuracy": "balanced accuracy",
+    "roc_auc": "ROC AUC",
+}
+
+
+_FEATURES = {
+    "dummy": "a constant guess that never sees the image",
+    "untrained": "the same encoder before training",
+    "voxels": "prepared voxels, reduced by PCA, into the same readout",
+    "confounds": "the confounds alone",
+}
+
+
+_MOST_CLASSES = 30
+
+
+def describe_features(name: str) -> dict[str, str]:
+    """Return a baseline's name and what it is."""
+    return {"name": name, "long": f"{name} ({_FEATURES[name]})" if name in _FEATURES else name}
+
+
+def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
+    """Return what the page says of a target, and write its pictures.
+
+    Parameters
+    ----------
+    found : TargetResult
+        Its files; every key of the metrics may be missing.
+    gallery : Gallery
+        Where pictures go.
+    """
+    metrics = found.metrics
+    headline, permutation = as_dict(metrics.get("headline")), as_dict(metrics.get("permutation"))
+    scores = _scores(metrics.get("scores"))
+    baselines = {k: _scores(v) for k, v in as_dict(metrics.get("baselines")).items()}
+    gains = _scores(headline.get("gains"))
+    main = str(headline.get("metric") or permutation.get("metric") or next(iter(scores), "score"))
+    own_row = {"name": "embeddings", "scores": scores, "gain": None}
+    entry: dict[str, Any] = {
+        "label": found.label,
+        "name": found.name,
+        "units": found.units,
+        "task": str(metrics.get("task") or "prediction"),
+        "n_participants": as_number(metrics.get("n_participants")),
+        "n_dropped": metrics.get("n_dropped"),
+        "cv": as_dict(metrics.get("cv")),
+        "groups": as_dict(metrics.get("groups")),
+        "classes": as_dict(metrics.get("classes")),
+        "readout": metrics.get("model"),
+        "metric": _metric(main),
+        "metrics": [_metric(name) for name in scores],
+        "own": scores.get(main, Score(None)),
+        "chance": as_number(permutation.get("chance"))
+        if permutation.get("metric") == main
+        else None,
+        "p": as_number(permutation.get("p")),
+        "permutations": as_number(permutation.get("n")),
+        "baselines": {name: s.get(main, Score(None)) for name, s in baselines.items()},
+        "rows": [
+            own_row,
+            *({"name": k, "scores": s, "gain": gains.get(k)} for k, s in baselines.items()),
+        ],
+        "beats": headline.get("beats") is True,
+        "verdict": _verdict(headline),
+        "exposure": as_dict(metrics.get("exposure")),
+        "site": as_dict(metrics.get("site")),
+        "conditions": [
+            str(said["sentence"])
+            for said in map(as_dict, map(metrics.get, ("duplicates", "confounds", "harmonization")))
+            if said.get("sentence")
+        ],
+        "curve": as_dict(metrics.get("learning_curve")),
+    }
+    entry["sentence"] = str(headline.get("sentence") or _sentence(entry))
+    drawn = (
+        _draw_predictions(found, entry, gallery),
+        _draw_baselines(entry, gallery),
+        _draw_curve(entry, gallery),
+    )
+    entry["pictures"] = [picture for picture in drawn if picture is not None]
+    return entry
+
+
+def score_external(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page says of another cohort's readout; every key may be missing."""
+    headline, internal = as_dict(metrics.get("headline")), as_dict(metrics.get("internal"))
+    main = str(headline.get("metric") or "score")
+    calibration = _scores(metrics.get("calibration"))
+    notes = [as_dict(metrics.get(name)).get("sentence") for name in ("overlap", "exposure")]
+    reason = metrics.get("cross_validation")
+    return {
+        "name": str(metrics.get("target") or ""),
+        "metric": _metric(main),
+        "n_participants": as_number(metrics.get("n_participants")),
+        "n_inside": as_number(internal.get("n_participants")),
+        "n_dropped": as_dict(metrics.get("n_dropped")),
+        "own": as_score(headline.get("external")),
+        "inside": as_score(headline.get("internal")),
+        "guess": _scores(as_dict(metrics.get("baselines")).get("dummy")).get(main, Score(None)),
+        "slope": calibration.get("slope", Score(None)),
+        "intercept": calibration.get("intercept", Score(None)),
+        "sentence": str(headline.get("sentence") or ""),
+        "notes": [str(note) for note in (*notes, reason) if note],
+        "shift": [str(s) for s in as_list(as_dict(metrics.get("shift")).get("sentences"))],
+    }
+
+
+def _scores(value: Any) -> dict[str, Score]:
+    return {name: as_score(score) for name, score in as_dict(value).items()}
+
+
+def _metric(name: str) -> dict[str, str]:
+    words = _METRICS.get(name, name.replace("_", " ", 1) if name.startswith("recall_") else name)
+    return {"name": name, "words": words}
+
+
+def _verdict(headline: Mapping[str, Any]) -> dict[str, str]:
+    """Return the comparison with the best baseline in a few words, with a sign beside the color."""
+    gain, best = as_score(headline.get("gain")), headline.get("best_baseline")
+    if not best or gain.mean is None:
+        return {"kind": "", "words": "–"}
+    if headline.get("beats"):
+        return {"kind": "better", "words": f"▲ better than {best}"}
+    if gain.high is not None and gain.high < 0:
+        return {"kind": "worse", "words": f"▼ worse than {best}"}
+    return {"kind": "even", "words": f"≈ no better than {best}"}
+
+
+def _sentence(entry: Mapping[str, Any]) -> str:
+    """Return a plain sentence for a metrics file without a headline."""
+    if entry["own"].mean is None:
+        return f"There is no score for {entry['name']}."
+    scores: Mapping[str, Score] = {**entry["baselines"], "chance": Score(entry["chance"])}
+    others = [f"{k} {format_score(s.mean)}" for k, s in scores.items() if s.mean is not None]
+    return (
+        f"The embeddings predict {entry['name']} with {entry['metric']['words']} "
+        f"{format_score(entry['own'].mean)}{' against ' if others else ''}{', '.join(others)}."
+    )
+
+
+def _draw_predictions(
+    found: TargetResult, entry: Mapping[str, Any], gallery: Gallery
+) -> Picture | None:
+    table = found.predictions
+    if not {"target", "prediction"} <= set(table.columns):
+        return None
+    used = table.dropna(subset=["target", "prediction"])
+    if "status" in used:  # held-out images are predicted by another model, once
+        used = used[used["status"] != "holdout"]
+    what = clean(found.name)
+    if entry["task"] == "classification":
+        seen = sorted({*used["target"], *used["prediction"]})
+        names = list(dict.fromkeys([*entry["classes"], *seen]))
+        if not names or len(names) > _MOST_CLASSES:
+            return None
+        counts = pd.crosstab(used["target"], used["prediction"])
+        counts = counts.reindex(index=names, columns=names, fill_value=0)
+        name = f"desc-{gallery.model}{found.label}_confusion"
+        alt = f"Confusion matrix of {what}: {len(used):,} images, {len(names)} classes"
+        caption = f"Predicted against true {what}: images, and their share of the true class."
+        counted = counts.rename_axis(index="true", columns=None).reset_index()
+        drawn = draw_confusion(name, counts, alt=alt)
+        return gallery.svg(name, drawn, alt, caption, table=counted)
+    pairs = used[["target", "prediction"]].apply(pd.to_numeric, errors="coerce").dropna()
+    if pairs.empty:
+        return None
+    hover = [
+        f"{who} · true {format_number(true)}, predicted {format_number(predicted)}"
+        for who, (true, predicted) in zip(
+            row_names(used.loc[pairs.index]), pairs.to_numpy(), strict=True
+        )
+    ]
+    name = f"desc-{gallery.model}{found.label}_truth"
+    alt = f"Predicted against true {what}: one point for each of {len(pairs):,} images"
+    drawn = draw_identity(
+        name,
+        pairs["target"],
+        pairs["prediction"],
+        label=what + (f" ({entry['units']})" if entry["units"] else ""),
+        hover=hover,
+        alt=alt,
+    )
+    caption = f"Predicted against true {what}, one point per image; on the dashed line both agree."
+    if len(pairs) > RASTER_ABOVE:
+        caption += " The points are one picture, without values under the pointer."
+    ids = [c for c in ("participant_id", "session_id", "run") if c in used]
+    behind = used.loc[pairs.index, ids].join(pairs)
+    return gallery.svg(name, drawn, alt, caption, table=behind)
+
+
+def _draw_baselines(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:
+    metric = entry["metric"]["name"]
+    scores = {row["name"]: row["scores"].get(metric, Score(None)) for row in entry["rows"]}
+    rows = pd.DataFrame(
+        [(k, s.mean, s.low, s.high) for k, s in scores.items() if s.mean is not None],
+        columns=["features", "mean", "low", "high"],
+    ).astype({"mean": "float64", "low": "float64", "high": "float64"})
+    if rows.empty:
+        return None
+    words, lower = entry["metric"]["words"], metric == "mae"
+    name = f"desc-{gallery.model}{entry['label']}_baselines"
+    listed = ", ".join(
+        f"{k} {format_score(mean)}" for k, mean in zip(rows["features"], rows["mean"], strict=True)
+    )
+    alt = f"{words} of {clean(entry['name'])}: {listed}"
+    unit = f"{entry['units']}, " if lower and entry["units"] else ""
+    drawn = draw_intervals(
+        name,
+        rows.rename(columns={"features": "label"}),
+        xlabel=f"{words} ({unit}{'lower' if lower else 'higher'} is better)",
+        chance=entry["chance"],
+        alt=alt,
+    )
+    caption = f"{words[:1].upper()}{words[1:]} on the same folds; lines are 95 % intervals."
+    behind = rows.assign(chance=entry["chance"])
+    return gallery.svg(name, drawn, alt, caption, table=behind)
+
+
+def _draw_curve(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:
+    sizes = [as_number(n) for n in as_list(entry["curve"].get("n_participants"))]
+    rows = [
+        (name, size, score.mean, score.low, score.high)
+        for name, points in as_dict(entry["curve"].get("scores")).items()
+        for size, score in zip(sizes, map(as_score, as_list(points)), strict=False)
+        if size is not None and size > 0 and score.mean is not None
+    ]
+    table = pd.DataFrame(rows, columns=["features", "n_participants", "mean", "low", "high"])
+    table = table.astype(dict.fromkeys(table.columns[1:], "float64"))
+    if table["n_participants"].nunique() < 2:
+        return None
+    metric = str(entry["curve"].get("metric"))
+    words, lower = _metric(metric)["words"], metric == "mae"
+    name = f"desc-{gallery.model}{entry['label']}_learningcurve"
+    ends = ", ".join(
+        f"{features} from {format_score(means.iloc[0])} to {format_score(means.iloc[-1])}"
+        for features, means in table.groupby("features", sort=False)["mean"]
+    )
+    least, most = (format_number(round(n)) for n in table["n_participants"].agg(["min", "max"]))
+    alt = f"{words} of {clean(entry['name'])} with {least} to {most} participants: {ends}"
+    unit = f"{entry['units']}, " if lower and entry["units"] else ""
+    ylabel = f"{words} ({unit}{'lower' if lower else 'higher'} is better)"
+    drawn = draw_learning_curve(name, table, ylabel=ylabel, alt=alt)
+    caption = (
+        f"{words[:1].upper()}{words[1:]} with fewer labeled participants to learn from, on the same "
+        f"folds; upright lines are 95 % intervals. {entry['curve'].get('sentence') or ''}"
+    )
+    return gallery.svg(name, drawn, alt, caption.strip(), table=table)
+
+
+def audit_sites(found: Iterable[TargetResult]) -> dict[str, Any]:
+    """Return how well sites are decoded, and each target's scores within and across them.
+
+    Parameters
+    ----------
+    found : iterable of TargetResult
+
+    Returns
+    -------
+    dict
+        ``decoded``: one entry for each column of sites; ``targets``: one for each target with sites.
+    """
+    decoded: dict[str, Any] = {}
+    targets = []
+    for target in found:
+        site = as_dict(target.metrics.get("site"))
+        if not site:
+            continue
+        entry = _decoded(site)
+        decoded.setdefault(str((entry["column"], entry["sentences"])), entry)
+        if of_target := _by_site(target, site):
+            targets.append(of_target)
+    return {"decoded": list(decoded.values()), "targets": targets}
+
+
+def _decoded(site: Mapping[str, Any]) -> dict[str, Any]:
+    after = as_dict(site.get("harmonized"))
+    rows = []
+    for name, audit in (("as they are", site), ("after ComBat inside the folds", after)):
+        score = as_score(audit.get("balanced_accuracy"))
+        permutation = as_dict(audit.get("permutation"))
+        if score.mean is not None:
+            rows.append(
+                {
+                    "name": name,
+                    "score": score,
+                    "chance": as_number(permutation.get("chance")),
+                    "p": as_number(permutation.get("p")),
+                }
+            )
+    sentences = [site.get("sentence"), site.get("harmonized_sentence")]
+    sizes = [(name, as_number(n)) for name, n in as_dict(site.get("sites")).items()]
+    return {
+        "column": str(site.get("column") or "site"),
+        "sentences": [str(sentence) for sentence in sentences if sentence],
+        "rows": rows,
+        "sites": Table(("site", "participants"), sizes, numeric=("participants",)),
+    }
+
+
+def _by_site(target: TargetResult, site: Mapping[str, Any]) -> dict[str, Any] | None:
+    within, left_out = as_dict(site.get("within")), as_dict(site.get("leave_one_site_out"))
+    headline = as_dict(target.metrics.get("headline"))
+    metric = str(left_out.get("metric") or headline.get("metric") or "")
+    scores = {
+        k: as_dict(as_dict(v).get(metric)) for k, v in as_dict(left_out.get("scores")).items()
+    }
+    sizes = as_dict(left_out.get("sites")) or {
+        label: as_dict(of).get("n_participants") for label, of in within.items()
+    }
+    if not sizes:
+        return None
+    rows: list[dict[str, Any]] = [
+        {
+            "name": label,
+            "n": as_number(n),
+            "within": as_number(as_dict(within.get(label)).get(metric)),
+            "new": [as_number(as_dict(of.get("sites")).get(label)) for of in scores.values()],
+        }
+        for label, n in sizes.items()
+    ]
+    return {
+        "name": target.name,
+        "words": METRIC_WORDS.get(metric, metric),
+        "features": list(scores),
+        "rows": rows,
+        "means": [as_score(of) for of in scores.values()],
+        "sentence": str(left_out.get("sentence") or ""),
+    }
+
+
+def audit_holdout(found: Iterable[TargetResult]) -> dict[str, Any]:
+    """Return the scores in held-out people, one row for each target that has them."""
+    rows, names = [], {}
+    for target in found:
+        last = as_dict(target.metrics.get("holdout"))
+        if not last:
+            continue
+        metric = str(as_dict(target.metrics.get("headline")).get("metric") or "")
+        own = as_score(as_dict(last.get("scores")).get(metric))
+        others = {
+            name: as_score(as_dict(scores).get(metric))
+            for name, scores in as_dict(last.get("baselines")).items()
+        }
+        names.update(dict.fromkeys(others))
+        rows.append(
+            {
+                "name": target.name,
+                "metric": metric,
+                "words": METRIC_WORDS.get(metric, metric),
+                "n_participants": as_number(last.get("n_participants")),
+                "own": own,
+                "baselines": others,
+                "times": as_number(last.get("times_scored")),
+                "sentence": str(last.get("sentence") or ""),
+            }
+        )
+    return {"rows": rows, "baselines": list(names)}

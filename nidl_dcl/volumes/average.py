@@ -1,0 +1,86 @@
+"""The average of many volumes and how far each is from it, in one pass.
+
+Takes arrays, one after another; files and pictures are the business of others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Average", "average_volumes"]
+
+_MOST_BLOCKS = 2048
+"""Blocks of a volume that are kept for its distance: 8 kB for each image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Average:
+    """What one pass over volumes gives.
+
+    Attributes
+    ----------
+    mean, sd : ndarray of float32, shape (d, h, w)
+        Of each voxel over the volumes.
+    distance : ndarray of float64, shape (n,)
+        Of each volume from the mean: root mean square difference of block means, in units of the
+        volumes.
+    block : tuple of int
+        Voxels along the sides of a block.
+    """
+
+    mean: NDArray[np.float32]
+    sd: NDArray[np.float32]
+    distance: NDArray[np.float64]
+    block: tuple[int, int, int]
+
+
+def average_volumes(volumes: Iterable[NDArray[np.floating]], shape: Sequence[int]) -> Average:
+    """Return the mean of volumes, its spread and each one's distance from it.
+
+    Memory holds two volumes in double precision and the block means of each image: those are small
+    cubes, at most 2048 in a volume, since the mean is known only when all have passed by.
+
+    Parameters
+    ----------
+    volumes : iterable of ndarray of shape (d, h, w)
+        One at least, all finite.
+    shape : sequence of three int
+        (d, h, w).
+    """
+    d, h, w = shape
+    edge = 1
+    while math.prod(max(1, n // edge) for n in shape) > _MOST_BLOCKS:
+        edge += 1
+    block = (min(edge, d), min(edge, h), min(edge, w))
+    total, squares = np.zeros((d, h, w)), np.zeros((d, h, w))
+    kept = []
+    for volume in volumes:
+        values = np.asarray(volume, dtype=np.float64)
+        total += values
+        squares += values * values
+        kept.append(_block_means(values, block).astype(np.float32))
+    count = len(kept)
+    mean = total / count
+    variance = np.maximum(squares / count - mean * mean, 0.0)
+    middle = _block_means(mean, block)
+    distance = [float(np.sqrt(np.mean((row - middle) ** 2))) for row in kept]
+    return Average(
+        mean.astype(np.float32), np.sqrt(variance).astype(np.float32), np.array(distance), block
+    )
+
+
+def _block_means(volume: NDArray[np.float64], block: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Return the means of whole blocks, centered in the volume, as a vector."""
+    parts = []
+    for n, edge in zip(volume.shape, block, strict=True):
+        start = n % edge // 2
+        parts.append(slice(start, start + n // edge * edge))
+    cut = volume[tuple(parts)]
+    (a, b, c), (x, y, z) = block, (n // e for n, e in zip(cut.shape, block, strict=True))
+    means: NDArray[np.float64] = cut.reshape(x, a, y, b, z, c).mean(axis=(1, 3, 5)).ravel()
+    return means

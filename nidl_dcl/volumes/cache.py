@@ -1,0 +1,278 @@
+"""Prepared volumes on disk: written once, read in every epoch, rebuilt when stale or damaged.
+
+An entry is named by what is in the image and its mask and by the rules of preparation, holds half
+precision (to which preparation rounds anyway) and ends with a checksum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+import mmap
+import os
+import shutil
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from nidl_dcl.errors import NoRoomError
+from nidl_dcl.io.atomic import write_bytes
+from nidl_dcl.io.file_cache import FileMemory, file_status
+from nidl_dcl.volumes.preparation import Preparation, prepare_volume
+from nidl_dcl.volumes.reading import Check, UnreadableVolumeError, check_volume
+
+__all__ = ["PreparedVolumes", "check_files", "in_threads"]
+
+_crc32: Any = zlib.crc32
+
+
+with suppress(ImportError):  # ten times as fast, the same numbers
+    from isal import isal_zlib
+
+    _crc32 = isal_zlib.crc32
+
+
+_FORMAT = 3
+"""Of the entries and of what preparing does; raised when either changes."""
+
+
+_DIGEST = 4
+
+
+class PreparedVolumes(Dataset[Tensor]):
+    """Prepared volumes by number, as float32 tensors of shape (1, d, h, w).
+
+    Several processes may share a folder: entries appear whole, and all that write one write the
+    same.
+
+    Parameters
+    ----------
+    images : sequence of Path
+        Image files.
+    masks : sequence of Path or None
+        Their brain masks, None where there is none.
+    preparation : Preparation
+        The input contract; its shape is set.
+    folder : Path or None
+        Where entries are kept; None prepares anew at each access.
+    memory : FileMemory, optional
+        Checksums of files read before.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        masks: Sequence[Path | None],
+        preparation: Preparation,
+        folder: Path | None,
+        memory: FileMemory | None = None,
+    ) -> None:
+        if preparation.shape is None:
+            raise ValueError("PreparedVolumes needs a preparation with a shape.")
+        self.images = list(images)
+        self.masks = list(masks)
+        self.preparation = preparation
+        self.folder = folder
+        self.memory = memory or FileMemory()
+        self.shape = (1, *preparation.shape)
+        self._rules = preparation.rules()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image, mask = self.images[index], self.masks[index]
+        if self.folder is None:
+            return torch.from_numpy(prepare_volume(image, self.preparation, mask))
+        entry = self._entry(index)
+        volume = self._read(entry)
+        return self._write(entry, index) if volume is None else volume
+
+    @property
+    def entry_bytes(self) -> int:
+        """Size of one entry on disk."""
+        return 2 * math.prod(self.shape) + _DIGEST
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the volumes that have no entry of the right size yet."""
+        if self.folder is None:
+            return []
+        return [i for i in range(len(self)) if not self._is_there(self._entry(i))]
+
+    def fill(
+        self, workers: int = 1, faults: dict[int, UnreadableVolumeError] | None = None
+    ) -> Generator[tuple[int, int], None, None]:
+        """Write the entries that are missing; yield (written, to be written) after each.
+
+        Parameters
+        ----------
+        workers : int
+            Threads.
+        faults : dict, optional
+            Gets the errors of volumes that cannot be prepared, which are raised otherwise.
+
+        Raises
+        ------
+        UnreadableVolumeError
+        NoRoomError
+            Before the first one when the disk has no room for all, or when it runs full.
+        """
+        missing = self.missing()
+        if not missing:
+            return
+        assert self.folder is not None
+        free = _free(self.folder)
+        if len(missing) * self.entry_bytes > free:
+            raise NoRoomError(self._no_room(len(missing), free))
+
+        def write(number: int) -> None:
+            try:
+                self._write(self._entry(number), number)
+            except UnreadableVolumeError as error:
+                if faults is None:
+                    raise
+                faults[number] = error
+
+        for done, _ in enumerate(in_threads(write, missing, workers), 1):
+            yield done, len(missing)
+        self.memory.save()
+
+    def name(self, index: int) -> str:
+        """Return a name that changes with the content of image and mask, and with the rules."""
+        mask = self.masks[index]
+        key = [
+            _FORMAT,
+            self.memory.sha256(self.images[index]),
+            # The mask of another model's preparation changes nothing in this one.
+            mask and self.preparation.masked and self.memory.sha256(mask),
+            self._rules,
+        ]
+        return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
+
+    def _entry(self, index: int) -> Path:
+        assert self.folder is not None
+        name = self.name(index)
+        return self.folder / name[:2] / f"{name}.f2"
+
+    def _is_there(self, entry: Path) -> bool:
+        try:
+            return entry.stat().st_size == self.entry_bytes
+        except OSError:
+            return False
+
+    def _write(self, entry: Path, index: int) -> Tensor:
+        prepared = torch.from_numpy(
+            prepare_volume(self.images[index], self.preparation, self.masks[index])
+        )
+        raw = prepared.half().numpy().astype("<f2", copy=False).tobytes()
+        try:
+            write_bytes(entry, raw + _crc32(raw).to_bytes(_DIGEST, "little"), lasting=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            assert self.folder is not None
+            raise NoRoomError(self._no_room(len(self.missing()), 0)) from error
+        return prepared
+
+    def _no_room(self, count: int, free: int) -> str:
+        return (
+            f"{self.folder}: {count} prepared volumes of {self.entry_bytes / 1e6:.1f} MB need "
+            f"{count * self.entry_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free. What is "
+            "there stays usable. Make room and run the same command again, name a larger disk with "
+            "--work-dir, or take a coarser --spacing."
+        )
+
+    def _read(self, entry: Path) -> Tensor | None:
+        """Return the entry's volume; None when there is none, or a damaged one (with a warning)."""
+        try:
+            with entry.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                # Copy on write, since torch takes no memory that must not be written.
+                content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if size else b""
+        except FileNotFoundError:
+            return None
+        body = memoryview(content)[:-_DIGEST]
+        if size == self.entry_bytes and _crc32(body) == int.from_bytes(
+            content[-_DIGEST:], "little"
+        ):
+            if sys.byteorder == "big":
+                return torch.from_numpy(np.frombuffer(body, "<f2").astype(np.float32)).view(
+                    self.shape
+                )
+            return torch.frombuffer(body, dtype=torch.float16).to(torch.float32).view(self.shape)
+        warnings.warn(f"{entry} is damaged; it is made again.", stacklevel=2)
+        return None
+
+
+def check_files(
+    paths: Sequence[Path], memory: FileMemory, *, intensity: str, workers: int = 1
+) -> Generator[tuple[int, Check], None, None]:
+    """Open every file once and yield (number, what was found).
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Images.
+    memory : FileMemory
+        Earlier results; files that have not changed since are not opened again.
+    intensity : str
+        Rule that the values must suit.
+    workers : int
+        Threads.
+    """
+
+    def check(number: int) -> tuple[int, Check]:
+        path = paths[number]
+        fact = f"check {_FORMAT} {intensity}"
+        try:
+            known = memory.recall(path, fact)
+            if known is not None:
+                return number, Check(**known)
+            status = file_status(path)
+        except (OSError, TypeError):
+            return number, check_volume(path, intensity=intensity)
+        found = check_volume(path, intensity=intensity)
+        memory.note(path, status, fact, dataclasses.asdict(found))
+        if found.status != "skip":
+            memory.sha256(path)  # its cache entry's name, while the file is at hand
+        return number, found
+
+    try:
+        yield from in_threads(check, range(len(paths)), workers)
+    finally:
+        memory.save()
+
+
+def in_threads(work: Callable[[int], Any], numbers: Iterable[int], workers: int) -> Iterator[Any]:
+    """Yield ``work(number)`` in order, from `workers` threads when there is more than one.
+
+    When the caller stops, or is interrupted, what has not begun is not begun any more.
+    """
+    if workers <= 1:
+        for number in numbers:
+            yield work(number)
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(work, numbers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _free(folder: Path) -> int:
+    """Return the free bytes on the disk where `folder` is, or will be."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return shutil.disk_usage(there).free

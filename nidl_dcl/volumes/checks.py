@@ -1,0 +1,156 @@
+"""Open every candidate image of a dataset once, before training: faults, copies, what to fetch.
+
+What is wrong with one file is said by `image_file`; how much may be wrong is for `datamodule`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from nidl_dcl.io.file_cache import FileMemory
+from nidl_dcl.io.formats import read_json
+from nidl_dcl.volumes.cache import check_files
+from nidl_dcl.volumes.reading import Check
+
+__all__ = ["check_images", "copies", "how_to_fetch", "tell"]
+
+_LARGEST_SIDECAR = 10**7
+
+
+_LISTED = 5
+"""More images than this are fetched by pattern, not by name."""
+
+
+def check_images(
+    root: Path,
+    images: pd.DataFrame,
+    intensity: str,
+    memory: FileMemory,
+    workers: int,
+    progress: Callable[[str, int, int], None],
+) -> list[Check]:
+    """Return what opening told of each image; one whose mask cannot be used is skipped, too.
+
+    Parameters
+    ----------
+    root : Path
+        Of the paths in `images`.
+    images : DataFrame
+        Columns ``path`` and ``mask_path``.
+    intensity : str
+        Rule that the values must suit.
+    memory, workers
+        As in `prepared.check_files`.
+    progress : callable
+        Called with (what, done, total).
+    """
+    found = [Check("ok", "ok", "")] * len(images)
+    for column, what, rule in (
+        ("path", "checking images", intensity),
+        ("mask_path", "checking masks", "probability"),
+    ):
+        rows = [i for i, path in enumerate(images[column]) if isinstance(path, str)]
+        paths = [root / str(images[column].iloc[i]) for i in rows]
+        with closing(check_files(paths, memory, intensity=rule, workers=workers)) as checks:
+            for number, check in checks:
+                progress(what, number + 1, len(rows))
+                i = rows[number]
+                if column == "path":
+                    fault = _sidecar_fault(paths[number]) if check.code == "ok" else ""
+                    found[i] = (
+                        replace(check, status="warn", code="sidecar", message=fault)
+                        if fault
+                        else check
+                    )
+                elif check.status == "skip" and found[i].status != "skip":
+                    about = f"mask {images[column].iloc[i]}: {check.message}"
+                    found[i] = replace(found[i], status="skip", code=check.code, message=about)
+    return found
+
+
+def _sidecar_fault(image: Path) -> str:
+    """Return what is wrong with the JSON file beside an image; empty if nothing, or no such file."""
+    sidecar = image.with_name(image.name.partition(".")[0] + ".json")
+    try:
+        if not sidecar.is_file():
+            broken = sidecar.is_symlink()
+            return f"{sidecar.name} is a link to nothing; it is not needed." if broken else ""
+        fields = read_json(sidecar, _LARGEST_SIDECAR)
+    except (OSError, ValueError) as error:
+        return f"{sidecar.name} cannot be read ({error}); it is not needed."
+    return "" if isinstance(fields, dict) else f"{sidecar.name} holds no JSON object."
+
+
+def copies(images: pd.DataFrame, found: list[Check]) -> tuple[list[str | None], list[Check]]:
+    """Find images that several participants share.
+
+    Returns
+    -------
+    contents : list of (str or None)
+        What is shared, None for images that are their participant's alone.
+    found : list of Check
+        As given, with a warning on each shared image.
+    """
+    people, paths = list(map(str, images["participant_id"])), list(map(str, images["path"]))
+    holding: defaultdict[str, list[int]] = defaultdict(list)
+    for i, check in enumerate(found):
+        if check.content and check.status != "skip":
+            holding[check.content].append(i)
+    contents: list[str | None] = [None] * len(found)
+    warned = list(found)
+    for content, rows in holding.items():
+        if len({people[i] for i in rows}) == 1:
+            continue
+        for i in rows:
+            twin = paths[next(k for k in rows if people[k] != people[i])]
+            text = f"The same voxels as {twin}: both participants are kept in one group."
+            if found[i].code == "ok":
+                warned[i] = replace(found[i], status="warn", code="duplicate", message=text)
+            else:
+                warned[i] = replace(found[i], message=f"{found[i].message} {text}")
+            contents[i] = content
+    return contents, warned
+
+
+def tell(inputs: pd.DataFrame, images: pd.DataFrame, found: list[Check]) -> pd.DataFrame:
+    """Return `inputs` with what opening told, in the rows of `images`."""
+    told = inputs.copy()
+    row_of = {path: row for row, path in zip(told.index, told["path"], strict=True)}
+    for path, check in zip(images["path"], found, strict=True):
+        if check.code != "ok":
+            told.loc[row_of[path], ["status", "code", "message"]] = [
+                check.status,
+                check.code,
+                check.message,
+            ]
+    return told
+
+
+def how_to_fetch(root: Path, inputs: pd.DataFrame) -> str:
+    """Return in one line how to get images whose content is elsewhere; empty if there is none.
+
+    Parameters
+    ----------
+    root : Path
+        A DataLad dataset, or a clone of one.
+    inputs : DataFrame
+        Candidates, some with the code ``not_fetched``.
+    """
+    absent = inputs.loc[inputs["code"] == "not_fetched", "path"].astype(str)
+    if absent.empty:
+        return ""
+    wanted = sorted(map(shlex.quote, absent))
+    if len(absent) > _LISTED:
+        folders = absent.str.replace(r"\b(sub|ses)-[^/]+(?=/)", r"\1-*", regex=True)
+        wanted = sorted(set(folders.str.replace(r"[^/]+(_[^/_]+)$", r"*\1", regex=True)))
+    return (
+        f"{len(absent)} of {int((inputs['path'] != 'n/a').sum())} images have not been fetched. "
+        f"To get them: cd {shlex.quote(str(root))} && datalad get {' '.join(wanted)}"
+    )

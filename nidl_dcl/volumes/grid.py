@@ -1,0 +1,111 @@
+"""What an image's header promises: a grid of voxels, judged for sense; and the words for faults.
+
+What each file format writes is read by `nifti_header`, `mgh_header` and `npy_header`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+
+from nidl_dcl.status import Check, UnreadableVolumeError
+
+__all__ = ["MAX_VOXELS", "VOXEL_MM", "Grid", "Shape", "require_affine", "spatial_shape"]
+
+MAX_VOXELS = 2**28  # 0.35 mm over a whole head: 1 GB as float32
+
+
+MIN_SIDE = 8
+
+
+VOXEL_MM = (0.1, 20.0)
+
+
+Shape = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What a header promises, checked for sense but not against the data.
+
+    Attributes
+    ----------
+    shape : tuple of three int
+        Voxels along the stored axes, without axes of length one before or after them.
+    affine : ndarray of float64, shape (4, 4)
+        From voxels to mm (right, front, up).
+    dtype : dtype
+        Of the stored numbers: real, 8 to 64 bits.
+    offset : int
+        Byte of the content, inflated if need be, at which the numbers start.
+    slope, inter : float
+        The value of a voxel is ``number * slope + inter``.
+    order : {"F", "C"}
+        Whether the first or the last axis runs fastest.
+    repairs : list of Check
+        Warnings.
+    """
+
+    shape: Shape
+    affine: NDArray[np.float64]
+    dtype: np.dtype[Any]
+    offset: int
+    slope: float = 1.0
+    inter: float = 0.0
+    order: Literal["F", "C"] = "F"
+    repairs: list[Check] = dataclasses.field(default_factory=list)
+
+
+def spatial_shape(lengths: Sequence[int]) -> Shape:
+    """Return the three lengths of a volume; trailing axes of length one are dropped.
+
+    Raises
+    ------
+    UnreadableVolumeError
+        For several volumes, fewer axes than three, and sizes that make no sense.
+    """
+    sides = list(lengths)
+    if not sides or min(sides) < 1:
+        raise UnreadableVolumeError(
+            f"The header's dimensions make no sense: {sides}.", "dimensions"
+        )
+    while len(sides) > 3 and sides[-1] == 1:
+        sides.pop()
+    if len(sides) > 3:
+        raise UnreadableVolumeError(
+            f"It holds {math.prod(sides[3:])} volumes; one is needed: pick or average them.",
+            "dimensions",
+        )
+    if len(sides) < 3 or min(sides) == 1:
+        raise UnreadableVolumeError(f"It is not three-dimensional: {sides}.", "dimensions")
+    if min(sides) < MIN_SIDE:
+        raise UnreadableVolumeError(
+            f"Fewer than {MIN_SIDE} voxels on a side: {sides}.", "too_small"
+        )
+    if math.prod(sides) > MAX_VOXELS:
+        raise UnreadableVolumeError(f"More than {MAX_VOXELS} voxels: {sides}.", "too_large")
+    return sides[0], sides[1], sides[2]
+
+
+def require_affine(affine: NDArray[np.float64]) -> None:
+    """Refuse an affine that is not finite, flattens, shears, or has voxels of odd sizes."""
+    if affine.shape != (4, 4) or not np.all(np.isfinite(affine)):
+        raise UnreadableVolumeError("The affine has non-finite entries.", "affine")
+    sizes = voxel_sizes(affine)
+    if np.any(sizes == 0) or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
+        raise UnreadableVolumeError("The affine is singular: it flattens the image.", "affine")
+    if np.any(sizes < VOXEL_MM[0]) or np.any(sizes > VOXEL_MM[1]):
+        raise UnreadableVolumeError(
+            f"Voxels of {' x '.join(f'{s:.3g}' for s in sizes)} mm: from {VOXEL_MM[0]} to "
+            f"{VOXEL_MM[1]} mm are accepted (is the unit wrong?).",
+            "spacing",
+        )
+    axes = affine[:3, :3] / sizes
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 0.2:
+        raise UnreadableVolumeError("The affine shears the image by over 11 degrees.", "affine")

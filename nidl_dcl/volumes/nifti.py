@@ -1,0 +1,109 @@
+"""Read a NIfTI header, version 1 or 2, from bytes and believe none of it.
+
+The file around it, and the numbers after it, are the work of `image_file`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from nidl_dcl.status import Check, UnreadableVolumeError
+from nidl_dcl.volumes.grid import Grid, require_affine, spatial_shape
+
+__all__ = ["BYTES", "parse"]
+
+BYTES = 540
+"""Length of a NIfTI-2 header, the longer of the two."""
+
+
+_TYPES = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # NIfTI codes of real 8 to 64 bit numbers
+
+
+_KINDS = {  # by the number a file starts with: class, length of the header, place of the magic
+    348: (nib.Nifti1Header, 348, 344, b"n+1\0"),
+    540: (nib.Nifti2Header, 540, 4, b"n+2\0"),
+}
+
+
+def parse(block: bytes) -> Grid:
+    """Return the grid of a NIfTI image from the first `BYTES` bytes of its content.
+
+    Raises
+    ------
+    UnreadableVolumeError
+        For another content, and for fields that make no sense or ask for what is not read here.
+    """
+    sign = "<" if int.from_bytes(block[:4], "little") in _KINDS else ">"
+    kind = _KINDS.get(int.from_bytes(block[:4], "little" if sign == "<" else "big"))
+    if kind is None:
+        raise UnreadableVolumeError("The content is not NIfTI.", "not_nifti")
+    make, length, at, magic = kind
+    if len(block) < length:
+        raise UnreadableVolumeError("The file ends inside the header.", "truncated")
+    if block[at : at + 4] != magic:
+        raise UnreadableVolumeError("It is no single-file NIfTI image (.nii).", "not_nifti")
+    header = make(block[:length], endianness=sign, check=False)
+
+    dim = [int(n) for n in header["dim"]]
+    if not 1 <= dim[0] <= 7:
+        raise UnreadableVolumeError(f"The header's dimensions make no sense: {dim}.", "dimensions")
+    shape = spatial_shape(dim[1 : dim[0] + 1])
+    code = int(header["datatype"])
+    if code not in _TYPES:
+        what = {32: "complex", 1792: "complex", 128: "color", 2304: "color"}.get(code, "unknown")
+        raise UnreadableVolumeError(
+            f"Values are of {what} type (NIfTI code {code}); real numbers are needed.", "dtype"
+        )
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if math.isnan(slope) or slope == 0:
+        slope, inter = 1.0, 0.0  # the standard's and nibabel's words for "not scaled"
+    if not (math.isfinite(slope) and math.isfinite(inter)):
+        raise UnreadableVolumeError(f"The scaling is {slope} x + {inter}.", "scaling")
+    offset = float(header["vox_offset"]) or float(length + 4)
+    if not length <= offset <= 2**30:
+        raise UnreadableVolumeError(f"The header puts the data at byte {offset}.", "not_nifti")
+    with np.errstate(all="ignore"):  # of numbers that the next checks refuse by name
+        affine, repairs = _affine(header)
+    dtype = header.get_data_dtype()
+    return Grid(shape, affine, dtype, int(offset), slope, inter, repairs=repairs)
+
+
+def _affine(header: Any) -> tuple[NDArray[np.float64], list[Check]]:
+    """Return the sform, else the qform, else nibabel's guess from the voxel sizes."""
+    forms = [
+        (name, get)
+        for name, get in (("sform", header.get_sform), ("qform", header.get_qform))
+        if int(header[f"{name}_code"]) > 0
+    ]
+    if not forms:
+        affine = np.asarray(header.get_base_affine(), np.float64)
+        require_affine(affine)
+        return affine, [
+            Check("warn", "affine", "No orientation is stored; nibabel's default (LAS) is assumed.")
+        ]
+    failed: UnreadableVolumeError | None = None
+    for name, get in forms:
+        try:
+            affine = np.asarray(get(), np.float64)
+            require_affine(affine)
+        except UnreadableVolumeError as error:
+            failed = failed or error
+        except (HeaderDataError, ValueError) as error:
+            failed = failed or UnreadableVolumeError(f"The {name} is broken ({error}).", "affine")
+        else:
+            if failed:
+                return affine, [Check("warn", "affine", f"{failed} The {name} is used instead.")]
+            stored, sizes = np.abs(header["pixdim"][1:4]), voxel_sizes(affine)
+            if np.all(np.isfinite(stored)) and np.any(np.abs(stored - sizes) > 0.05 * sizes):
+                text = f"Voxel sizes disagree: pixdim {stored}, {name} {sizes.round(3)} (used)."
+                return affine, [Check("warn", "spacing", text)]
+            return affine, []
+    assert failed is not None
+    raise failed

@@ -1,0 +1,248 @@
+"""What a run would do and cost, from a few real steps on a few images, without writing anything."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from nidl_dcl.data.datamodule import BIDSDataModule
+from nidl_dcl.data.datasets import TwoViewSamples
+from nidl_dcl.data.samplers import EpochBatches, two_view_loader
+from nidl_dcl.data.views import volume_views
+from nidl_dcl.io.console import NullReporter
+from nidl_dcl.output.folder import check_places
+from nidl_dcl.workflow.factory import data_module, new_model
+from nidl_dcl.workflow.inputs import input_lines
+from nidl_dcl.workflow.launcher import run_options
+from nidl_dcl.workflow.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
+from nidl_dcl.workflow.preflight import check_targets, refuse_unusable
+
+__all__ = ["Cost", "choose_workers", "dry_run", "measure_cost"]
+
+_IMAGES = 8
+
+
+_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was measured.
+
+    Attributes
+    ----------
+    prepare_seconds : float
+        To read and prepare one image, in one thread.
+    steps : int
+        Optimizer steps of an epoch.
+    step_seconds : float
+        Of one optimizer step, loading included.
+    draw_seconds : float
+        To draw the views of one step, in one process.
+    memory_mb : float
+        Largest resident size of this process; on a GPU, the largest size allocated there.
+    device : str
+        Where the steps ran.
+    """
+
+    prepare_seconds: float
+    steps: int
+    step_seconds: float
+    draw_seconds: float
+    memory_mb: float
+    device: str
+
+
+class _Few(Dataset[Tensor]):
+    """A few volumes in memory, over and over."""
+
+    def __init__(self, volumes: list[Tensor], count: int) -> None:
+        self.volumes, self.count = volumes, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.volumes[index % len(self.volumes)]
+
+
+class _Stamps(L.Callback):
+    """The time at the end of each step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
+def measure_cost(module: BIDSDataModule, training: TrainingOptions, run: RunOptions) -> Cost:
+    """Prepare a few images, take a few steps on them, and return what it took.
+
+    Parameters
+    ----------
+    module : BIDSDataModule
+        Checked; gives images, preparation and the size of a batch.
+    training, run : TrainingOptions, RunOptions
+        As of the real training.
+    """
+    plan = module.plan()
+    chosen = np.linspace(0, len(plan) - 1, min(_IMAGES, len(plan))).round().astype(int)
+    volumes, seconds = [], []
+    for i in chosen:
+        start = time.perf_counter()
+        volumes.append(plan[int(i)])
+        seconds.append(time.perf_counter() - start)
+    people = len(module.participants("train"))
+    steps = len(EpochBatches(people, training.batch_size, seed=None))
+    devices = int(training.devices) if training.devices.isdigit() else 1
+    size = max(2, -(-people // (steps * devices * training.num_nodes)))
+    samples = TwoViewSamples(
+        _Few(volumes, size * (_STEPS + 1)),
+        volume_views(training.views, module.kind),
+        seed=run.random_seed,
+        lazy=training.views_on_device,
+    )
+    start = time.perf_counter()
+    for i in range(size):
+        samples[0, i]
+    drawing = 0.0 if samples.lazy else time.perf_counter() - start
+    stamps = _Stamps()
+    model = new_model(training, run.random_seed)
+    # One process, which starts no others, on one process's part of a batch.
+    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    model.set_params(
+        **(run_options(training) | alone),
+        max_epochs=1,
+        lr_scheduler=None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[stamps],
+    )
+    model.fit(two_view_loader(samples, size, num_workers=run.nprocs or 0))
+    device = str(next(model.parameters()).device)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    megabytes = used / 2**20 if sys.platform == "darwin" else used / 2**10
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        megabytes, device = torch.cuda.max_memory_allocated() / 2**20, "cuda"
+    return Cost(
+        prepare_seconds=float(np.median(seconds)),
+        steps=steps,
+        step_seconds=float(np.median(np.diff(stamps.times))),
+        draw_seconds=drawing,
+        memory_mb=megabytes,
+        device=device,
+    )
+
+
+def choose_workers(cost: Cost, cores: int) -> int:
+    """Return the number of loading workers that keep the encoder busy; they change no result.
+
+    Parameters
+    ----------
+    cost : Cost
+        Measured without workers.
+    cores : int
+        Of this machine, for this process.
+
+    Returns
+    -------
+    int
+        0 where the encoder runs on the same cores; else as many as draw the views of a step while the
+        device computes one, leaving a core for the rest.
+    """
+    if cost.device == "cpu" or cost.draw_seconds == 0:
+        return 0
+    computing = max(cost.step_seconds - cost.draw_seconds, 0.01 * cost.step_seconds)
+    return min(math.ceil(cost.draw_seconds / computing - 1e-9), max(0, cores - 1))
+
+
+def dry_run(
+    bids_dir: Path,
+    output_dir: Path,
+    data: DataOptions,
+    training: TrainingOptions | None,
+    run: RunOptions,
+    console: NullReporter | None = None,
+    *,
+    targets: Sequence[str] | None = None,
+    prediction: PredictionOptions | None = None,
+) -> list[str]:
+    """Return lines that say what a run would do; nothing is written.
+
+    Parameters
+    ----------
+    bids_dir, output_dir : Path
+        The dataset and the output folder.
+    data, training, run
+        Options; without `training`, nothing is to be trained.
+    console : Quiet, optional
+        Told of progress.
+    targets, prediction : optional
+        What is to be predicted; refused as `predict` would.
+    """
+    check_places(bids_dir, output_dir)
+    module = data_module(bids_dir, data, run, training=training, console=console or NullReporter())
+    module.check()
+    if targets is not None:
+        prediction = prediction or PredictionOptions()
+        check_targets(module, targets, prediction)
+        refuse_unusable(module.images, module.persons, targets, prediction)
+    preparation = module.preparation
+    megabytes = module.plan().entry_bytes * len(module.images) / 1e6
+    lines = [
+        *input_lines(module, "nidl-dcl index --check"),
+        (
+            f"volumes of {' x '.join(map(str, preparation.shape or ()))} voxels of "
+            f"{' x '.join(f'{s:g}' for s in preparation.spacing)} mm, "
+            f"{'brain-masked' if preparation.masked else 'whole head'}"
+        ),
+        f"{megabytes:.1f} MB of prepared volumes in the work folder, a file each",
+    ]
+    if training is not None:
+        lines += _cost_lines(module, training, run)
+    return [*lines, "nothing was written (--dry-run)"]
+
+
+def _cost_lines(module: BIDSDataModule, training: TrainingOptions, run: RunOptions) -> list[str]:
+    """Say how long the training takes, and how much memory, from a few real steps."""
+    people = len(module.participants("train"))
+    if people < 2:
+        return [f"{people} participant to train on: at least 2 are needed"]
+    cost = measure_cost(module, training, run)
+    epoch = cost.steps * cost.step_seconds
+    return [
+        (
+            f"{people} participants to train on, {cost.steps} step{'s' * (cost.steps > 1)} per epoch, "
+            f"{training.max_epochs} epochs"
+        ),
+        (
+            f"about {_duration(epoch)} per epoch, {_duration(epoch * training.max_epochs)} in all "
+            f"({cost.step_seconds:.2f} s a step on {cost.device}, measured)"
+        ),
+        (
+            f"about {_duration(cost.prepare_seconds * len(module.images))} before that to read and "
+            "prepare the images, divided by the cores at work"
+        ),
+        f"about {cost.memory_mb / 1000:.1f} GB of memory",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,206 @@
+"""Objects made from options: the data module, the model, and what a change of them would spoil."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nidl_dcl.data.datamodule import BIDSDataModule
+from nidl_dcl.errors import UsageError
+from nidl_dcl.io.console import NullReporter
+from nidl_dcl.io.formats import read_json
+from nidl_dcl.models.dcl import DCL
+from nidl_dcl.models.encoders import ENCODERS
+from nidl_dcl.models.serialization import (
+    import_module_class,
+    load_model,
+    read_description,
+    weights_sha256,
+)
+from nidl_dcl.volumes.preparation import Preparation
+from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
+
+__all__ = [
+    "check_training",
+    "data_module",
+    "new_model",
+    "refuse_changes",
+    "take_weights",
+    "training_config",
+    "trusted_by_name",
+]
+
+_MODEL_RESULT = ("encoder", "views", "max_epochs", "batch_size", "temperature", "learning_rate")
+
+
+def data_module(
+    bids_dir: Path,
+    data: DataOptions,
+    run: RunOptions,
+    *,
+    training: TrainingOptions | None = None,
+    preparation: Preparation | None = None,
+    work: Path | None = None,
+    console: NullReporter | None = None,
+    max_skipped: float | None = None,
+) -> BIDSDataModule:
+    """Return the data module that the options describe.
+
+    Raises
+    ------
+    UsageError
+        For a missing folder, a label or a filter file that cannot be used.
+    """
+    if not bids_dir.is_dir():
+        raise UsageError(f"BIDS_DIR {bids_dir} is not a folder.")
+    allowed = 0.0 if data.strict else data.max_skipped
+    made = training or TrainingOptions()
+    return BIDSDataModule(
+        bids_dir,
+        preset=data.preset,
+        derivatives=data.derivatives,
+        participant_label=data.participant_label or None,
+        session_label=data.session_label or None,
+        filters=_filters(data.bids_filter_file),
+        select=data.select,
+        intensity=data.intensity,
+        mask=data.mask,
+        phenotypes=data.phenotypes,
+        preparation=preparation,
+        spacing=made.spacing,
+        shape=made.shape or None,
+        views=made.views,
+        views_on_device=made.views_on_device,
+        batch_size=made.batch_size,
+        num_workers=run.nprocs or 0,
+        holdout=data.holdout or 0.0,
+        random_state=run.random_seed,
+        work_dir=work,
+        max_skipped=allowed if max_skipped is None else max_skipped,
+        progress=None if console is None else console.progress,
+    )
+
+
+def _filters(file: Path | None) -> dict[str, Any] | None:
+    if file is None:
+        return None
+    try:
+        filters = read_json(file)
+    except OSError as error:
+        raise UsageError(f"--bids-filter-file {file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UsageError(f"--bids-filter-file {file} cannot be used as JSON: {error}.") from error
+    if not isinstance(filters, dict):
+        raise UsageError(f"--bids-filter-file {file} must hold an object of entities and values.")
+    return filters
+
+
+def check_training(training: TrainingOptions) -> None:
+    """Refuse an encoder or a first model that cannot be used, before any image is opened.
+
+    Raises
+    ------
+    UsageError
+        Naming it.
+    """
+    _encoder_class(training.encoder)
+    if training.init is not None:
+        read_description(training.init)
+
+
+def new_model(training: TrainingOptions, seed: int) -> DCL:
+    """Return an untrained estimator.
+
+    Raises
+    ------
+    UsageError
+        For an encoder that cannot be found or does not say how long its embedding is.
+    """
+    kind = _encoder_class(training.encoder)
+    n_features = getattr(kind(), "n_features", None)
+    if not isinstance(n_features, int):
+        raise UsageError(
+            f"The encoder {training.encoder} must say the length of its embedding as n_features."
+        )
+    return DCL(
+        kind,
+        proj_input_dim=n_features,
+        proj_hidden_dim=n_features,
+        temperature=training.temperature,
+        chunk_size=training.chunk_size,
+        learning_rate=training.learning_rate,
+        lr_scheduler_kwargs={"warmup_epochs": training.max_epochs / 10},
+        random_state=seed,
+    )
+
+
+def _encoder_class(name: str) -> Any:
+    if name in ENCODERS:
+        return ENCODERS[name]
+    if ":" not in name:
+        raise UsageError(
+            f"--encoder takes {', '.join(ENCODERS)} or package.module:Class, got {name!r}."
+        )
+    return import_module_class(name, trust=trusted_by_name(name))
+
+
+def trusted_by_name(encoder: str) -> list[str]:
+    """Return the package of an encoder of the caller's own: who names it runs it."""
+    package, colon, _ = encoder.partition(":")
+    return [package.partition(".")[0]] if colon else []
+
+
+def take_weights(model: DCL, folder: Path) -> None:
+    """Start `model` from the weights of a model folder.
+
+    Raises
+    ------
+    UsageError
+        When its architecture is another one.
+    """
+    known = load_model(folder)
+    try:
+        model.load_state_dict(known.state_dict())
+    except RuntimeError as error:
+        raise UsageError(f"--init {folder} has another architecture: {error}") from error
+    model.__dict__["_exposure"] = known.exposure
+
+
+def training_config(
+    data: DataOptions,
+    training: TrainingOptions,
+    run: RunOptions,
+    preparation: Preparation,
+    group: str | None = None,
+) -> dict[str, Any]:
+    """Return what decides about the weights; new participants are not part of it."""
+    config = {name: getattr(training, name) for name in _MODEL_RESULT}
+    config["holdout"] = data.holdout or 0.0
+    config["group"] = group if data.holdout else None
+    config["chunk_size"] = training.chunk_size
+    config["precision"] = training.precision
+    config["init"] = None
+    if training.init is not None:
+        config["init"] = weights_sha256(training.init)
+    config["preset"] = data.preset
+    config["random_seed"] = run.random_seed
+    config["preparation"] = preparation.rules()
+    return config
+
+
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """Refuse to go on in an output that was made with another configuration.
+
+    Raises
+    ------
+    UsageError
+        Naming each differing field with both values.
+    """
+    differing = [name for name in now if name in before and before[name] != now[name]]
+    if differing:
+        raise UsageError(
+            f"{where} was made with another configuration: "
+            + "; ".join(f"{n} was {before[n]!r}, is {now[n]!r}" for n in differing)
+            + ". Use the same, another --model-name, or another OUTPUT_DIR."
+        )

@@ -1,0 +1,246 @@
+"""Who is trained on, held out or tested, and who is one person under several ids."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nidl_dcl.data.datamodule import BIDSDataModule
+from nidl_dcl.data.exposure import recognize, validated
+from nidl_dcl.data.grouping import joined
+from nidl_dcl.errors import UsageError
+from nidl_dcl.io.atomic import write_bytes
+from nidl_dcl.io.console import NullReporter
+from nidl_dcl.io.formats import to_tsv
+from nidl_dcl.models.serialization import read_description
+from nidl_dcl.output.folder import Output
+from nidl_dcl.workflow.factory import refuse_changes
+from nidl_dcl.workflow.options import DataOptions, RunOptions
+
+__all__ = [
+    "LEDGER",
+    "checksum",
+    "held_out_rows",
+    "hold_out",
+    "note_score",
+    "pretraining_splits",
+    "recognized",
+    "recorded_share",
+    "refuse_seen",
+    "tell_people",
+    "undivided_groups",
+]
+
+
+def hold_out(
+    module: BIDSDataModule, data: DataOptions, run: RunOptions, model: Path, group: str | None
+) -> DataOptions:
+    """Hold out whom the options say, else whom the model's training did; return what is so.
+
+    Raises
+    ------
+    UsageError
+        When the model has seen one of them, or was trained on this dataset with another share.
+    """
+    if not (model / "model.json").is_file():
+        module.hold_out(data.holdout or 0.0, group if data.holdout else None)
+        return replace(data, holdout=module.holdout or None)
+    description = read_description(model)
+    exposure = description.get("exposure") or {}
+    config = (description.get("provenance") or {}).get("config") or {}
+    how = recognize(module.images["participant_id"], module.contents, exposure)
+    recorded = recorded_share(description, module.bids_dir.name, how)
+    share = (recorded or 0.0) if data.holdout is None else data.holdout
+    if recorded:
+        refuse_changes(config, {"random_seed": run.random_seed}, model)
+        group = config.get("group")
+    module.hold_out(share, group if share else None)
+    refuse_seen(module.images, module.contents, exposure, model)
+    if recorded is not None:
+        refuse_changes({"holdout": recorded}, {"holdout": share}, model)
+    return replace(data, holdout=share or None)
+
+
+def held_out_rows(
+    images: pd.DataFrame, groups: pd.Series[Any], console: NullReporter
+) -> np.ndarray:
+    """Return which images are held out: those of groups of which everybody is."""
+    alone = images["split"] == "holdout"
+    aside = alone.groupby(groups.to_numpy()).transform("all")
+    if moved := images.loc[alone & ~aside, "participant_id"].nunique():
+        console.say(
+            f"{moved} participants are not held out after all: others of their --group are not. "
+            "Give --group when pretraining, too."
+        )
+    return np.asarray(aside, dtype=bool)
+
+
+def recognized(
+    module: BIDSDataModule, exposure: Mapping[str, Any], rows: Sequence[int]
+) -> list[str | None]:
+    """Return how pretraining knows each image's participant: by image, by id, not, or unknown."""
+    images = module.images.iloc[list(rows)]
+    return recognize(images["participant_id"], [module.contents[i] for i in rows], exposure)
+
+
+def pretraining_splits(module: BIDSDataModule, description: Mapping[str, Any]) -> list[str | None]:
+    """Return what this model's pretraining did with each person; None where it is not known."""
+    exposure = description.get("exposure") or {}
+    how = pd.Series(recognized(module, exposure, range(len(module.images))), dtype=object)
+    val = pd.Series(validated(module.images["participant_id"], exposure))
+    table = pd.DataFrame({"seen": how.isin(["image", "id"]), "known": how.notna(), "val": val})
+    table = table.groupby(module.persons).transform("max")
+    split = np.select(
+        [table["val"], table["seen"], table["known"]], ["val", "train", "holdout"], ""
+    )
+    return [str(s) or None for s in split]
+
+
+def undivided_groups(
+    images: pd.DataFrame, shared: Sequence[str | None], column: str | None
+) -> pd.Series[Any]:
+    """Return the groups that no split divides: participants, those who share an image, families."""
+    families = [] if column is None else [images[column]]
+    return pd.Series(joined(images["participant_id"], shared, *families), dtype=object)
+
+
+def tell_people(
+    output: Output,
+    metrics: dict[str, Any],
+    run: RunOptions,
+    config: Mapping[str, Any],
+    fingerprint: str,
+    console: NullReporter,
+) -> None:
+    """Say who counts once; note in the ledger, before it is known elsewhere, what was held out."""
+    if metrics["duplicates"]:
+        console.say(metrics["duplicates"]["sentence"])
+    last = metrics["holdout"]
+    if last is None:
+        return
+    last["times_scored"] = None
+    if last["scores"]:
+        metric = metrics["headline"]["metric"]
+        made_of = json.dumps({**config, "data": fingerprint}, sort_keys=True)
+        row = {
+            "target": metrics["target"],
+            "n_participants": last["n_participants"],
+            "predicted_from": f"embeddings of {run.model_name} and the baselines",
+            "metric": metric,
+            "score": last["scores"][metric]["mean"],
+            "config": checksum([made_of]),
+        }
+        times = last["times_scored"] = note_score(output.path, row)
+        if times > 1:
+            last["sentence"] += (
+                f" Held-out participants were scored {times} times for {metrics['target']} here "
+                "(logs/holdout.tsv): if anything was chosen in between, this score is no longer new."
+            )
+    console.say(last["sentence"])
+
+
+def checksum(*columns: Any) -> str:
+    """Return a checksum of values as text."""
+    text = "\x1f".join(str(value) for column in columns for value in column)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+LEDGER = ("time", "target", "n_participants", "predicted_from", "metric", "score", "config")
+"""Columns of ``logs/holdout.tsv``."""
+
+
+def recorded_share(
+    description: Mapping[str, Any], dataset: str, how: Sequence[str | None]
+) -> float | None:
+    """Return the share that a model was trained with, if that was on this dataset; else None.
+
+    Parameters
+    ----------
+    description : mapping
+        Content of ``model.json``.
+    dataset : str
+        Name of the folder of the dataset.
+    how : sequence of (str or None)
+        How each of its images is recognized (`nidl_dcl.data.exposure.recognize`). One of the same voxels
+        tells that the dataset is the same; of model folders without images, the name does.
+    """
+    provenance = description.get("provenance") or {}
+    config = provenance.get("config") or {}
+    if "holdout" not in config:
+        return None
+    knows_images = "images" in (description.get("exposure") or {})
+    same = "image" in how if knows_images else provenance.get("source") == dataset
+    return float(config["holdout"]) if same else None
+
+
+def refuse_seen(
+    images: pd.DataFrame, contents: Sequence[str], exposure: Mapping[str, Any], model: Path
+) -> None:
+    """Refuse to hold out participants whom a model has seen.
+
+    Parameters
+    ----------
+    images : DataFrame
+        Columns ``participant_id`` and ``split``.
+    contents : sequence of str
+        Checksum of the voxels of each image.
+    exposure : mapping
+        Of the model.
+    model : Path
+        Its folder, for the message.
+
+    Raises
+    ------
+    UsageError
+        Saying how many there are, how they were recognized, and what to do.
+    """
+    aside = images["split"] == "holdout"
+    how = pd.Series(recognize(images["participant_id"], contents, exposure), index=images.index)
+    seen = how[aside & how.isin(["image", "id"])].groupby(images["participant_id"])
+    by_image = seen.agg(lambda rows: "image" in set(rows))
+    if by_image.empty:
+        return
+    n, n_image = len(by_image), int(by_image.sum())
+    raise UsageError(
+        f"{n} of {images.loc[aside, 'participant_id'].nunique()} participants to be held out were "
+        f"seen when {model} was trained: {n_image} by their images, {n - n_image} by their id alone "
+        f"(first: {by_image.index[0]}). Their scores would not be those of new participants. Train "
+        "a model that leaves them out: `nidl-dcl pretrain --holdout FRACTION` with another "
+        "--model-name or OUTPUT_DIR (and the same --random-seed), without --init of a model that "
+        "saw them; or do without --holdout. An id alone may be another person of the same name: "
+        "it counts as seen, to be safe."
+    )
+
+
+def note_score(folder: Path, row: Mapping[str, Any]) -> int:
+    """Add a row to ``logs/holdout.tsv``, and return how often its target has been scored now.
+
+    What stands in the file is kept, byte by byte.
+
+    Parameters
+    ----------
+    folder : Path
+        The output folder.
+    row : mapping
+        The columns of `LEDGER` but the time.
+    """
+    path = folder / "logs" / "holdout.tsv"
+    before = path.read_bytes() if path.is_file() else b""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    header, line = to_tsv(pd.DataFrame([{"time": now, **row}], columns=list(LEDGER))).splitlines()
+    if not before:
+        before = header.encode() + b"\n"
+    if not before.endswith(b"\n"):
+        before += b"\n"
+    whole = before + line.encode("utf-8", "backslashreplace") + b"\n"
+    write_bytes(path, whole)
+    target = line.split("\t")[1].encode("utf-8", "backslashreplace")
+    return sum(one.split(b"\t")[1:2] == [target] for one in whole.split(b"\n")[1:])

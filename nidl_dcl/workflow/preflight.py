@@ -1,0 +1,136 @@
+"""What is asked of a study, held against what is there, before anything is done.
+
+Refuses with one message; what options can be refused alone is `options`' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nidl_dcl.data.datamodule import BIDSDataModule
+from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.evaluation.confounds import encode_confounds, read_confounds, read_target_beside
+from nidl_dcl.evaluation.folds import make_design
+from nidl_dcl.evaluation.targets import target_labels
+from nidl_dcl.io.console import NullReporter
+from nidl_dcl.models.serialization import read_description, weights_sha256
+from nidl_dcl.workflow.factory import refuse_changes
+from nidl_dcl.workflow.options import PredictionOptions, TrainingOptions
+from nidl_dcl.workflow.participants import held_out_rows, undivided_groups
+
+__all__ = [
+    "SITE_COLUMNS",
+    "check_targets",
+    "is_trained",
+    "known_shape",
+    "refuse_another_model",
+    "refuse_unusable",
+    "site_column",
+]
+
+SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre")
+"""Columns, in any case, that are audited as sites."""
+
+
+def is_trained(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Return whether the model is there already; refuse one that was trained otherwise."""
+    if not (folder / "model.json").is_file():
+        return False
+    refuse_changes(read_description(folder)["provenance"].get("config", {}), config, folder)
+    return True
+
+
+def known_shape(training: TrainingOptions, folder: Path) -> TrainingOptions:
+    """Return the options with the shape of the model that is there.
+
+    The default shape comes from the images, so new participants could change it.
+    """
+    if training.shape or not (folder / "model.json").is_file():
+        return training
+    contract = read_description(folder)["input_contract"] or {}
+    return replace(training, shape=list(contract.get("shape") or []))
+
+
+def refuse_another_model(own: Path, source: Path, digest: str) -> None:
+    """Refuse weights other than those that the output holds."""
+    if not (own / "model.json").is_file():
+        return
+    if weights_sha256(own) != digest:
+        raise UsageError(
+            f"{own} holds another model than {source}. Choose another --model-name or another "
+            "OUTPUT_DIR."
+        )
+
+
+def check_targets(
+    module: BIDSDataModule, targets: Sequence[str], prediction: PredictionOptions
+) -> dict[str, str]:
+    """Return the label of each target in file names; refuse what cannot be predicted."""
+    if not targets:
+        raise UsageError("--target needs at least one column.")
+    known = module.phenotype_columns
+    columns = [c for c in (prediction.group, prediction.site) if c]
+    for name in (*targets, *columns, *prediction.confounds):
+        if name not in known:
+            raise UsageError(
+                f"No phenotype table of {module.bids_dir} has a column {name!r}; there are: "
+                f"{', '.join(known) or 'none'}."
+            )
+    for target in targets:
+        if target in prediction.confounds:
+            raise UsageError(
+                f"{target!r} is both a --target and one of --confounds: nothing would be left to "
+                "predict. Leave it out of one of them, or predict the targets one by one."
+            )
+        if target == prediction.site:
+            raise UsageError(f"{target!r} is both a --target and the --site. Choose another.")
+        if prediction.harmonize and site_column(module, prediction, target) is None:
+            raise UsageError(
+                f"--harmonize needs a column of sites besides the target {target!r}. Name it with "
+                f"--site; there are: {', '.join(known)}."
+            )
+    return target_labels(targets)
+
+
+def refuse_unusable(
+    images: pd.DataFrame,
+    persons: Sequence[str],
+    targets: Sequence[str],
+    prediction: PredictionOptions,
+) -> None:
+    """Refuse targets that have no cross-validation, all in one message, before anything is done.
+
+    With another cohort's readout, there is something to do without it.
+    """
+    if prediction.readout is not None:
+        return
+    groups, problems = undivided_groups(images, persons, prediction.group), []
+    aside, labels = held_out_rows(images, groups, NullReporter()), groups.to_numpy()
+    people = np.array(persons, dtype=object)
+    for target in dict.fromkeys(targets):
+        try:
+            confounds = read_confounds(images[prediction.confounds], labels, aside, target)
+            read = read_target_beside(images[target], labels, aside, confounds, name=target)
+            design = make_design(read, people, labels, n_splits=5, n_repeats=1, seed=0)
+            if confounds:
+                encode_confounds(confounds, design.rows, labels)
+        except InputsUnusableError as error:
+            problems.append(str(error))
+    if problems:
+        if len(problems) < len(set(targets)):
+            problems.append("Nothing was done for the other targets: run again without these.")
+        raise InputsUnusableError(" ".join(problems))
+
+
+def site_column(module: BIDSDataModule, prediction: PredictionOptions, target: str) -> str | None:
+    """Return the column of sites: the one named, or the first whose name says so."""
+    if prediction.site:
+        return prediction.site
+    columns = (str(c) for c in module.phenotype_columns)
+    return next((c for c in columns if c.lower() in SITE_COLUMNS and c != target), None)

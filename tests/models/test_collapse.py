@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nidl_dcl.models.collapse import CollapseMonitor, alignment, effective_rank, uniformity
+
+
+def test_alignment_is_zero_for_the_same_and_four_for_opposite_views() -> None:
+    h = torch.randn(6, 3)
+    assert alignment(h, 2 * h) == pytest.approx(0, abs=1e-12)
+    assert alignment(h, -h) == pytest.approx(4, rel=1e-6)
+
+
+def test_uniformity_is_zero_at_collapse_and_falls_with_the_spread() -> None:
+    assert uniformity(torch.ones(5, 3)) == pytest.approx(0, abs=1e-6)
+    apart = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert uniformity(apart) == pytest.approx(-8, rel=1e-5)
+    assert uniformity(torch.ones(1, 3)) == 0
+
+
+def test_effective_rank_counts_directions() -> None:
+    orthogonal = torch.cat([torch.eye(4), -torch.eye(4)])
+    assert effective_rank(orthogonal) == pytest.approx(4, rel=1e-6)
+    line = torch.arange(5.0)[:, None] * torch.tensor([[1.0, 2.0, 3.0]])
+    assert effective_rank(line) == pytest.approx(1, rel=1e-6)
+    assert effective_rank(torch.full((7, 3), 0.1)) == 0
+
+
+def test_a_watch_measures_what_it_kept_and_names_the_level_of_collapse() -> None:
+    watch = CollapseMonitor(limit=6)
+    assert watch.measure() == {}
+    for _ in range(4):
+        watch.add(torch.ones(4, 3), torch.ones(4, 3), 4)
+    found = watch.measure()
+    assert watch.kept == 8
+    assert found["collapse_loss"] == pytest.approx(math.log(6))
+    assert found["alignment"] == found["effective_rank"] == 0

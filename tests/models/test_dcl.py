@@ -1,0 +1,552 @@
+"""The estimator: fitting, encoding, its arguments and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from monai.data import MetaTensor
+from sklearn.exceptions import NotFittedError
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from nidl_dcl import DCL, BIDSDataModule, DCLLoss, DCLWLoss
+from nidl_dcl.data.batches import single_view, two_views
+from nidl_dcl.data.datasets import TwoViewSamples
+from nidl_dcl.data.samplers import two_view_loader
+from nidl_dcl.errors import NonFiniteError
+from nidl_dcl.models.encoders import StridedCNN
+
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+
+def make(**kwargs):
+    options = {
+        "encoder": nn.Linear,
+        "encoder_kwargs": {"in_features": 25, "out_features": 10},
+        "proj_input_dim": 10,
+        "proj_hidden_dim": 8,
+        "proj_output_dim": 4,
+        "max_epochs": 2,
+        "lr_scheduler": None,
+        "random_state": 0,
+        **QUIET,
+        **kwargs,
+    }
+    return DCL(**options)
+
+
+@pytest.fixture
+def rows():
+    return torch.randn(20, 25, generator=torch.Generator().manual_seed(0))
+
+
+def pairs(rows, labels=None):
+    views = [[x, x + 0.1] for x in rows]
+    items = views if labels is None else list(zip(views, labels, strict=True))
+    return DataLoader(items, batch_size=2)
+
+
+class Jitter:
+    def __call__(self, x):
+        return x + 0.1 * torch.randn_like(x)
+
+
+# -- the peer's way ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [None, list(range(20))])
+def test_two_view_loaders_under_the_default_warmup(rows, labels):
+    encoder = nn.Linear(25, 10)
+    for _ in range(2):  # one instance, several estimators
+        model = make(
+            encoder=encoder, lr_scheduler="warmup_cosine", limit_train_batches=3, random_state=42
+        )
+        with pytest.warns(UserWarning, match="warm-up of 10 epochs"):
+            model.fit(pairs(rows, labels), pairs(rows, labels))
+        z = model.transform(DataLoader(rows, batch_size=2))
+        assert z.shape == (20, 10)
+        assert isinstance(z, torch.Tensor)
+        assert z.dtype == torch.float32
+
+
+def test_a_length_in_steps_alone_gives_the_same_weights(rows):
+    def weights(**length):
+        given = {"lr_scheduler_kwargs": {"warmup_epochs": 1}, "lr_scheduler": "warmup_cosine"}
+        return make(**given, **length).fit(pairs(rows)).encoder.weight
+
+    assert torch.equal(weights(max_epochs=-1, max_steps=30), weights(max_epochs=3))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_views_drawn_after_the_transfer_are_those_of_the_loader(heads_made, workers):
+    def weights(**more):
+        module = BIDSDataModule(heads_made, spacing=8.0, batch_size=4, validation=0.3, **more)
+        model = make(encoder=StridedCNN, encoder_kwargs=None, proj_input_dim=512, random_state=0)
+        return torch.cat([p.detach().ravel() for p in model.fit(module).parameters()])
+
+    assert torch.equal(weights(views_on_device=True, num_workers=workers), weights())
+
+
+def test_undrawn_views_keep_targets_and_go_where_they_are_sent():
+    samples = TwoViewSamples(
+        [(torch.ones(2), i) for i in range(3)], lambda x: x + torch.rand(2), seed=0, lazy=True
+    )
+    batch = next(iter(two_view_loader(samples, 3, shuffle=False))).to("cpu", non_blocking=True)
+    (first, second), y = batch.draw()
+    assert y.tolist() == [0, 1, 2]
+    assert first.shape == second.shape == (3, 2)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, batch.draw()[0][0])
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_chunks_change_memory_and_not_the_gradient(size):
+    volumes = torch.randn(8, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    encoder = nn.Sequential(
+        nn.Conv3d(1, 4, 3, stride=2),
+        nn.GroupNorm(2, 4),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(108, 10),
+    )
+
+    def trained(**more):
+        model = make(encoder=encoder, encoder_kwargs=None, max_epochs=1, views=Jitter(),
+                     batch_size=8, optimizer="sgd", learning_rate=0.1, **more)  # fmt: skip
+        calls = []
+        model.encoder[0].register_forward_hook(lambda module, x, y: calls.append(len(x[0])))
+        return torch.cat([p.detach().ravel() for p in model.fit(volumes).parameters()]), calls
+
+    whole, _ = trained()
+    parts, calls = trained(chunk_size=size)
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)  # of a step of 0.1
+    assert max(calls) == size
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 2.0])
+def test_a_chunk_is_a_positive_number_of_samples(size, rows):
+    with pytest.raises(ValueError, match="chunk_size"):
+        make(chunk_size=size).fit(rows)
+
+
+def test_chunks_of_a_batch_normalising_encoder_are_warned_of():
+    volumes = torch.randn(4, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = make(encoder=StridedCNN, encoder_kwargs=None, proj_input_dim=512, max_epochs=1,
+                 chunk_size=2)  # fmt: skip
+    with pytest.warns(UserWarning, match="batch normalization"):
+        model.fit(volumes)
+
+
+def test_steps_return_loss_projections_and_targets(rows):
+    seen = {}
+
+    class Spy(DCL):
+        def training_step(self, batch, batch_idx, dataloader_idx=0):
+            out = super().training_step(batch, batch_idx, dataloader_idx)
+            seen.update(out)
+            return out
+
+    model = Spy(**make().get_params())
+    model.fit(pairs(rows, list(range(20))))
+    assert seen["z1"].shape == seen["z2"].shape == (2, 4)
+    assert seen["loss"].ndim == 0
+    assert seen["y"].tolist() == [18, 19]
+    assert not seen["z1"].requires_grad
+    assert model.test_step(None, 0) is None
+
+
+def test_attributes_before_and_after_fit(rows):
+    model = make(optimizer="SGD", lr_scheduler=torch.optim.lr_scheduler.ConstantLR)
+    assert (model.optimizer, model.fitted) == ("SGD", False)
+    model.fit(pairs(rows))
+    assert isinstance(model.optimizer, torch.optim.SGD)
+    assert isinstance(model.lr_scheduler, torch.optim.lr_scheduler.ConstantLR)
+    assert model.get_params()["optimizer"] == "SGD"
+    assert isinstance(model.loss, DCLLoss)
+    assert model.fitted
+    assert {n for n, _ in model.projection_head.named_parameters()} == {
+        "layers.0.weight",
+        "layers.0.bias",
+        "layers.2.weight",
+        "layers.2.bias",
+    }
+
+
+def test_weighting_sigma_selects_the_weighted_loss():
+    loss = make(weighting_sigma=0.3, temperature=0.2).loss
+    assert isinstance(loss, DCLWLoss)
+    assert (loss.sigma, loss.temperature) == (0.3, 0.2)
+
+
+# -- inputs -----------------------------------------------------------------------------------
+
+
+class Rows(Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return self.rows[i]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "kind"),
+    [
+        (lambda x: x, torch.Tensor),
+        (lambda x: x.numpy(), np.ndarray),
+        (lambda x: x.tolist(), np.ndarray),
+        (Rows, np.ndarray),
+        (TensorDataset, np.ndarray),
+        (lambda x: DataLoader(Rows(x), batch_size=3), torch.Tensor),
+        (lambda x: DataLoader(TensorDataset(x, torch.arange(20)), batch_size=7), torch.Tensor),
+    ],
+)
+def test_transform_gives_the_encoders_output_in_input_order(rows, wrap, kind):
+    fitted = make().fit(rows)
+    out = fitted.transform(wrap(rows))
+    assert isinstance(out, kind)
+    want = fitted.encoder(rows).detach()
+    torch.testing.assert_close(torch.as_tensor(out), want)
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 16, 16, 16), (6, 16, 16, 16)])
+def test_volumes_with_and_without_channel(shape):
+    volumes = np.random.default_rng(0).random(shape, dtype=np.float32)
+    model = make(encoder=StridedCNN, encoder_kwargs={"width": 2}, proj_input_dim=32, max_epochs=1)
+    assert model.fit(volumes).transform(volumes).shape == (6, 32)
+
+
+def test_image_paths_and_nibabel_images(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [
+        nib.Nifti1Image(rng.random((20, 22, 18), np.float32), 4 * np.eye(4)) for _ in range(4)
+    ]
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(tmp_path / f"image{i}.nii.gz")
+        nib.save(image, paths[-1])
+    model = make(
+        encoder=StridedCNN, encoder_kwargs={"width": 2}, proj_input_dim=32, max_epochs=1
+    ).fit(paths)
+    out = model.transform(paths)
+    assert out.shape == (4, 32)
+    assert model.preparation.shape == (24, 24, 24)
+    for same in (
+        images,
+        pd.Series(list(map(str, paths))),
+        pd.DataFrame({"path": paths}),
+        np.array(paths),
+    ):
+        np.testing.assert_array_equal(model.transform(same), out)
+    np.testing.assert_array_equal(model.transform(paths[::-1]), out[::-1])
+
+
+def test_transform_with_targets_keeps_strings(rows):
+    names = [f"sub-{i:02d}" for i in range(20)]
+    loader = DataLoader(list(zip(rows, names, strict=True)), batch_size=6)
+    features, targets = make().fit(rows).transform_with_targets(loader)
+    assert list(targets) == names
+    assert features.shape == (20, 10)
+
+
+def test_lazy_modules_take_their_shape_from_the_first_batch(rows):
+    model = make(encoder=nn.LazyLinear, encoder_kwargs={"out_features": 10})
+    assert model.fit(pairs(rows)).encoder.weight.shape == (10, 25)
+
+
+@pytest.mark.parametrize(
+    ("system", "asked", "used"),
+    [("darwin", {}, "cpu"), ("darwin", {"accelerator": "mps"}, "mps"), ("linux", {}, None)],
+)
+def test_apples_gpu_has_to_be_asked_for(system, asked, used, monkeypatch):
+    model = DCL(nn.Linear(6, 5), proj_input_dim=5, **asked)
+    monkeypatch.setattr(sys, "platform", system)
+    assert model._trainer_options().get("accelerator") == used
+    assert model.get_params().get("accelerator") == asked.get("accelerator")
+
+
+# -- randomness -------------------------------------------------------------------------------
+
+
+def test_fits_with_one_seed_are_identical_and_leave_the_global_generators_alone(rows):
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    state = torch.get_rng_state()
+    first = make().fit(rows)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    again = make().fit(rows)
+    assert torch.equal(first.transform(rows), again.transform(rows))
+
+
+def test_no_seed_is_random(rows):
+    a, b = (make(random_state=None).fit(rows).transform(rows) for _ in range(2))
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_result(rows, workers):
+    alone = make(views=Jitter()).fit(rows).transform(rows)
+    assert torch.equal(make(views=Jitter(), num_workers=workers).fit(rows).transform(rows), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_way_workers_start_changes_no_result(method, rows, tmp_path):
+    script = (
+        "import sys, torch\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from test_dcl import Jitter, make\n"
+        "if __name__ == '__main__':\n"
+        f"    torch.multiprocessing.set_start_method({method!r})\n"
+        "    rows = torch.randn(20, 25, generator=torch.Generator().manual_seed(0))\n"
+        "    model = make(views=Jitter(), num_workers=3, max_epochs=1).fit(rows)\n"
+        f"    torch.save(model.transform(rows), {str(tmp_path / 'found.pt')!r})\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=120)
+    alone = make(views=Jitter(), max_epochs=1).fit(rows).transform(rows)
+    assert torch.equal(torch.load(tmp_path / "found.pt"), alone)
+
+
+# -- watching ---------------------------------------------------------------------------------
+
+
+def test_how_embeddings_spread_goes_to_the_logger(rows, tmp_path):
+    logger = CSVLogger(tmp_path)
+    make(logger=logger).fit(rows)
+    table = pd.read_csv(Path(logger.log_dir) / "metrics.csv")
+    for name in ("loss/train", "alignment", "uniformity", "effective_rank", "collapse_loss"):
+        assert table[name].notna().sum() == 2
+
+
+def test_a_collapse_is_warned_of_once(rows):
+    class Constant(nn.Linear):
+        def forward(self, x):
+            return super().forward(0 * x)
+
+    model = make(encoder=Constant, learning_rate=0.0)
+    with pytest.warns(UserWarning, match="In epoch 1 .* it has collapsed") as caught:
+        model.fit(rows)
+    assert len(caught) == 1
+
+
+def test_a_second_fit_starts_afresh_unless_warm(rows):
+    model = make().fit(rows)
+    once = model.transform(rows)
+    assert torch.equal(model.fit(rows).transform(rows), once)
+    warm = model.set_params(warm_start=True).fit(rows).transform(rows)
+    assert not torch.equal(warm, once)
+
+
+# -- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"temperature": 0}, ValueError, "temperature must be"),
+        ({"learning_rate": -1}, ValueError, "learning_rate must be"),
+        ({"encoder": 3}, TypeError, "encoder must be"),
+        ({"optimizer": "adagrad2"}, ValueError, "optimizer must be"),
+        ({"lr_scheduler": "cos"}, ValueError, "lr_scheduler must be"),
+        ({"batch_size": 0}, ValueError, "batch_size must be"),
+        ({"num_workers": -1}, ValueError, "num_workers must be"),
+        ({"views": 3}, TypeError, "views must be callable"),
+        ({"weighting_sigma": 0}, ValueError, "sigma must be"),
+        ({"proj_hidden_dim": 0}, ValueError, "proj_hidden_dim must be"),
+        ({"proj_input_dim": 11}, ValueError, "gives 10 features .* takes 11"),
+    ],
+)
+def test_values_are_checked_in_fit_not_before(rows, change, error, match):
+    model = make(**change)
+    with pytest.raises(error, match=match):
+        model.fit(rows)
+
+
+@pytest.mark.parametrize(
+    ("batch", "error"),
+    [
+        (torch.ones(2, 25), TypeError),
+        ([torch.ones(2, 25)], ValueError),
+        ([torch.ones(2, 25)] * 3, ValueError),
+        ([torch.ones(2, 25), torch.ones(3, 25)], ValueError),
+        ([torch.ones(2, 25), "y"], TypeError),
+        ({"x": torch.ones(2, 25)}, TypeError),
+        (([torch.ones(2, 25)], 1), ValueError),
+    ],
+)
+def test_other_batches_are_refused_with_what_came(batch, error):
+    with pytest.raises(error, match="got"):
+        make().training_outputs(batch)
+
+
+def test_monais_tensors_lose_their_metadata_before_the_encoder_sees_them():
+    (x1, x2), _ = two_views([MetaTensor(torch.zeros(2, 3)), MetaTensor(torch.ones(2, 3))])
+    assert type(x1) is type(x2) is type(single_view(MetaTensor(torch.zeros(2)))[0]) is torch.Tensor
+    assert x2.sum() == 6
+
+
+def test_transform_refuses_two_views_and_warns_of_a_shuffling_loader(rows):
+    model = make().fit(rows)
+    with pytest.raises(ValueError, match="two views"):
+        model.transform(pairs(rows))
+    with pytest.raises(TypeError, match="takes batches"):
+        model.transform(pairs(rows, list(range(20))))
+    with pytest.warns(UserWarning, match="shuffles"):
+        model.transform(DataLoader(rows, batch_size=4, shuffle=True))
+
+
+def test_not_fitted(rows):
+    with pytest.raises(NotFittedError):
+        make().transform(rows)
+
+
+class Spoil:
+    """Views that turn one sample into NaN."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __call__(self, x):
+        return x * torch.nan if x[0] == self.mark else x + 0.1
+
+
+def test_a_nan_stops_training_names_the_sample_and_spares_the_weights(rows):
+    model = make(views=Spoil(rows[7, 0]), batch_size=4)
+    with pytest.raises(NonFiniteError, match=r"\(7\)"):
+        model.fit(rows)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert not model.fitted
+
+
+def test_a_gradient_that_explodes_never_reaches_the_weights(rows):
+    class Explode(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * torch.inf
+
+    class Bad(nn.Linear):
+        def forward(self, x):
+            return Explode.apply(super().forward(x))
+
+    model = make(encoder=Bad(25, 10))
+    with pytest.raises(NonFiniteError, match="gradient"):
+        model.fit(rows)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_non_finite_rows_are_refused_by_number(rows):
+    volumes = np.zeros((3, 1, 8, 8, 8), np.float32)
+    volumes[1, 0, 0, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="Sample 1"):
+        make().fit(volumes)
+    rows[4, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="Sample 4"):
+        make().fit(torch.randn(20, 25)).transform(DataLoader(rows, batch_size=20))
+
+
+# -- checkpoints ------------------------------------------------------------------------------
+
+
+def test_resuming_gives_the_same_weights_as_never_stopping(rows, tmp_path):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            if trainer.global_step == 5:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+                trainer.should_stop = True
+
+    options = {
+        "batch_size": 5,
+        "max_epochs": 3,
+        "views": Jitter(),
+        "default_root_dir": str(tmp_path),
+    }
+    whole = make(**options).fit(rows).transform(rows)
+    with_checkpoints = make(**options, callbacks=[Stop(), ModelCheckpoint(tmp_path)])
+    with_checkpoints.fit(rows)
+    resumed = make(**options, num_workers=1).fit(rows, ckpt_path=tmp_path / "middle.ckpt")
+    assert torch.equal(resumed.transform(rows), whole)
+    with pytest.raises(ValueError, match=r"temperature was 0\.1, is 0\.2"):
+        make(**options, temperature=0.2).fit(rows, ckpt_path=tmp_path / "middle.ckpt")
+
+
+WARM = {
+    "batch_size": 4,
+    "max_epochs": 3,
+    "views": Jitter(),
+    "lr_scheduler": "warmup_cosine",
+    "lr_scheduler_kwargs": {"warmup_epochs": 1},
+}
+
+
+class SaveEachStep(L.Callback):
+    """Saves a checkpoint after each optimizer step, and kills the process after one of them."""
+
+    def __init__(self, folder, killed_after=None):
+        self.folder, self.killed_after = folder, killed_after
+
+    def on_train_batch_end(self, trainer, module, *args):
+        file = self.folder / f"{trainer.global_step}.ckpt"
+        if trainer.global_step and not file.exists():
+            trainer.save_checkpoint(file)
+        if trainer.global_step == self.killed_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def assert_identical(model, other):
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_resumed_after_any_step_equals_an_uninterrupted_one(
+    accumulated, workers, rows, tmp_path
+):
+    options = {**WARM, "accumulate_grad_batches": accumulated}
+    saving = make(**options, callbacks=[SaveEachStep(tmp_path)])
+    whole = saving.fit(rows, None, rows[:6])
+    steps = len(list(tmp_path.glob("*.ckpt")))
+    assert steps == {1: 15, 2: 9}[accumulated]
+    for step in range(1, steps):
+        again = make(**options, num_workers=workers)
+        again.fit(rows, None, rows[:6], ckpt_path=tmp_path / f"{step}.ckpt")
+        assert_identical(again, whole)
+
+
+@pytest.mark.slow
+def test_a_run_killed_by_the_system_goes_on_and_ends_the_same(rows, tmp_path):
+    script = (
+        "import sys, pathlib, torch\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from test_dcl import WARM, SaveEachStep, make\n"
+        "rows = torch.randn(20, 25, generator=torch.Generator().manual_seed(0))\n"
+        f"saving = SaveEachStep(pathlib.Path({str(tmp_path)!r}), killed_after=8)\n"
+        "make(**WARM, callbacks=[saving]).fit(rows, None, rows[:6])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    whole = make(**WARM).fit(rows, None, rows[:6])
+    again = make(**WARM, num_workers=1).fit(rows, None, rows[:6], ckpt_path=tmp_path / "8.ckpt")
+    assert_identical(again, whole)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from nidl_dcl import DCL
+from nidl_dcl.models.encoders import ENCODERS, ProjectionHead, StridedCNN, _BlockPool, _GlobalMean
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_an_encoder_gives_as_many_features_as_it_states(name: str) -> None:
+    encoder = ENCODERS[name]().eval()
+    with torch.no_grad():
+        out = encoder(torch.randn(1, 1, 40, 48, 40))
+    assert out.shape == (1, encoder.n_features)
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_stem_of_a_resnet_has_stride_2(name: str) -> None:
+    assert ENCODERS[name]().network.conv1.stride == (2, 2, 2)
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_no_pooling_whose_gradient_is_random_on_a_gpu(name: str) -> None:
+    kinds = (nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d)
+    assert not [m for m in ENCODERS[name]().modules() if isinstance(m, kinds)]
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_an_encoder_is_rebuilt_from_its_arguments(name: str) -> None:
+    encoder = ENCODERS[name](in_channels=2)
+    twin = type(encoder)(**encoder.arguments)
+    shapes = {k: v.shape for k, v in encoder.state_dict().items()}
+    assert {k: v.shape for k, v in twin.state_dict().items()} == shapes
+
+
+def test_pooling_equals_torchs_where_blocks_fit() -> None:
+    x = torch.randn(2, 3, 8, 6, 4)
+    torch.testing.assert_close(_BlockPool("mean")(x), functional.avg_pool3d(x, 2))
+    torch.testing.assert_close(_BlockPool("max")(x), functional.max_pool3d(x, 2))
+    torch.testing.assert_close(_GlobalMean()(x), functional.adaptive_avg_pool3d(x, 1).flatten(1))
+
+
+def test_pooling_leaves_an_axis_of_one_voxel_and_drops_an_odd_end() -> None:
+    assert _BlockPool("max")(torch.randn(1, 1, 1, 5, 2)).shape == (1, 1, 1, 2, 1)
+
+
+def test_the_projection_head_names_its_layers_as_the_reference_does() -> None:
+    names = set(ProjectionHead(4, 8, 2).state_dict())
+    assert names == {f"layers.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+
+
+def test_a_head_that_does_not_fit_is_an_error_with_both_numbers() -> None:
+    model = DCL(StridedCNN(width=4), proj_input_dim=100, accelerator="cpu")
+    with pytest.raises(ValueError, match=r"64.*100"):
+        model.fit(torch.randn(4, 1, 16, 16, 16))
+
+
+def test_a_head_that_does_not_fit_an_encoder_without_n_features_is_the_same_error() -> None:
+    model = DCL(
+        nn.Linear(6, 5), proj_input_dim=4, accelerator="cpu", lr_scheduler=None, max_epochs=1
+    )
+    with pytest.raises(ValueError, match=r"5.*4"):
+        model.fit(torch.randn(8, 6))

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GroupKFold, cross_val_score
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nidl_dcl import DCL
+from nidl_dcl.models.probe import Probe, embed_between_steps
+
+
+class Encoder(nn.Sequential):
+    """With what behaves otherwise in training."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+
+
+def make(*callbacks: Any, **options: Any) -> DCL:
+    options = {
+        "max_epochs": 4,
+        "lr_scheduler": None,
+        "random_state": 0,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "batch_size": 8,
+        **options,
+    }
+    return DCL(Encoder, proj_input_dim=4, callbacks=list(callbacks), **options)
+
+
+@pytest.fixture
+def rows() -> torch.Tensor:
+    return torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
+
+
+def test_it_measures_every_few_epochs_and_at_the_last(rows: torch.Tensor) -> None:
+    probe = Probe(Ridge(), rows, rows[:, 0].numpy(), every=3)
+    make(probe).fit(rows)
+    assert [epoch for epoch, _ in probe.scores] == [3, 4]
+
+
+def test_a_run_with_a_probe_ends_as_one_without(rows: torch.Tensor) -> None:
+    probe = Probe(Ridge(), DataLoader(rows, batch_size=5), rows[:, 0].numpy(), every=1)
+    watched, alone = make(probe).fit(rows).state_dict(), make().fit(rows).state_dict()
+    torch.testing.assert_close(watched, alone, rtol=0, atol=0)
+
+
+def test_the_last_score_is_that_of_the_fitted_estimator(rows: torch.Tensor) -> None:
+    y = (rows[:, 0] > 0).numpy()
+    groups = np.arange(24) // 2
+    probe = Probe(LogisticRegression(), rows, y, groups=groups, scoring="balanced_accuracy")
+    features = make(probe).fit(rows).transform(rows).numpy()
+    expected = cross_val_score(
+        LogisticRegression(),
+        features,
+        y,
+        groups=groups,
+        cv=GroupKFold(5),
+        scoring="balanced_accuracy",
+    )
+    assert probe.scores == [(4, pytest.approx(expected.mean()))]
+
+
+def test_groups_are_never_split(rows: torch.Tensor) -> None:
+    # Each pair shares a value that only its twin could tell.
+    x = rows[:12].repeat_interleave(2, 0)
+    y = torch.randn(12, generator=torch.Generator().manual_seed(1)).repeat_interleave(2).numpy()
+    grouped = Probe(Ridge(alpha=1e-6), x, y, groups=np.arange(24) // 2, scoring="r2")
+    make(grouped).fit(rows)
+    assert grouped.scores[0][1] < 0
+
+
+def test_checkpoints_and_early_stopping_can_follow_it(rows: torch.Tensor, tmp_path: Path) -> None:
+    probe = Probe(Ridge(), rows, rows[:, 0].numpy(), name="age", every=1)
+    best = ModelCheckpoint(tmp_path, monitor="probe/age", mode="max")
+    patient = EarlyStopping(monitor="probe/age", mode="max", patience=50)
+    make(probe, best, patient, default_root_dir=str(tmp_path)).fit(rows)
+    assert float(best.best_model_score) == pytest.approx(max(s for _, s in probe.scores))
+
+
+@pytest.mark.parametrize("what", ["y", "groups"])
+def test_another_length_is_an_error_with_both_numbers(what: str, rows: torch.Tensor) -> None:
+    wrong = {"y": rows[:, 0].numpy(), "groups": np.arange(24), what: np.arange(7)}
+    with pytest.raises(ValueError, match=rf"24 samples in X and 7 in {what}"):
+        make(Probe(Ridge(), rows, **wrong)).fit(rows)
+
+
+def test_between_steps_rows_come_in_input_order_and_modes_stay(rows: torch.Tensor) -> None:
+    model = make().fit(rows)
+    model.train()
+    model.encoder[1].eval()
+    loader = DataLoader(TensorDataset(rows, torch.arange(24)), batch_size=7)
+    found = embed_between_steps(model, loader)
+    assert [module.training for module in model.encoder] == [True, False, True]
+    assert np.array_equal(found, model.transform(loader).numpy())

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nidl_dcl.output.sharing_rules import hide_few, is_of_many, largest_share, n_changed
+
+
+@pytest.mark.parametrize(
+    ("images", "many"),
+    [
+        ([1] * 20, True),
+        ([1] * 19, False),
+        ([2] * 20, True),
+        ([2] + [1] * 20, False),  # 2 of 22
+        ([2] + [1] * 38, True),
+        ([100] + [1] * 30, False),
+    ],
+)
+def test_an_average_is_of_many_if_nobody_has_more_than_a_twentieth(
+    images: list[int], many: bool
+) -> None:
+    participants = pd.Series([f"sub-{i}" for i, n in enumerate(images) for _ in range(n)])
+    assert is_of_many(largest_share(participants)) is many
+
+
+def test_what_is_not_known_is_not_of_many() -> None:
+    assert not is_of_many(None)
+
+
+@pytest.mark.parametrize("n", [20, 57, 400])
+def test_a_voxel_is_shown_only_where_ten_participants_have_signal(n: int) -> None:
+    rng = np.random.default_rng(n)
+    there = np.arange(n)[:, None] < np.arange(n + 1)  # in voxel k, k of the n
+    volumes = (there * rng.uniform(0.2, 1.5, there.shape)).astype(np.float32)[:, :, None, None]
+    shown = hide_few(volumes.mean(axis=0), volumes.std(axis=0), 1 / n)[:, 0, 0]
+    assert (shown[:10] == 0).all()
+    np.testing.assert_array_equal(shown[shown > 0], volumes.mean(axis=0)[:, 0, 0][shown > 0])
+    assert (shown[-n // 4 :] > 0).all()
+
+
+def test_a_head_that_lies_askew_is_not_seen_in_the_average() -> None:
+    heads = np.zeros((40, 12, 12, 12), np.float32)
+    heads[:, 4:8, 4:8, 4:8] = np.random.default_rng(0).uniform(0.5, 1.0, (40, 4, 4, 4))
+    heads[7] = 0
+    heads[7, :4, :4, :4] = 1.0
+    assert heads.mean(axis=0)[0, 0, 0] > 0
+    shown = hide_few(heads.mean(axis=0), heads.std(axis=0), 1 / 40)
+    assert (shown[:4, :4, :4] == 0).all()
+    assert (shown[4:8, 4:8, 4:8] > 0).all()
+
+
+def test_the_images_of_one_participant_count_as_one() -> None:
+    volumes = np.zeros((40, 1, 1, 1), np.float32)
+    volumes[:18] = 1.0  # nine participants with two images each
+    mean, sd = volumes.mean(axis=0), volumes.std(axis=0)
+    assert hide_few(mean, sd, 1 / 40).max() > 0
+    assert hide_few(mean, sd, 2 / 40).max() == 0
+
+
+def test_participants_are_counted_who_came_went_or_have_other_images() -> None:
+    def images(*pairs: tuple[str, str]) -> pd.DataFrame:
+        return pd.DataFrame(pairs, columns=["participant_id", "source"])
+
+    before = images(("a", "1"), ("a", "2"), ("b", "1"), ("c", "1"))
+    assert n_changed(before, before.iloc[::-1]) == 0
+    assert n_changed(before, images(("a", "1"), ("a", "2"), ("b", "1"), ("d", "1"))) == 2
+    assert n_changed(before, images(("a", "1"), ("a", "3"), ("b", "1"), ("c", "1"))) == 1
