@@ -1,0 +1,52 @@
+"""N4: the slow change of brightness across a head that coils leave, estimated and taken out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nidl_dcl.preprocessing.itk import from_itk, to_itk
+from nidl_dcl.volumes.reading import Float32
+
+__all__ = ["correct_bias_field"]
+
+_STEP_MM = 8.0
+"""Voxels that the field is fitted on: a field is smooth, and these take a hundredth of the time."""
+
+
+_ITERATIONS = (50, 50, 50)
+
+
+_SHARPENING = 0.3
+"""Width of the kernel that N4 sharpens the histogram with; wider than ANTs' 0.15, since it is given
+far fewer iterations: measured against 200 iterations at 4 mm."""
+
+
+def correct_bias_field(
+    data: Float32, mask: NDArray[np.bool_], affine: NDArray[np.float64]
+) -> Float32:
+    """Return the image divided by its bias field, the mean of whose logarithm is 0 in the mask.
+
+    Parameters
+    ----------
+    data : ndarray of float32, shape (i, j, k)
+        Values of 0 and more, air near 0.
+    mask : ndarray of bool, shape (i, j, k)
+        The brain.
+    affine : ndarray of float64, shape (4, 4)
+        From voxels to mm.
+    """
+    import SimpleITK as sitk
+
+    image = to_itk(data, affine)
+    factors = [max(1, round(_STEP_MM / mm)) for mm in image.GetSpacing()]
+    inside = sitk.BinShrink(to_itk(mask.astype(np.float32), affine), factors) > 0.75
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetNumberOfThreads(1)  # results do not depend on the machine
+    n4.SetMaximumNumberOfIterations(_ITERATIONS)
+    n4.SetConvergenceThreshold(1e-3)
+    n4.SetBiasFieldFullWidthAtHalfMaximum(_SHARPENING)
+    n4.Execute(sitk.BinShrink(image, factors), inside)
+    field = from_itk(n4.GetLogBiasFieldAsImage(image))
+    field -= field[mask].mean()
+    return data / np.exp(field)

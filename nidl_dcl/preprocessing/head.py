@@ -1,0 +1,79 @@
+"""One raw head as an array whose axes run to the right, the front and the top."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+
+from nidl_dcl.volumes.reading import Float32, Shape, read_volume
+
+__all__ = ["Head", "read_head"]
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """An image in the closest RAS orientation; nothing is interpolated.
+
+    Attributes
+    ----------
+    data : ndarray of float32, shape (i, j, k)
+        Values as the file gives them.
+    affine : ndarray of float64, shape (4, 4)
+        From voxels to mm.
+    stored_shape : tuple of three int
+        Voxels along the axes of the file.
+    stored_affine : ndarray of float64, shape (4, 4)
+        From voxels of the file to mm.
+    """
+
+    data: Float32
+    affine: NDArray[np.float64]
+    stored_shape: Shape
+    stored_affine: NDArray[np.float64]
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in ml."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    def as_stored(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Return values on the grid of `data` in the orientation of the file."""
+        to_file = nib.orientations.ornt_transform(
+            nib.io_orientation(self.affine), nib.io_orientation(self.stored_affine)
+        )
+        stored: NDArray[np.generic] = nib.apply_orientation(values, to_file)
+        return stored
+
+
+def read_head(path: str | os.PathLike[str]) -> Head:
+    """Read an image, checked and repaired as every image of the package is.
+
+    Parameters
+    ----------
+    path : path-like
+        As for `nidl_dcl.volumes.reading.read_volume`.
+
+    Returns
+    -------
+    Head
+        Axes permuted and turned to the closest RAS order.
+
+    Raises
+    ------
+    UnreadableVolumeError
+        The file cannot be used.
+    """
+    image = read_volume(path)
+    canonical = nib.as_closest_canonical(image)
+    data = np.ascontiguousarray(canonical.dataobj, dtype=np.float32)
+    return Head(data, canonical.affine, image.shape, image.affine)
+
+
+def coarsest_mm(affine: NDArray[np.float64]) -> float:
+    """Return the longest side of a voxel in mm."""
+    return float(voxel_sizes(affine).max())
