@@ -6,12 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nidl_dcl.preprocessing.itk import from_itk, to_itk
+from nidl_dcl.preprocessing.shrinking import shrink
 from nidl_dcl.volumes.reading import Float32
 
 __all__ = ["correct_bias_field"]
 
 _STEP_MM = 8.0
 """Voxels that the field is fitted on: a field is smooth, and these take a hundredth of the time."""
+
+
+_INSIDE = 0.75
+"""Share of brain in a voxel that is fitted."""
+
+
+_LEAST = 100
+"""Voxels with which a field can be fitted; with fewer the image stays as it is."""
 
 
 _ITERATIONS = (50, 50, 50)
@@ -38,15 +47,16 @@ def correct_bias_field(
     """
     import SimpleITK as sitk
 
-    image = to_itk(data, affine)
-    factors = [max(1, round(_STEP_MM / mm)) for mm in image.GetSpacing()]
-    inside = sitk.BinShrink(to_itk(mask.astype(np.float32), affine), factors) > 0.75
+    small, grid = shrink(data, affine, _STEP_MM)
+    inside = shrink(mask, affine, _STEP_MM)[0] > _INSIDE
+    if inside.sum() < _LEAST:
+        return data
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetNumberOfThreads(1)  # results do not depend on the machine
     n4.SetMaximumNumberOfIterations(_ITERATIONS)
     n4.SetConvergenceThreshold(1e-3)
     n4.SetBiasFieldFullWidthAtHalfMaximum(_SHARPENING)
-    n4.Execute(sitk.BinShrink(image, factors), inside)
-    field = from_itk(n4.GetLogBiasFieldAsImage(image))
+    n4.Execute(to_itk(small, grid), to_itk(inside, grid))
+    field = from_itk(n4.GetLogBiasFieldAsImage(to_itk(data, affine)))
     field -= field[mask].mean()
     return data / np.exp(field)

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from nidl_dcl.volumes.reading import Float32
 
-__all__ = ["extract_brain", "largest_component"]
+__all__ = ["extract_brain", "largest_component", "locate_brain"]
 
 _COARSE = (128, 128, 128)
 """Voxels of the whole head, in which the first network finds where to look."""
@@ -64,23 +64,39 @@ def extract_brain(data: Float32) -> NDArray[np.bool_]:
     data : ndarray of float32, shape (i, j, k)
         A T1-weighted head, axes to the right, the front and the top.
     """
-    networks = _networks()
-    head = torch.from_numpy(np.ascontiguousarray(data))
     mask = np.zeros(data.shape, bool)
+    rough, low, high = _rough_mask(data)
+    part = _bounding_box(rough, data.shape)
+    if part is None:
+        return mask
+    near = _resized(data[part], _FINE)
     with torch.inference_mode():
-        small = functional.interpolate(head[None, None], _COARSE, mode="nearest-exact")
-        low, high = (float(x) for x in np.quantile(small.numpy(), (0.005, 0.995)))
-        if not high > low:
-            return mask
-        coarse = networks.coarse(_normalized(small, low, high))[0, 1] > 0.5
-        part = _bounding_box(largest_component(coarse.numpy()), data.shape)
-        if part is None:
-            return mask
-        near = functional.interpolate(head[part][None, None], _FINE, mode="nearest-exact")
-        shares = networks.fine(_normalized(near, low, high))[:, 1:]
-        shares = functional.adaptive_avg_pool3d(shares, head[part].shape)[0, 0]
+        shares = _networks().fine(_normalized(near, low, high))[:, 1:]
+        shares = functional.adaptive_avg_pool3d(shares, data[part].shape)[0, 0]
     mask[part] = ndimage.binary_fill_holes(largest_component(shares.numpy() > 0.5))
     return mask
+
+
+def locate_brain(data: Float32) -> NDArray[np.bool_]:
+    """Return a rough mask of the brain, in a sixth of the time."""
+    rough = _resized(_rough_mask(data)[0].astype(np.float32), data.shape)
+    return np.asarray(rough[0, 0].numpy() > 0.5)
+
+
+def _rough_mask(data: Float32) -> tuple[NDArray[np.bool_], float, float]:
+    """Return where the brain is in the whole head, and the range of values."""
+    small = _resized(data, _COARSE)
+    low, high = (float(x) for x in np.quantile(small.numpy(), (0.005, 0.995)))
+    if not high > low:
+        return np.zeros(_COARSE, bool), low, high
+    with torch.inference_mode():
+        shares = _networks().coarse(_normalized(small, low, high))[0, 1]
+    return largest_component(shares.numpy() > 0.5), low, high
+
+
+def _resized(data: Float32, shape: tuple[int, ...]) -> torch.Tensor:
+    values = torch.from_numpy(np.ascontiguousarray(data))[None, None]
+    return functional.interpolate(values, shape, mode="nearest-exact")
 
 
 def _normalized(x: torch.Tensor, low: float, high: float) -> torch.Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from nidl_dcl.volumes.reading import Float32, Shape, read_volume
@@ -29,12 +30,15 @@ class Head:
         Voxels along the axes of the file.
     stored_affine : ndarray of float64, shape (4, 4)
         From voxels of the file to mm.
+    side_in_doubt : bool
+        The two forms that a NIfTI header may hold disagree about left and right.
     """
 
     data: Float32
     affine: NDArray[np.float64]
     stored_shape: Shape
     stored_affine: NDArray[np.float64]
+    side_in_doubt: bool = False
 
     @property
     def voxel_ml(self) -> float:
@@ -71,9 +75,15 @@ def read_head(path: str | os.PathLike[str]) -> Head:
     image = read_volume(path)
     canonical = nib.as_closest_canonical(image)
     data = np.ascontiguousarray(canonical.dataobj, dtype=np.float32)
-    return Head(data, canonical.affine, image.shape, image.affine)
+    return Head(data, canonical.affine, image.shape, image.affine, _forms_disagree(Path(path)))
 
 
-def coarsest_mm(affine: NDArray[np.float64]) -> float:
-    """Return the longest side of a voxel in mm."""
-    return float(voxel_sizes(affine).max())
+def _forms_disagree(path: Path) -> bool:
+    """Return whether sform and qform, both in use, mirror each other."""
+    try:
+        header: Any = nib.load(path).header
+        forms = (header.get_sform(coded=True), header.get_qform(coded=True))
+        sides = [np.linalg.det(form) for form, code in forms if code]
+    except Exception:  # no NIfTI, or a form that the reader has judged already
+        return False
+    return any(side > 0 for side in sides) and any(side < 0 for side in sides)

@@ -10,12 +10,17 @@ from nilearn import datasets
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from nidl_dcl.preprocessing.shrinking import shrink
 from nidl_dcl.volumes.reading import Float32
 
 __all__ = ["SPACE", "Template", "load_template"]
 
 SPACE = "MNI152NLin2009aSym"
 """BIDS name of the template's space."""
+
+
+_BRAIN = 0.2
+"""Brightness from which nilearn counts a voxel as brain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +47,18 @@ class Template:
         return float(self.mask.sum() * abs(np.linalg.det(self.affine[:3, :3]))) / 1000
 
 
-@lru_cache(maxsize=2)
-def load_template(resolution: float = 2.0) -> Template:
-    """Return the template on a grid of `resolution` mm."""
-    image = datasets.load_mni152_template(resolution=resolution)
-    data = image.get_fdata(dtype=np.float32)
-    mask = ndimage.binary_fill_holes(
-        datasets.load_mni152_brain_mask(resolution=resolution).get_fdata() > 0
-    )
-    data *= mask
+@lru_cache(maxsize=4)
+def load_template(mm: int = 2) -> Template:
+    """Return the template on a grid of `mm` mm: 1, 2, or a multiple of 2."""
+    if mm > 2:
+        fine = load_template(2)
+        data, affine = shrink(fine.data, fine.affine, mm)
+        mask = shrink(fine.mask, fine.affine, mm)[0] > 0.5
+    else:
+        image = datasets.load_mni152_template(resolution=mm)
+        affine, data = image.affine, image.get_fdata(dtype=np.float32)
+        mask = ndimage.binary_fill_holes(data > _BRAIN)
+        data = data * mask
     data.setflags(write=False)
     mask.setflags(write=False)
-    return Template(data, mask, image.affine)
+    return Template(data, mask, affine)
