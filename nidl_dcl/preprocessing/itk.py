@@ -35,10 +35,10 @@ def to_itk(data: NDArray[Any], affine: NDArray[np.float64]) -> Any:
     affine : ndarray of float64, shape (4, 4)
         From voxels to mm, as nibabel has it.
     """
-    import SimpleITK as sitk
+    from SimpleITK import GetImageFromArray
 
     kind = np.uint8 if data.dtype == np.bool_ else np.float32
-    image = sitk.GetImageFromArray(np.ascontiguousarray(data.T, dtype=kind))
+    image = GetImageFromArray(np.ascontiguousarray(data.T, dtype=kind))
     axes = (LPS @ affine)[:3, :3]
     sizes = np.linalg.norm(axes, axis=0)
     image.SetSpacing(sizes.tolist())
@@ -49,9 +49,9 @@ def to_itk(data: NDArray[Any], affine: NDArray[np.float64]) -> Any:
 
 def from_itk(image: Any) -> Float32:
     """Return the values of a SimpleITK image, shape (i, j, k)."""
-    import SimpleITK as sitk
+    from SimpleITK import GetArrayViewFromImage
 
-    return np.ascontiguousarray(sitk.GetArrayViewFromImage(image).T, dtype=np.float32)
+    return np.ascontiguousarray(GetArrayViewFromImage(image).T, dtype=np.float32)
 
 
 def transform_text(matrix: NDArray[np.float64]) -> str:

@@ -90,7 +90,7 @@ def measure_alignment(
         correlation=_correlation(aligned, template.data, aligned_mask & template.mask),
         upright=scores[0],
         lead=scores[0] - max(scores[1:]),
-        at_edge=_share_at_edge(None if stripped else head.data, mask),
+        at_edge=_share_at_edge(mask if stripped else mask[_scanned(head.data)]),
         clipped=max(0.0, 1 - float(volume) / (mask_ml * determinant)),
     )
 
@@ -108,18 +108,19 @@ def _correlation(a: Float32, b: Float32, where: NDArray[np.bool_]) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def _share_at_edge(data: Float32 | None, mask: NDArray[np.bool_]) -> float:
-    """Return the share of the mask's surface beyond which nothing was scanned.
-
-    Planes of one value around `data` were not scanned either.
-    """
-    part = []
-    for axis in range(3) if data is not None else ():
-        others = tuple(a for a in range(3) if a != axis)
-        varied = np.flatnonzero(data.max(axis=others) > data.min(axis=others))
-        part.append(slice(int(varied[0]), int(varied[-1]) + 1))
-    inside = mask[tuple(part)]
+def _share_at_edge(inside: NDArray[np.bool_]) -> float:
+    """Return the share of a mask's surface that lies at the edge of the array."""
     surface = inside & ~ndimage.binary_erosion(inside)
     edge = np.ones(inside.shape, bool)
     edge[1:-1, 1:-1, 1:-1] = False
     return int((surface & edge).sum()) / max(1, int(surface.sum()))
+
+
+def _scanned(data: Float32) -> tuple[slice, ...]:
+    """Return the part of an image within planes of one value, which were not scanned."""
+    part = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        varied = np.flatnonzero(data.max(axis=others) > data.min(axis=others))
+        part.append(slice(int(varied[0]), int(varied[-1]) + 1))
+    return tuple(part)

@@ -82,11 +82,10 @@ class Outcome:
 _UPRIGHT = np.array([[0, 1], [1, 1], [2, 1]])
 
 
-_REMARKS = {
-    "turned": "The header's orientation is wrong by quarter turns; left and right are in doubt, too.",
-    "handedness": "Its sform and qform disagree about left and right; the sform is used.",
-    "stripped": "It holds no skull; its own brain is kept.",
-}
+_TURNED = "The header's orientation is wrong by quarter turns; left and right are in doubt, too."
+
+
+_MIRRORED = "Its sform and qform disagree about left and right; the sform is used."
 
 
 _THICK_MM = 4.0
@@ -178,16 +177,18 @@ def _attempt(head: Head, bright: Float32, template: Template, turn: NDArray[np.f
         return Outcome(Verdict("skip", "no_brain", f"A brain of {ml:.0f} ml was found."))
     corrected = correct_bias_field(bright, mask, head.affine)
     try:
-        matrix = register_affine(corrected * mask, mask, head.affine, template, turn)
-    except RuntimeError as error:
+        matrix = register_affine(corrected * mask, mask, head.affine, turn)
+        brain = _bring(head, corrected, mask, matrix, template)
+    except (RuntimeError, np.linalg.LinAlgError) as error:
         reason = str(error).strip().splitlines()[-1]
         return Outcome(Verdict("skip", "misaligned", f"Registration failed ({reason})."))
-    brain = _bring(head, corrected, mask, matrix, template)
+    if not brain.aligned_mask.any():
+        return Outcome(Verdict("skip", "misaligned", "Registration lost the brain."))
     measures = measure_alignment(
         head, mask, matrix, brain.aligned, brain.aligned_mask, template, stripped=stripped
     )
-    verdict = gravest([judge(measures), *_remarks(head, turn, stripped=stripped)])
-    return Outcome(verdict, measures, brain)
+    told = _told(head, turn, measures, stripped=stripped)
+    return Outcome(gravest(list(told)), measures, brain)
 
 
 def _bring(
@@ -198,10 +199,19 @@ def _bring(
     template: Template,
 ) -> AlignedBrain:
     """Resample the head, mask it, and keep the spline within the range of the brain."""
-    inside = resample(mask, head.affine, matrix, template, order=1) > 0.5
-    aligned = resample(corrected, head.affine, matrix, template) * inside
+    part = _around(mask)
+    there = head.affine.copy()
+    there[:3, 3] += there[:3, :3] @ [cut.start for cut in part]
+    inside = resample(mask[part], there, matrix, template, order=1) > 0.5
+    aligned = resample(corrected[part], there, matrix, template) * inside
     np.clip(aligned, 0, corrected[mask].max(), out=aligned)
     return AlignedBrain(head, corrected, mask, matrix, aligned, inside, template)
+
+
+def _around(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """Return the part that holds the mask, with what a spline and a filter reach beyond it."""
+    part = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return tuple(slice(max(0, cut.start - 8), cut.stop + 8) for cut in part)
 
 
 def keep_size(brain: AlignedBrain) -> AlignedBrain:
@@ -219,15 +229,17 @@ def _own_mask(bright: Float32, voxel_ml: float) -> NDArray[np.bool_] | None:
     return np.asarray(ndimage.binary_fill_holes(inside))
 
 
-def _remarks(head: Head, turn: NDArray[np.float64], *, stripped: bool) -> Iterator[Verdict]:
-    """Yield what is worth telling about a head, however well it was aligned."""
-    coarsest = float(voxel_sizes(head.affine).max())
-    for code, holds in (
-        ("turned", turn is not TURNS[0]),
-        ("handedness", head.side_in_doubt),
-        ("stripped", stripped),
-    ):
-        if holds:
-            yield Verdict("warn", code, _REMARKS[code])
-    if coarsest > _THICK_MM:
-        yield Verdict("warn", "thick_slices", f"Its voxels are up to {coarsest:.1f} mm long.")
+def _told(
+    head: Head, turn: NDArray[np.float64], measures: Measures, *, stripped: bool
+) -> Iterator[Verdict]:
+    """Yield all there is to say about a head and its alignment, what matters most first."""
+    if turn is not TURNS[0]:
+        yield Verdict("warn", "turned", _TURNED)
+    if head.side_in_doubt:
+        yield Verdict("warn", "handedness", _MIRRORED)
+    yield judge(measures)
+    if stripped:
+        yield Verdict("warn", "stripped", "It holds no skull; its own brain is kept.")
+    longest = float(voxel_sizes(head.affine).max())
+    if longest > _THICK_MM:
+        yield Verdict("warn", "thick_slices", f"Its voxels are up to {longest:.1f} mm long.")

@@ -45,7 +45,6 @@ def register_affine(
     brain: Float32,
     mask: NDArray[np.bool_],
     affine: Floats,
-    template: Template,
     turn: Floats = TURNS[0],
 ) -> Floats:
     """Return the affine transform from mm of the image to mm of the template, shape (4, 4).
@@ -61,28 +60,27 @@ def register_affine(
         Where it is.
     affine : ndarray of float64, shape (4, 4)
         From voxels to mm.
-    template : Template
-        What it is aligned to.
     turn : ndarray of float64, shape (3, 3)
         Rotation near which to begin; place and size are those of the masks.
     """
-    import SimpleITK as sitk
+    from SimpleITK import AffineTransform, ImageRegistrationMethod, sitkLinear
 
+    template = load_template(2)
     turn = _tilted(brain, mask, affine, turn)
     start = LPS @ np.linalg.inv(_by_moments(mask, affine, template, turn)) @ LPS
     center = LPS[:3, :3] @ _center(template.mask, template.affine)
-    transform = sitk.AffineTransform(3)
+    transform = AffineTransform(3)
     transform.SetCenter(center.tolist())
     transform.SetMatrix(start[:3, :3].ravel().tolist())
     transform.SetTranslation((start[:3, :3] @ center + start[:3, 3] - center).tolist())
-    method = sitk.ImageRegistrationMethod()
+    method = ImageRegistrationMethod()
     method.SetNumberOfThreads(1)  # sums in one order: the same bits on any machine of a type
     method.SetMetricAsCorrelation()
     around = ndimage.binary_dilation(template.mask, iterations=3)
     method.SetMetricFixedMask(to_itk(around, template.affine))
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentagePerLevel([1.0, 0.25], 1)
-    method.SetInterpolator(sitk.sitkLinear)
+    method.SetInterpolator(sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         2.0, 1e-2, 100, relaxationFactor=0.5, gradientMagnitudeTolerance=1e-6
     )

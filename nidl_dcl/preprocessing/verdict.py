@@ -62,6 +62,7 @@ class _Limit:
 
 
 _LIMITS = (
+    _Limit("correlation", 0.3, -0.1, "contrast", "Inside, it correlates with a T1w by {:.2f}."),
     _Limit("mask_ml", 800, 300, "brain_size", "The brain mask has {:.0f} ml."),
     _Limit("mask_ml", 2100, 2600, "brain_size", "The brain mask has {:.0f} ml."),
     _Limit("overlap", 0.90, 0.85, "misaligned", "Its overlap with the template's is {:.2f}."),
@@ -71,7 +72,6 @@ _LIMITS = (
     _Limit("determinant", 3.0, 4.5, "misaligned", "It is made {:.2f} times as large."),
     _Limit("stretch", 1.4, 1.6, "misaligned", "It is stretched {:.2f} times more one way."),
     _Limit("shear_degrees", 12, 20, "misaligned", "It is sheared by {:.0f} degrees."),
-    _Limit("correlation", 0.3, 0.1, "contrast", "Inside, it correlates with a T1w by {:.2f}."),
     _Limit("at_edge", 0.02, 0.15, "field_of_view", "{:.0%} of its surface is at an edge."),
     _Limit("clipped", 0.03, 0.15, "field_of_view", "{:.0%} of it is beyond the template's field."),
 )

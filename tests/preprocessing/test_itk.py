@@ -13,6 +13,7 @@ sitk = pytest.importorskip("SimpleITK")
 
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [10, -15, 20], degrees=True).as_matrix() * [1, 2, 3]
+OBLIQUE[0, 1] += 0.2  # a little shear, which the reader accepts
 OBLIQUE[:3, 3] = (-30, 12, 7)
 
 
