@@ -88,6 +88,9 @@ _TURNED = "The header's orientation is wrong by quarter turns; left and right ar
 _MIRRORED = "Its sform and qform disagree about left and right; the sform is used."
 
 
+_PERHAPS_TURNED = ("brain_size", "contrast", "misaligned")
+
+
 _THICK_MM = 4.0
 
 
@@ -128,7 +131,7 @@ def preprocess_t1w(path: str | os.PathLike[str], *, resolution: int = 2) -> Outc
     template = load_template(resolution)
     bright = _above_air(head.data)
     best = _attempt(head, bright, template, TURNS[0])
-    if best.verdict.status == "skip" or best.verdict.code == "misaligned":
+    if best.verdict.status == "skip" or best.verdict.code in _PERHAPS_TURNED:
         turn = _likeliest_turn(bright, head.affine)
         if turn is not TURNS[0]:
             best = max(best, _attempt(head, bright, template, turn), key=_quality)

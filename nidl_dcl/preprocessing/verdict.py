@@ -62,17 +62,17 @@ class _Limit:
 
 
 _LIMITS = (
+    _Limit("at_edge", 0.02, 0.10, "field_of_view", "{:.0%} of its surface is at an edge."),
     _Limit("correlation", 0.3, -0.1, "contrast", "Inside, it correlates with a T1w by {:.2f}."),
     _Limit("mask_ml", 800, 300, "brain_size", "The brain mask has {:.0f} ml."),
     _Limit("mask_ml", 2100, 2600, "brain_size", "The brain mask has {:.0f} ml."),
     _Limit("overlap", 0.90, 0.85, "misaligned", "Its overlap with the template's is {:.2f}."),
-    _Limit("upright", 0.85, 0.75, "misaligned", "Its correlation with the template is {:.2f}."),
-    _Limit("lead", 0.15, 0.10, "misaligned", "Another orientation is nearly as good ({:.2f})."),
+    _Limit("upright", 0.85, 0.78, "misaligned", "Its correlation with the template is {:.2f}."),
+    _Limit("lead", 0.17, 0.12, "misaligned", "Another orientation is nearly as good (by {:.2f})."),
     _Limit("determinant", 0.7, 0.5, "misaligned", "It is made {:.2f} times as large."),
     _Limit("determinant", 3.0, 4.5, "misaligned", "It is made {:.2f} times as large."),
     _Limit("stretch", 1.4, 1.6, "misaligned", "It is stretched {:.2f} times more one way."),
     _Limit("shear_degrees", 12, 20, "misaligned", "It is sheared by {:.0f} degrees."),
-    _Limit("at_edge", 0.02, 0.15, "field_of_view", "{:.0%} of its surface is at an edge."),
     _Limit("clipped", 0.03, 0.15, "field_of_view", "{:.0%} of it is beyond the template's field."),
 )
 

@@ -111,7 +111,7 @@ FAULTS = {
         "skip",
         "contrast",
     ),
-    "top not scanned": (lambda d, m: (d[:, :, :50], m[:, :, :50]), "skip", "misaligned"),
+    "top not scanned": (lambda d, m: (d[:, :, :50], m[:, :, :50]), "skip", "field_of_view"),
     "one value in all": (lambda d, m: (np.zeros_like(d), m), "skip", "constant"),
     "no values at all": (lambda d, m: (np.full_like(d, np.nan), m), "skip", "non_finite"),
 }
