@@ -360,7 +360,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)
     unraisable, sys.unraisablehook = sys.unraisablehook, _deliver_again
     try:
-        with handled_by(ConsoleHandler()):
+        with handled_by(ConsoleHandler(), alone=True):
             app.meta(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(_misread(error, words), 2)

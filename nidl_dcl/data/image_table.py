@@ -70,8 +70,6 @@ class ImageTable:
         How the phenotype tables were read.
     matches : DataFrame
         Whom the rows of the phenotype tables belong to.
-    phenotype_columns : list of str
-        The columns of `images` that come from phenotype tables.
     """
 
     def __init__(
@@ -114,7 +112,7 @@ class ImageTable:
         self.kept: list[tuple[str, int]] = []
         self.notes: list[str] = []
         self.matches = pd.DataFrame(columns=["participant_id", "id", "rule", "source"])
-        self.phenotype_columns: list[str] = []
+        self._phenotype_columns: list[str] = []
         self._intensity = intensity
         self._sidecars: Mapping[str, Any] = {}
         self._images: pd.DataFrame | None = None
@@ -154,6 +152,12 @@ class ImageTable:
         if self.preset not in PRESETS:
             raise UsageError(f"Unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
         return PRESETS[self.preset].rule if self._intensity == "auto" else self._intensity
+
+    @property
+    def phenotype_columns(self) -> list[str]:
+        """The columns of `images` that come from phenotype tables."""
+        self.check()
+        return self._phenotype_columns
 
     def units(self, column: str) -> str | None:
         """Return the unit that the tables declare for a column, None if they declare none."""
@@ -225,7 +229,7 @@ class ImageTable:
         self.matches = phenotypes.matches
         self._sidecars = phenotypes.columns
         own = [c for c in phenotypes.table.columns if c not in kept.columns]
-        self.phenotype_columns = [str(c) for c in own]
+        self._phenotype_columns = [str(c) for c in own]
         checks = [check for check, is_usable in zip(found, usable, strict=True) if is_usable]
         alike = [content for content, is_usable in zip(shared, usable, strict=True) if is_usable]
         kept["person_id"] = connected_groups(kept["participant_id"], alike)

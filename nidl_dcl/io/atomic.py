@@ -154,7 +154,17 @@ def finish_together(folder: Path, name: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes | memoryview, *, lasting: bool = True) -> None:
-    """Write `data` to `path` in one step, as `replacing` does."""
+    """Write a file in one step, as `replacing` does.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    data : bytes
+        Its content.
+    lasting : bool, default=True
+        As `replacing`.
+    """
     with replacing(path, lasting=lasting) as beside:
         beside.write_bytes(data)
 

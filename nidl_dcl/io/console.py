@@ -48,16 +48,26 @@ def progress_in(record: logging.LogRecord) -> tuple[str, int, int] | None:
 
 
 @contextmanager
-def handled_by(handler: logging.Handler) -> Iterator[None]:
-    """Give the messages of the package to a handler for the length of a block."""
-    level = _LOGGER.level
+def handled_by(handler: logging.Handler, *, alone: bool = False) -> Iterator[None]:
+    """Give the messages of the package to a handler for the length of a block.
+
+    Parameters
+    ----------
+    handler : logging.Handler
+        Closed at the end.
+    alone : bool, default=False
+        Keep them from the root logger.
+    """
+    level, propagate = _LOGGER.level, _LOGGER.propagate
     _LOGGER.addHandler(handler)
     _LOGGER.setLevel(logging.INFO)
+    _LOGGER.propagate = propagate and not alone
     try:
         yield
     finally:
         _LOGGER.removeHandler(handler)
         _LOGGER.setLevel(level)
+        _LOGGER.propagate = propagate
         handler.close()
 
 

@@ -91,7 +91,17 @@ def write_embeddings(folder: Path, label: str, embeddings: Embeddings) -> bool:
 
 
 def is_written(folder: Path, label: str, embeddings: Embeddings) -> bool:
-    """Return whether `write_embeddings` would change nothing."""
+    """Return whether `write_embeddings` would change nothing.
+
+    Parameters
+    ----------
+    folder : Path
+        The output folder.
+    label : str
+        The model's label.
+    embeddings : Embeddings
+        What would be written.
+    """
     finish_together(folder, _set(label))
     tsv, npy, note = (_file(folder, label, kind) for kind in ("tsv", "npy", "json"))
     return (

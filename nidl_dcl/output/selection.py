@@ -54,7 +54,17 @@ class Selection:
 def merge_embeddings(
     before: Embeddings | None, now: Embeddings, selection: Selection
 ) -> Embeddings:
-    """Return embeddings in which those of a selection are replaced; sorted as a whole run does."""
+    """Return embeddings in which those of a selection are replaced; sorted as a whole run does.
+
+    Parameters
+    ----------
+    before : Embeddings or None
+        What is there.
+    now : Embeddings
+        What the run found.
+    selection : Selection
+        What it was restricted to.
+    """
     if before is None or not selection:
         return now
     kept = np.flatnonzero(~selection.holds(before.table))
@@ -73,7 +83,16 @@ def merge_inputs(
 ) -> pd.DataFrame:
     """Return a table of inputs, as text, in which those of a selection are replaced.
 
-    A participant who has an image in one part is not listed as one without by another.
+    A participant who has an image in one selection is not listed as one without by another.
+
+    Parameters
+    ----------
+    before : DataFrame or None
+        What is there.
+    now : DataFrame
+        What the run found.
+    selection : Selection
+        What it was restricted to.
     """
     if before is None or not selection:
         return now
@@ -90,7 +109,17 @@ def merge_inputs(
 def merge_matches(
     before: pd.DataFrame | None, now: pd.DataFrame, selection: Selection
 ) -> pd.DataFrame:
-    """Return whom the rows of the phenotype tables belong to, with what other parts told."""
+    """Return whom the rows of the phenotype tables belong to, with what other selections showed.
+
+    Parameters
+    ----------
+    before : DataFrame or None
+        What is there.
+    now : DataFrame
+        What the run found.
+    selection : Selection
+        What it was restricted to.
+    """
     if before is None or not selection:
         return now
     mine = before["participant_id"].isin(selection.participants)
@@ -101,12 +130,12 @@ def merge_matches(
     # Tables of one participant's sessions are known in part; others whole, in their own order.
     in_part = {source for _, text, _, source in others if text is not None}
 
-    def place(number: int) -> tuple[Any, ...]:
+    def rank(number: int) -> tuple[Any, ...]:
         who, text, _, source = (*here, *others)[number]
         name = (who or "", text or "") if text is None or source in in_part else ()
         return (source.startswith("/"), source, text is None, name, number)
 
-    return table.iloc[sorted(range(len(table)), key=place)].reset_index(drop=True)
+    return table.iloc[sorted(range(len(table)), key=rank)].reset_index(drop=True)
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:

@@ -99,7 +99,21 @@ class Gallery:
         source: str = "",
         table: pd.DataFrame | None = None,
     ) -> Picture:
-        """Write an SVG, with its `table` where no `source` file holds the numbers already."""
+        """Write an SVG, and the table of its numbers.
+
+        Parameters
+        ----------
+        name : str
+            Of the file.
+        drawn : bytes
+            The SVG.
+        alt, caption : str
+            What it shows, for those who do not see it, and below it.
+        source : str
+            The file that holds its numbers, if there is one.
+        table : DataFrame, optional
+            Its numbers, written beside it, where no file holds them.
+        """
         keep_bytes(self.folder / f"{name}.svg", drawn)
         if table is not None:
             keep_tsv(self.folder / f"{name}.tsv", table)
@@ -109,7 +123,16 @@ class Gallery:
     def volume(self, name: str, drawn: bytes, alt: str, caption: str, source: str) -> Picture:
         """Write a PNG of a volume; every picture of brains on the page comes from here.
 
-        `name` is empty where the picture is a file already.
+        Parameters
+        ----------
+        name : str
+            Of the file; empty where the picture is a file already.
+        drawn : bytes
+            The PNG.
+        alt, caption : str
+            What it shows, for those who do not see it, and below it.
+        source : str
+            Where its numbers are.
         """
         if name:
             keep_bytes(self.folder / f"{name}.png", drawn)

@@ -81,7 +81,7 @@ class LivePage(Checkpoint):
         except Exception as fault:  # whatever it is, the study is worth more than its page
             _LOGGER.info(
                 f"The page in progress could not be written ({type(fault).__name__}: {fault}); "
-                "the run goes on."
+                "the run continues."
             )
         else:
             self.written = True

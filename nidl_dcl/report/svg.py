@@ -85,9 +85,16 @@ class Sheet:
     raw: bytes = b""
 
     def legend(self, handles: Sequence[Any], labels: Sequence[str], scale: float = 1.0) -> None:
-        """Add a legend below the axes, its signs `scale` times those in the picture.
+        """Add a legend below the axes.
 
-        Labels that begin with an underscore are shown too.
+        Parameters
+        ----------
+        handles : sequence of artists
+            What is drawn.
+        labels : sequence of str
+            Their names; those that begin with an underscore are shown too.
+        scale : float, default=1.0
+            Size of its signs, relative to those in the picture.
         """
         if handles:
             blank = [" "] * len(handles)
@@ -130,12 +137,14 @@ class Sheet:
 
 @contextmanager
 def drawing(name: str, width: float, height: float) -> Iterator[Sheet]:
-    """Yield a sheet of `width` by `height` inches to draw on, under the report's style.
+    """Yield a sheet to draw on, under the report's style.
 
     Parameters
     ----------
     name : str
         Unique on a page.
+    width, height : float
+        Inches.
     """
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         # The reader's browser has fonts for glyphs that matplotlib's own lacks.

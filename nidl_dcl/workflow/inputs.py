@@ -54,6 +54,7 @@ class Study:
     run: RunOptions = field(default_factory=RunOptions)
     group: str | None = None
     trust: Sequence[str] = ()
+    _is_announced: bool = field(default=False, init=False, repr=False)
 
     @property
     def model_folder(self) -> Path:
@@ -72,7 +73,7 @@ class Study:
 
     @cached_property
     def table(self) -> ImageTable:
-        """The images of the dataset, checked; what became of each is logged and written.
+        """The images of the dataset, checked; what became of each is written.
 
         Raises
         ------
@@ -84,8 +85,6 @@ class Study:
             table.check()
         finally:
             self._write_inputs(table)
-        for line in input_lines(table, "logs/inputs.tsv"):
-            _LOGGER.info(line)
         return table
 
     def data_module(
@@ -124,10 +123,14 @@ class Study:
         return module
 
     def prepare(self, module: BIDSDataModule) -> None:
-        """Prepare the volumes, after logging how much will be written where.
+        """Prepare the volumes, after logging what was found and how much will be written where.
 
         Images that only preparing finds unusable get their rows in ``logs/inputs.tsv``, too.
         """
+        if not self._is_announced:
+            self._is_announced = True
+            for line in input_lines(self.table, "logs/inputs.tsv"):
+                _LOGGER.info(line)
         volumes = module.plan()
         if missing := len(volumes.missing()):
             _LOGGER.info(

@@ -451,7 +451,7 @@ def test_a_signal_whose_exception_python_ignores_comes_again(heads_made: Path) -
     script = f"""
         import os, signal, sys, time, weakref
         from nidl_dcl import cli
-        from nidl_dcl.workflow import study as stages
+        from nidl_dcl.workflow import inputs
         class Thing: pass
         def index(*args, **kwargs):
             thing = Thing()
@@ -461,7 +461,7 @@ def test_a_signal_whose_exception_python_ignores_comes_again(heads_made: Path) -
             reference = weakref.ref(thing, gone)
             del thing
             time.sleep(60)
-        stages.index = index
+        inputs.index = index
         cli.main(["index", {str(heads_made)!r}])
     """
     done = subprocess.run(
@@ -579,7 +579,7 @@ def test_the_log_of_a_failed_run_has_the_traceback_and_ends_with_what_to_do(
 
 
 def test_the_record_names_the_commit_of_a_source_tree_and_none_elsewhere(tmp_path: Path) -> None:
-    from nidl_dcl.output.folder import _commit
+    from nidl_dcl.output.run_record import _commit
 
     assert _commit(tmp_path) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
