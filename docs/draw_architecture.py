@@ -80,12 +80,11 @@ def layers() -> list[list[str]]:
 
 
 def purpose(name: str) -> str:
-    """Return what the docstring of a folder says, or the first sentence of a module's."""
+    """Return what the docstring of a folder says, or the first paragraph of a module's."""
     folder = PACKAGE / name
     file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
     said = str(ast.get_docstring(ast.parse(file.read_text("utf-8")))).replace("`", "")
-    said = " ".join(said.split())
-    return said if folder.is_dir() else re.split(r"(?<=\.) (?=[A-Z])", said)[0]
+    return " ".join((said if folder.is_dir() else said.split("\n\n")[0]).split())
 
 
 def libraries(folder: str) -> list[str]:
@@ -168,7 +167,7 @@ def draw_layers() -> str:
 
 
 def list_files() -> str:
-    """Return HTML that unfolds to the files of each folder, with the first sentence of each."""
+    """Return HTML that unfolds to the files of each folder, and what each is for."""
     parts = []
     for folder in (name for row in layers() for name in row if (PACKAGE / name).is_dir()):
         names = sorted(f.stem for f in (PACKAGE / folder).glob("*.py") if f.stem != "__init__")
