@@ -922,17 +922,14 @@ def outputs(
     heads_writer(folder / "OTHER_DATASET", 6, first=50)
     more = ["--holdout", "0.2", "--occlusion", "--parquet"]
     other = ["--model", "MY_OUTPUT/models/desc-dcl", "--readout", "MY_OUTPUT"]
-    share = ["--share", "--share-key", "key", "--work-dir", "PRIVATE"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for words in (
             ["MY_DATASET", "MY_OUTPUT", "--target", "age", "sex", *TWO_EPOCHS, *more],
             ["OTHER_DATASET", "OTHER_OUTPUT", "--target", "age", *other],
-            ["OTHER_DATASET", "SHARED", "--target", "age", *TWO_EPOCHS, *share],
         ):
             assert give("study", *words) == 0
-    (private,) = (folder / "PRIVATE").glob("study-*")
-    return {n: folder / n for n in ("MY_OUTPUT", "OTHER_OUTPUT", "SHARED")} | {"PRIVATE": private}
+    return {name: folder / name for name in ("MY_OUTPUT", "OTHER_OUTPUT")}
 
 
 def written(outputs: dict[str, Path]) -> list[tuple[str, Path]]:
