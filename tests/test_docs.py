@@ -940,7 +940,7 @@ def written(outputs: dict[str, Path]) -> list[tuple[str, Path]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).parts[0] != ".work"
     ]
-    assert len(found) > 200
+    assert len(found) > 150
     return found
 
 
