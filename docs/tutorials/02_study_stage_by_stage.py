@@ -176,7 +176,7 @@ print(*[p for p in paths if p.parts[0] not in (".work", "figures")], sep="\n")
 # ------------------------------
 # The same stages again look at what is there, and find that nothing is missing. ``logs/run.json``
 # lists the stages of this run: those above did their work, the last three were skipped. In the same
-# way a run that was killed goes on where it was, and new participants or targets are added.
+# way an interrupted run resumes, and new participants or targets are added.
 
 with study.output.writing():
     pretrain(study, training)

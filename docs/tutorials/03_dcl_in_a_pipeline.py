@@ -2,7 +2,7 @@
 DCL in a scikit-learn pipeline
 ==============================
 
-``DCL`` is a scikit-learn transformer: images in, embeddings out, a network learnt in between. So it
+``DCL`` is a scikit-learn transformer: images in, embeddings out, a network learned in between. So it
 can be a step of a ``Pipeline``, be searched by ``GridSearchCV``, and be cross-validated with
 everything that comes after it. This page does that on arrays, and says when you want it and when
 you want an encoder that stays as it is.
@@ -206,4 +206,4 @@ table[["participant_id", "session_id", "age", "predicted"]].head().round(1)
 # * ``predict_phenotype`` does this with repeated folds, intervals, chance and baselines in one
 #   call: :doc:`/api`. :doc:`04_reading_the_report` shows what comes of it.
 # * :doc:`/estimator` has more of what ``DCL`` takes: loaders, data modules, lists of paths.
-# * :doc:`/analysis` goes on with the tables of a study.
+# * :doc:`/analysis` continues with the tables of a study.

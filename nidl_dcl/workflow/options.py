@@ -180,13 +180,13 @@ class PredictionOptions:
     """Column whose equal values (a family) stay on one side of every split."""
 
     confounds: list[str] = field(default_factory=list)
-    """Columns whose linear effect is removed from the features, learnt inside the folds."""
+    """Columns whose linear effect is removed from the features, learned inside the folds."""
 
     site: str | None = None
     """Column of sites or scanners; default: the first called site, scanner, site_id, center or center."""
 
     harmonize: bool = False
-    """Harmonize features by site (ComBat, package pycombat), learnt inside the folds."""
+    """Harmonize features by site (ComBat, package pycombat), learned inside the folds."""
 
     readout: Path | None = None
     """OUTPUT_DIR of another cohort, whose readouts of the same model are applied to this one."""
