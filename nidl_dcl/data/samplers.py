@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import multiprocessing
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,12 +171,23 @@ class _TwoViewLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         samples: Any = self.dataset
-        for batch in super().__iter__():
+        others = set(multiprocessing.active_children())
+        batches = super().__iter__()
+        if workers := set(multiprocessing.active_children()) - others:
+            atexit.register(_kill, list(workers))
+        for batch in batches:
             if isinstance(batch, LazyViews):
                 batch.views, batch.check = samples.views, samples.check
             if samples.check is not None:
                 samples.check.warn()
             yield batch
+
+
+def _kill(workers: Sequence[Any]) -> None:
+    """End workers as the program ends, which would send SIGTERM and wait for them for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch calls each death an error
+    for worker in workers:
+        worker.kill()
 
 
 def sync_with_trainer(trainer: Any, loader: DataLoader[Any]) -> None:

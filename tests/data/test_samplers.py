@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -118,3 +120,17 @@ def test_an_estimator_trains_on_views_of_monai_with_any_number_of_workers():
     )
     found = [fit(views, workers).transform(X.numpy()) for workers in (0, 2)]
     assert np.array_equal(*found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["", "raise SystemExit(0)"])
+def test_a_program_ends_while_workers_of_a_loader_wait(end, tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import torch\n"
+        "from nidl_dcl.data.datasets import ArraySamples, TwoViewSamples\n"
+        "from nidl_dcl.data.samplers import two_view_loader\n"
+        "samples = TwoViewSamples(ArraySamples(torch.rand(6, 4)), torch.abs, seed=0)\n"
+        "loader = two_view_loader(samples, 2, num_workers=2)\n"
+        f"for batch in loader:\n    {end or 'pass'}\n"
+    )
+    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=120)
