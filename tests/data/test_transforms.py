@@ -52,9 +52,9 @@ def likeness(first, second) -> float:
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_front_stays_front_and_up_stays_up(strength):
-    place, x, seen = RandSpatial(**STRENGTHS[strength]["placement"]), head(), set()
+    spatial, x, seen = RandSpatial(**STRENGTHS[strength]["placement"]), head(), set()
     for key in range(30):
-        view = draw_view(place, x, key)
+        view = draw_view(spatial, x, key)
         seen.add(
             max((0, 1, 2, 3), key=[likeness(view, x.flip(axis)) for axis in range(4)].__getitem__)
         )
@@ -76,18 +76,18 @@ def smooth(*sides: int) -> torch.Tensor:
     return (waves * torch.exp(-4 * (x**4 + y**4 + z**4)))[None]
 
 
-def resampled_once(place: RandSpatial, volume: torch.Tensor) -> torch.Tensor:
+def resampled_once(spatial: RandSpatial, volume: torch.Tensor) -> torch.Tensor:
     """Return what one trilinear interpolation makes of the map that was drawn."""
-    (ca, cb, cc), (sa, sb, sc) = np.cos(place._angles), np.sin(place._angles)
+    (ca, cb, cc), (sa, sb, sc) = np.cos(spatial._angles), np.sin(spatial._angles)
     turns = (
         np.array([[1, 0, 0], [0, ca, -sa], [0, sa, ca]])
         @ np.array([[cb, 0, sb], [0, 1, 0], [-sb, 0, cb]])
         @ np.array([[cc, -sc, 0], [sc, cc, 0], [0, 0, 1]])
     )
-    matrix = place._size * turns @ np.diag([place._flip, 1.0, 1.0])
+    matrix = spatial._size * turns @ np.diag([spatial._flip, 1.0, 1.0])
     sides = np.array(volume.shape[-3:])
     at = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in sides), indexing="ij"), -1)
-    at = at @ matrix.T + place._offset * sides
+    at = at @ matrix.T + spatial._offset * sides
     grid = torch.as_tensor((2 * at / sides)[..., ::-1].copy(), dtype=torch.float32)
     return F.grid_sample(volume[None], grid[None], align_corners=False)[0]
 
@@ -95,12 +95,12 @@ def resampled_once(place: RandSpatial, volume: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("degrees", [0.0, 9.0])
 @pytest.mark.parametrize("sides", [(40, 48, 36), (33, 30, 41)])
 def test_placement_equals_one_trilinear_interpolation(degrees, sides):
-    place = RandSpatial(prob=1, degrees=degrees, scale=0.08, crop=0.15, shift=0.04)
+    spatial = RandSpatial(prob=1, degrees=degrees, scale=0.08, crop=0.15, shift=0.04)
     x = smooth(*sides)
     x = torch.cat([x, -x])
     for seed in range(8):
-        moved = place.set_random_state(seed=seed)(x)
-        difference = (moved - resampled_once(place, x)).abs()
+        moved = spatial.set_random_state(seed=seed)(x)
+        difference = (moved - resampled_once(spatial, x)).abs()
         assert difference[:, 3:-3, 3:-3, 3:-3].max() < 0.01 * (x.max() - x.min())
 
 

@@ -438,9 +438,9 @@ def test_the_documented_table_holds_the_limits_in_use():
             continue
         name, limit, light, percent, default, strong = match.groups()
         change = change if name == "." else name.split()[0]
-        for start, place in rows.items():
+        for start, limit_name in rows.items():
             if limit.startswith(start):
-                found[place] = [
+                found[limit_name] = [
                     float(v) / (100 if percent else 1) for v in (light, default, strong)
                 ]
         if limit == "probability":
