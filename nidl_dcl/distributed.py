@@ -1,4 +1,7 @@
-"""Rows gathered from all processes, with the gradient of the sum; one process needs none of it."""
+"""What the processes of a training exchange: rows with their gradients, objects, sums.
+
+With one process nothing is exchanged.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ _BY_ITSELF: ContextVar[bool] = ContextVar("by_itself", default=False)
 
 
 def leave_at_exit() -> None:
-    """Have this process leave its group before it ends; threads of the group may abort it otherwise."""
+    """Make this process leave its group before it ends; threads of the group may abort it otherwise."""
     atexit.unregister(_leave)
     atexit.register(_leave)
 
@@ -49,10 +52,15 @@ def world() -> tuple[int, int]:
 
 @contextmanager
 def by_itself(alone: bool = True) -> Iterator[None]:
-    """Let this process work by itself inside the block, whatever group it belongs to.
+    """Let this process count as the only one inside the block, whatever group it belongs to.
 
-    A group may be running while a trainer uses one device: what it gathers would otherwise wait for
+    A group may be running while a trainer uses one device: gathering would otherwise wait for
     processes that do something else.
+
+    Parameters
+    ----------
+    alone : bool, default=True
+        Whether it does.
     """
     token = _BY_ITSELF.set(alone)
     try:
@@ -62,7 +70,7 @@ def by_itself(alone: bool = True) -> Iterator[None]:
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of all processes in rank order, and where this process's rows start.
+    """Return the rows of all processes in rank order, and the index of this process's first row.
 
     Processes may hold different numbers of rows. The gradient of the result is summed over the
     processes before each takes its own part.
@@ -92,7 +100,7 @@ def first_value(value: Any) -> Any:
 
 
 def gather_targets(y: Any, n: int) -> Any:
-    """Return the targets of all processes as one batch of targets.
+    """Return the targets of all processes as those of one batch.
 
     Parameters
     ----------
@@ -100,12 +108,13 @@ def gather_targets(y: Any, n: int) -> Any:
         This process's targets as a loader collates them: one per sample, or a mapping or sequence
         of such.
     n : int
-        This process's samples.
+        Number of this process's samples.
 
     Returns
     -------
     object
-        Of the same form, in rank order; what is not one value per sample is listed by process.
+        Of the same form, in rank order; a list with one element per process for what is not one
+        value per sample.
     """
     if world()[1] == 1 or y is None:
         return y
@@ -124,7 +133,7 @@ def gather_targets(y: Any, n: int) -> Any:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every process the first one's buffers, such as running means, which are not averaged."""
+    """Copy the first process's buffers to all: running means, for instance, are not averaged."""
     if world()[1] > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)

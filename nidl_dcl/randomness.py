@@ -1,4 +1,4 @@
-"""Seeds derived from keys such as (seed, epoch, participant, view), and generators that obey them.
+"""Seeds derived from keys such as (seed, epoch, participant, view), and generators seeded by them.
 
 What is random in nidl_dcl depends on its key alone: never on a worker, a process or an index.
 """
@@ -30,7 +30,7 @@ def key_seed(*key: object) -> int:
 
 
 def fresh_seed(random_state: int | np.random.RandomState | None) -> int:
-    """Return the seed that scikit-learn's `random_state` stands for; None draws a new one."""
+    """Return a seed for a `random_state` as scikit-learn takes it; None draws a new one."""
     if random_state is None:
         return secrets.randbits(32)
     if isinstance(random_state, np.random.RandomState):
@@ -39,13 +39,18 @@ def fresh_seed(random_state: int | np.random.RandomState | None) -> int:
 
 
 def permutation(n: int, *key: object) -> np.ndarray:
-    """Return the permutation of ``range(n)`` that belongs to `key`."""
+    """Return a permutation of ``range(n)`` that depends on `key` alone."""
     return np.random.Generator(np.random.PCG64(key_seed(*key))).permutation(n)
 
 
 @contextmanager
 def keyed(*key: object) -> Iterator[int]:
-    """Seed torch (CPU), numpy and random by `key` inside the block; restore them after it.
+    """Seed torch (on the CPU), numpy and random by `key` inside the block; restore them after it.
+
+    Parameters
+    ----------
+    *key : object
+        As in `key_seed`.
 
     Yields
     ------

@@ -147,7 +147,7 @@ def test_without_a_seed_the_processes_agree_on_one(group):
 
 
 @pytest.mark.slow
-def test_a_shuffling_loader_of_the_caller_deals_every_sample_once(group):
+def test_a_shuffling_loader_of_the_caller_yields_every_sample_once(group):
     _, found = group
     for got in found("shuffled_without_generator"):
         seen = [i for y in got["y"] for i in y.tolist()]

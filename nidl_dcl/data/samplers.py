@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import multiprocessing
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-)
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
-from nidl_dcl.data.datasets import CollateLazyViews, TwoViewSamples
+from nidl_dcl.data.datasets import LazyViews, TwoViewSamples, collate_lazy_views
+from nidl_dcl.data.views import KeyCheck
 from nidl_dcl.distributed import first_value, gather_objects, world
 from nidl_dcl.randomness import permutation
 
@@ -67,13 +65,13 @@ class EpochBatches(BatchSampler):
         _check_enough(n, processes)
         wanted = -(-n // batch_size)
         self.count = max(1, min(wanted, n // max(2, processes))) if n else 0
-        self.position: Callable[[], tuple[int, int]] = _Counter() if seed is not None else _first
+        self.position: Callable[[], tuple[int, int]] = _first if seed is None else _NextEpoch()
 
     def __len__(self) -> int:
         return self.count
 
     def batch(self, epoch: int, number: int) -> list[int]:
-        """Return the samples of one batch, all processes together."""
+        """Return the indices of the samples of one batch, all processes together."""
         order = np.arange(self.n) if self.seed is None else permutation(self.n, self.seed, epoch)
         return [int(i) for i in np.array_split(order, self.count)[number]]
 
@@ -89,8 +87,8 @@ def _first() -> tuple[int, int]:
     return 0, 0
 
 
-class _Counter:
-    """The position of a loader that nobody steers: the next epoch at each pass."""
+class _NextEpoch:
+    """The position of a loader without a trainer: the start of the next epoch at each pass."""
 
     def __init__(self) -> None:
         self.epoch = -1
@@ -119,9 +117,14 @@ def two_view_loader(
     batch_size : int
         Samples of a batch, all processes together.
     shuffle : bool, default=True
-        Another keyed order in each epoch; otherwise the given one.
-    num_workers, rank, processes, pin_memory
-        As usual; they change no result. Memory is pinned where there is a GPU, unless told.
+        For training: another keyed order in each epoch, and a warning if views do not obey their
+        key (`KeyCheck`). Otherwise the given order.
+    num_workers : int, default=0
+        Loading workers; they change no result.
+    rank, processes : int
+        This process and how many there are.
+    pin_memory : bool, optional
+        Whether batches are pinned; default: where there is a GPU.
     """
     batches = EpochBatches(
         len(samples),
@@ -130,10 +133,14 @@ def two_view_loader(
         rank=rank,
         processes=processes,
     )
-    return _LateLoader(
+    if shuffle and rank == 0:
+        samples.check = samples.check or KeyCheck(samples.views)
+        if num_workers > 0:
+            samples.check.share()
+    return _TwoViewLoader(
         samples,
         batch_sampler=batches,
-        collate_fn=CollateLazyViews(samples.views) if samples.lazy else None,
+        collate_fn=collate_lazy_views if samples.lazy else None,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
@@ -145,23 +152,46 @@ def two_view_loader(
 def outlast_sigterm(worker: int) -> None:
     """Let a loading worker ignore SIGTERM, which a cluster sends to every process of a job.
 
-    The main one ends the step under way, for which it needs its workers, and then ends them.
+    The main process ends the step under way, for which it needs its workers, and then ends them.
+
+    Parameters
+    ----------
+    worker : int
+        Ignored.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-class _LateLoader(DataLoader[Any]):
-    """A loader whose workers start at the first batch, not when an iterator is made.
+class _TwoViewLoader(DataLoader[Any]):
+    """A loader of two-view samples that starts its workers at the first batch.
 
-    A trainer that resumes makes one before it has restored its step, from which the order follows.
+    Not when an iterator is made: a trainer that resumes makes one before it has restored its step,
+    which decides the order.
     """
 
     def __iter__(self) -> Any:
-        yield from super().__iter__()
+        samples: Any = self.dataset
+        others = set(multiprocessing.active_children())
+        batches = super().__iter__()
+        if workers := set(multiprocessing.active_children()) - others:
+            atexit.register(_kill, list(workers))
+        for batch in batches:
+            if isinstance(batch, LazyViews):
+                batch.views, batch.check = samples.views, samples.check
+            if samples.check is not None:
+                samples.check.warn()
+            yield batch
+
+
+def _kill(workers: Sequence[Any]) -> None:
+    """End workers as the program ends, which would send SIGTERM and wait for them for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch calls each death an error
+    for worker in workers:
+        worker.kill()
 
 
 def sync_with_trainer(trainer: Any, loader: DataLoader[Any]) -> None:
-    """Let the loader's order follow the trainer's optimizer steps, in the middle of an epoch too.
+    """Take a loader's epoch and batch from the trainer's optimizer steps, in mid-epoch too.
 
     Parameters
     ----------
@@ -172,7 +202,7 @@ def sync_with_trainer(trainer: Any, loader: DataLoader[Any]) -> None:
     """
     batches = loader.batch_sampler
     if not isinstance(batches, EpochBatches):
-        raise TypeError("Only loaders of two_view_loader can follow a trainer.")
+        raise TypeError("Only loaders of two_view_loader can be synchronized.")
 
     def position() -> tuple[int, int]:
         limit, whole = trainer.limit_train_batches, len(batches)
@@ -202,7 +232,7 @@ def with_batches(loader: DataLoader[Any], batches: Any) -> DataLoader[Any]:
 
 
 class JoinedBatches(BatchSampler):
-    """The batches of a caller's sampler, joined over the processes and dealt out evenly.
+    """The batches of a caller's sampler, joined over the processes and divided evenly among them.
 
     As many batches as there are processes make one global batch; each process takes a nearly equal
     part, so that no sample is padded or repeated. The order is that of the first process. A rest
@@ -228,7 +258,7 @@ class JoinedBatches(BatchSampler):
         self, batches: Any, rank: int, processes: int, share: Callable[[Any], Any]
     ) -> None:
         self.batches = batches
-        # Trainers look here for a sampler that wants to be told the epoch.
+        # Trainers look here for a sampler whose set_epoch is to be called.
         self.sampler: Any = getattr(batches, "sampler", None)
         self.rank = rank
         self.processes = processes
@@ -261,10 +291,11 @@ class JoinedBatches(BatchSampler):
 
 
 def sharded(loader: Any) -> Any:
-    """Return a caller's loader such that every process gets its own part of each batch.
+    """Return a caller's loader with which every process gets its own part of each batch.
 
-    Loaders that deal already are returned as they are: those of `two_view_loader`, and those with a
-    ``DistributedSampler``. A stream stays the caller's to divide; it ends on all processes together.
+    Loaders that divide already are returned as they are: those of `two_view_loader`, and those with
+    a ``DistributedSampler``. A stream is left for the caller to divide; it ends on all processes
+    together.
 
     Parameters
     ----------
@@ -315,9 +346,9 @@ class _InStep:
 
 
 def _parts(values: list[Any], n: int) -> list[list[Any]]:
-    """Cut into `n` parts whose lengths differ by one at most, the longer ones first."""
-    short, longer = divmod(len(values), n)
-    cuts = [k * short + min(k, longer) for k in range(n + 1)]
+    """Return `n` parts whose lengths differ by one at most, the longer ones first."""
+    size, longer = divmod(len(values), n)
+    cuts = [k * size + min(k, longer) for k in range(n + 1)]
     return [values[a:b] for a, b in itertools.pairwise(cuts)]
 
 

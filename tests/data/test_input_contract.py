@@ -90,8 +90,8 @@ def test_what_images_are_is_read_from_their_names(preset, path, expected):
 
 
 def test_the_origin_survives_json_and_is_no_rule():
-    told = Preparation(origin=RAW)
-    assert Preparation.from_dict(json.loads(json.dumps(told.to_dict()))).origin == RAW
-    assert told == Preparation()
-    assert told.rules() == Preparation().rules()
-    assert "origin" not in told.rules()
+    preparation = Preparation(origin=RAW)
+    assert Preparation.from_dict(json.loads(json.dumps(preparation.to_dict()))).origin == RAW
+    assert preparation == Preparation()
+    assert preparation.rules() == Preparation().rules()
+    assert "origin" not in preparation.rules()
