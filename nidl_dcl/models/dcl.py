@@ -26,11 +26,12 @@ from nidl_dcl.distributed import (
     world,
 )
 from nidl_dcl.errors import NonFiniteError, UsageError
-from nidl_dcl.models.base import BaseEstimator, TransformerMixin
+from nidl_dcl.models.base import BaseEstimator
 from nidl_dcl.models.collapse import CollapseMonitor
 from nidl_dcl.models.encoders import ProjectionHead
 from nidl_dcl.models.losses import DCLLoss, DCLWLoss
 from nidl_dcl.models.optimization import build_optimizer, build_scheduler
+from nidl_dcl.models.transformer import TransformerMixin
 from nidl_dcl.randomness import fresh_seed, key_seed, keyed
 
 __all__ = ["DCL"]
@@ -131,8 +132,8 @@ class DCL(TransformerMixin, BaseEstimator):
     optimizer_kwargs: dict[str, Any] | None
     lr_scheduler_kwargs: dict[str, Any] | None
     _used: dict[str, Any]
-    _watch: CollapseMonitor
-    _collapse_told: bool
+    _monitor: CollapseMonitor | None = None
+    _collapse_warned = False
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class DCL(TransformerMixin, BaseEstimator):
             lr_scheduler=lr_scheduler,
             lr_scheduler_kwargs=lr_scheduler_kwargs,
         )
-        self._arguments_changed(set(self._arguments))
+        self._arguments_changed(set(self._arguments.given))
 
     # -- attributes that are arguments before fit and objects after it -------------------------
 
@@ -191,8 +192,12 @@ class DCL(TransformerMixin, BaseEstimator):
     # -- building ----------------------------------------------------------------------------
 
     def _arguments_changed(self, names: set[str]) -> None:
-        self.__dict__["_used"] = {}
-        for name in names & set(self._named_arguments()) - {"encoder", "optimizer", "lr_scheduler"}:
+        self._used = {}
+        for name in names & set(self._arguments.named) - {
+            "encoder",
+            "optimizer",
+            "lr_scheduler",
+        }:
             setattr(self, name, self._arguments[name])
         if names & {"temperature", "weighting_sigma"}:
             self.loss = _unless_invalid(self._build_loss)
@@ -205,15 +210,15 @@ class DCL(TransformerMixin, BaseEstimator):
             "random_state",
         }
         if names & architecture:
-            self.__dict__["_first_weights"] = None
-            self.__dict__["_fitted"] = False
+            self._first_weights = None
+            self._fitted = False
             with keyed(_unless_invalid(self._initial_seed), "weights"):
                 self.encoder = _unless_invalid(self._build_encoder)
                 self.projection_head = _unless_invalid(self._build_head)
 
     def _initial_seed(self) -> int:
         # A RandomState is drawn from in fit alone: building must not change the caller's object.
-        return fresh_seed(copy.deepcopy(self._option("random_state")))
+        return fresh_seed(copy.deepcopy(self._arguments["random_state"]))
 
     def _build_encoder(self) -> nn.Module:
         encoder, options = self._arguments["encoder"], self._arguments["encoder_kwargs"]
@@ -237,7 +242,7 @@ class DCL(TransformerMixin, BaseEstimator):
         return ProjectionHead(*(int(size) for size in sizes.values()))
 
     def _build_loss(self) -> DCLLoss:
-        temperature, sigma = self._arguments["temperature"], self._option("weighting_sigma")
+        temperature, sigma = self._arguments["temperature"], self._arguments["weighting_sigma"]
         if sigma is None:
             return DCLLoss(temperature=temperature)
         return DCLWLoss(sigma=sigma, temperature=temperature)
@@ -255,7 +260,7 @@ class DCL(TransformerMixin, BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a number of 0 or more, got {value!r}.")
-        size = self._option("chunk_size")
+        size = self._arguments["chunk_size"]
         if size is not None:
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"chunk_size must be None or a positive integer, got {size!r}.")
@@ -267,7 +272,7 @@ class DCL(TransformerMixin, BaseEstimator):
                     stacklevel=2,
                 )
         self._check_fit(getattr(self.encoder, "n_features", None))
-        self.__dict__["_used"] = {}
+        self._used = {}
 
     def _check_fit(self, n_features: Any) -> None:
         if isinstance(n_features, int) and n_features != self.proj_input_dim:
@@ -335,7 +340,7 @@ class DCL(TransformerMixin, BaseEstimator):
         return h1, h2, self.projection_head(h1), self.projection_head(h2), y
 
     def _embed(self, x: Tensor) -> Tensor:
-        size = self._option("chunk_size")
+        size = self._arguments["chunk_size"]
         if size is None or len(x) <= size:
             h = self.encoder(x)
         else:
@@ -381,8 +386,8 @@ class DCL(TransformerMixin, BaseEstimator):
                 on_step=False,
                 sync_dist=True,
             )
-        if stage == "training" and "_watch" in self.__dict__:
-            self._watch.add(h1.detach(), h2.detach(), len(z1))
+        if stage == "training" and self._monitor is not None:
+            self._monitor.add(h1.detach(), h2.detach(), len(z1))
         return {
             # Averaging gradients over processes divides by their number: each one's part of the
             # global mean is multiplied by it beforehand.
@@ -477,8 +482,8 @@ class DCL(TransformerMixin, BaseEstimator):
 
     def on_fit_start(self) -> None:
         """Start to watch how the embeddings spread."""
-        self.__dict__["_watch"] = CollapseMonitor()
-        self.__dict__["_collapse_told"] = False
+        self._monitor = CollapseMonitor()
+        self._collapse_warned = False
         if world()[1] > 1:
             leave_at_exit()
 
@@ -490,11 +495,13 @@ class DCL(TransformerMixin, BaseEstimator):
 
     def on_train_epoch_end(self) -> None:
         """Log how the embeddings spread, and warn of a collapse, once."""
-        found = self._watch.measure()
+        monitor, self._monitor = self._monitor, CollapseMonitor()
+        assert monitor is not None
+        found = monitor.measure()
         for name, value in found.items():
             self.log(name, value, batch_size=1, sync_dist=True)
-        if self._watch.kept > 1 and found["uniformity"] > _ALIKE and not self._collapse_told:
-            self.__dict__["_collapse_told"] = True
+        if monitor.kept > 1 and found["uniformity"] > _ALIKE and not self._collapse_warned:
+            self._collapse_warned = True
             if self.trainer.is_global_zero:
                 warnings.warn(
                     f"In epoch {self.trainer.current_epoch + 1} the encoder gave all samples "
@@ -502,7 +509,6 @@ class DCL(TransformerMixin, BaseEstimator):
                     "encoder, weaker views or a lower learning_rate help.",
                     stacklevel=2,
                 )
-        self.__dict__["_watch"] = CollapseMonitor()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Stop before a non-finite gradient reaches the weights."""
@@ -525,11 +531,11 @@ class DCL(TransformerMixin, BaseEstimator):
         """Refuse to resume under another configuration; take over the seed of the first part."""
         saved = dict(checkpoint.get("nidl_dcl") or {})
         seed = saved.pop("seed", self._seed)
-        self.__dict__["_fitted"] = True
+        self._fitted = True
         if self._trainer is None:
             return
-        if self._option("random_state") is None:
-            self.__dict__["_seed"] = seed
+        if self._arguments["random_state"] is None:
+            self._seed = seed
         now = {"seed": self._seed, **self._run_identity()}
         before = {"seed": seed, **saved}
         differing = sorted(k for k in before if k in now and before[k] != now[k])
@@ -551,7 +557,7 @@ class DCL(TransformerMixin, BaseEstimator):
         )
         identity: dict[str, Any] = {name: getattr(self, name) for name in names}
         for name in self._more_options:
-            identity[name] = self._option(name)
+            identity[name] = self._arguments[name]
         identity["processes"] = world()[1]
         identity["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
         loaders: Any = getattr(self.trainer, "datamodule", None)
@@ -613,9 +619,7 @@ class DCL(TransformerMixin, BaseEstimator):
                 "has not."
             )
         self.load_state_dict({name: given[name] for name in own})
-        self.__dict__["_first_weights"] = None
-        self.__dict__["_exposure"] = {}
-        self.__dict__["_fitted"] = True
+        self._restore(preparation=self._preparation, exposure={})
         return self
 
 

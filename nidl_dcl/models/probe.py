@@ -15,7 +15,8 @@ from sklearn.model_selection import GroupKFold, KFold, cross_val_score
 
 from nidl_dcl.data.batches import single_view
 from nidl_dcl.data.loaders import PredictShards
-from nidl_dcl.distributed import first_value, gather_objects, world
+from nidl_dcl.distributed import first_value, world
+from nidl_dcl.models.transformer import gather_in_order
 
 __all__ = ["Probe"]
 
@@ -136,7 +137,7 @@ def embed_between_steps(model: Any, X: Any) -> np.ndarray:
     -------
     ndarray of shape (n, n_features), float32
     """
-    loader, _ = model._inference_loader(X)
+    loader = model._inference_loader(X)
     rank, processes = world()
     training = [module for module in model.modules() if module.training]
     own = []
@@ -150,5 +151,4 @@ def embed_between_steps(model: Any, X: Any) -> np.ndarray:
     finally:
         for module in training:
             module.training = True
-    pieces = sorted((p for part in gather_objects(own) for p in part), key=lambda piece: piece[0])
-    return np.concatenate([rows for _, rows in pieces])
+    return np.concatenate([rows for _, rows in gather_in_order(own)])

@@ -204,10 +204,12 @@ def load_model(
         estimator.load_state_dict(state)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"The weights of {folder} do not fit the model: {error}") from error
-    estimator.__dict__["_preparation"] = preparation
-    estimator.__dict__["_fitted"] = bool(description.get("fitted"))
-    if estimator.fitted:
-        estimator.__dict__["_exposure"] = dict(description.get("exposure") or {})
+    fitted = bool(description.get("fitted"))
+    estimator._restore(
+        preparation=preparation,
+        exposure=(description.get("exposure") or {}) if fitted else None,
+        fitted=fitted,
+    )
     return estimator
 
 

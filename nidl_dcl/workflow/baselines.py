@@ -95,7 +95,7 @@ def untrained_encoder(known: DCL, seed: int, number: int = 0) -> DCL:
     """Return a model like `known` before training, one of several by its number."""
     own = {"random_state": key_seed(seed, "untrained", number), "devices": 1}
     fresh = DCL(**{**known.get_params(), **own})
-    fresh.__dict__["_fitted"] = True
+    fresh.fitted = True
     return fresh
 
 

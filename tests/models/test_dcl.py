@@ -26,6 +26,7 @@ from nidl_dcl.data.datasets import TwoViewSamples
 from nidl_dcl.data.samplers import two_view_loader
 from nidl_dcl.errors import NonFiniteError
 from nidl_dcl.models.encoders import StridedCNN
+from nidl_dcl.models.trainers import trainer_options
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
@@ -275,7 +276,7 @@ def test_lazy_modules_take_their_shape_from_the_first_batch(rows):
 def test_apples_gpu_has_to_be_asked_for(system, asked, used, monkeypatch):
     model = DCL(nn.Linear(6, 5), proj_input_dim=5, **asked)
     monkeypatch.setattr(sys, "platform", system)
-    assert model._trainer_options().get("accelerator") == used
+    assert trainer_options(model.get_params()).get("accelerator") == used
     assert model.get_params().get("accelerator") == asked.get("accelerator")
 
 
