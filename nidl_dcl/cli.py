@@ -28,7 +28,7 @@ from nidl_dcl.errors import (
     exit_status,
 )
 from nidl_dcl.io.console import ConsoleReporter
-from nidl_dcl.models.trust import refuse_unsaid
+from nidl_dcl.models.trust import refuse_untrusted
 from nidl_dcl.workflow.options import (
     DataOptions,
     PredictionOptions,
@@ -378,7 +378,7 @@ def _launch(
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     if config is not None:
         told = bound.arguments
-        refuse_unsaid(config, code_named(told.get("training"), told.get("trust")), _said(words))
+        refuse_untrusted(config, code_named(told.get("training"), told.get("trust")), _said(words))
     if print_config:
         bound.apply_defaults()
         sys.stdout.write(_as_yaml(bound.arguments))

@@ -1,7 +1,8 @@
-"""The class below every estimator: a Lightning module and a scikit-learn estimator in one object.
+"""The base class of estimators: a Lightning module and a scikit-learn estimator in one object.
 
-It fits, and holds what was learnt. Its options are in `arguments`, what becomes of data in `inputs`,
-trainers in `trainers`, encoding in `transformer`; what is computed in a step is left to subclasses.
+It fits, and keeps the state of what was fitted. Arguments are checked in `arguments`, data becomes
+samples in `inputs`, trainers are built in `trainers`, `transformer` encodes; steps are left to
+subclasses.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         num_workers : int, default=0
             Loading workers of loaders made here.
         warm_start : bool, default=False
-            Whether a second fit goes on from the weights it finds.
+            Whether a second fit continues from the weights of the first.
         save_hparams : bool, default=True
             Whether plain arguments are kept in ``hparams``, hence in checkpoints.
         ignore : list of str, optional
@@ -77,10 +78,9 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
 
     Notes
     -----
-    A subclass keeps its own arguments with `_set_arguments`, builds what depends on them in
-    `_arguments_changed`, and defines `training_outputs`, ``training_step`` and
-    ``configure_optimizers``; with `TransformerMixin` before this class it gets ``transform`` from a
-    ``transform_step``.
+    A subclass defines ``training_step``, ``validation_step`` and ``configure_optimizers``, keeps its
+    own arguments with `_set_arguments`, and builds what depends on them in `_arguments_changed`. With
+    `TransformerMixin` before this class it gets ``transform`` from a ``transform_step``.
 
     Examples
     --------
@@ -97,9 +97,10 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     ...     def training_step(self, batch, batch_idx):
     ...         x1, x2 = batch
     ...         return nn.functional.mse_loss(self.layers(x1), x2)
+    ...     validation_step = training_step
     ...     def configure_optimizers(self):
     ...         return torch.optim.Adam(self.parameters())
-    >>> model = Autoencoder(max_epochs=1, batch_size=8, enable_progress_bar=False)
+    >>> model = Autoencoder(max_epochs=1, enable_progress_bar=False, enable_model_summary=False)
     >>> model.fit(torch.randn(16, 8)).fitted
     True
     >>> model.get_params()["size"]
@@ -116,113 +117,9 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         self._fitted = False
         self._preparation: Preparation | None = None
         self._exposure: dict[str, Any] | None = None
-        # A second fit starts with the weights of the first one, and with what they had seen.
+        # A second fit starts from the weights that the first one started from.
         self._first_weights: dict[str, Any] | None = None
         self._first_exposure: dict[str, Any] | None = None
-
-    # -- what was learnt ---------------------------------------------------------------------
-
-    @property
-    def fitted(self) -> bool:
-        """Whether the estimator has been fitted or loaded; set it to encode with untrained weights."""
-        return self._fitted
-
-    @fitted.setter
-    def fitted(self, value: bool) -> None:
-        self._fitted = value
-
-    @property
-    def preparation(self) -> Preparation | None:
-        """The input contract: how images become what the encoder takes; None without images."""
-        return self._preparation
-
-    @property
-    def exposure(self) -> dict[str, Any]:
-        """Whom training has seen, as salted hashes (see `nidl_dcl.data.exposure`); empty if not known."""
-        return dict(self._exposure or {})
-
-    def start_from(self, other: BaseEstimator) -> Self:
-        """Take over the weights of another estimator, and whom its training has seen.
-
-        Raises
-        ------
-        RuntimeError
-            When its networks are other ones; the message names the differing weights.
-        """
-        self.load_state_dict(other.state_dict())
-        self._exposure = other.exposure
-        return self
-
-    def _restore(
-        self,
-        *,
-        preparation: Preparation | None,
-        exposure: Mapping[str, Any] | None,
-        fitted: bool = True,
-    ) -> None:
-        """Set what a file says beside arguments and weights; a next fit starts from its weights."""
-        self._preparation = preparation
-        self._exposure = None if exposure is None else dict(exposure)
-        self._fitted = fitted
-        self._first_weights = None
-
-    # -- arguments, as scikit-learn asks for them --------------------------------------------
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the arguments as they were given, ``**kwargs`` included.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Without effect: arguments are not estimators.
-        """
-        return dict(self._arguments.given)
-
-    def set_params(self, **params: Any) -> Self:
-        """Set arguments or options by name.
-
-        Raises
-        ------
-        ValueError
-            For an unknown name.
-        """
-        self._arguments.update(params)
-        self._arguments_changed(set(params))
-        return self
-
-    def _set_arguments(self, **named: Any) -> None:
-        """Keep the caller's named arguments as they are; called once, by the constructor."""
-        self._arguments.given = {**named, **self._arguments.given}
-        if self._arguments["save_hparams"]:
-            self._set_hparams(self._arguments.plain())
-            self._hparams_initial = copy.deepcopy(self._hparams)
-
-    def _arguments_changed(self, names: set[str]) -> None:
-        """Follow changed arguments; subclasses rebuild what depends on them."""
-
-    def _check_arguments(self) -> None:
-        """Raise for values that cannot be used; `fit` asks first of all."""
-        self._arguments.check()
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return self.fitted
-
-    def __sklearn_clone__(self) -> Self:
-        # All arguments in one copy: an optimizer keeps pointing at the encoder it was made for.
-        clone = type(self)(**copy.deepcopy(self._arguments.given))
-        for name in ("_metadata_request", "_sklearn_output_config"):
-            if hasattr(self, name):
-                setattr(clone, name, copy.deepcopy(getattr(self, name)))
-        return clone
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
-        return tags
-
-    def _get_fitted_attr_html(self, *args: Any, **kwargs: Any) -> str:
-        # scikit-learn would read every public attribute; Lightning's raise without a trainer.
-        return ""
 
     # -- fitting -----------------------------------------------------------------------------
 
@@ -233,7 +130,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         val_dataloader: Any = None,
         ckpt_path: Any = None,
     ) -> Self:
-        """Train.
+        """Train on two views of each sample.
 
         Parameters
         ----------
@@ -310,7 +207,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             self.training_outputs(batch)
 
     def training_outputs(self, batch: Any) -> Any:
-        """Run the networks on a training batch; subclasses with lazy modules say how."""
+        """Run the networks on a training batch; for subclasses with lazy modules."""
         raise NotImplementedError
 
     def _drop_trainer(self) -> None:
@@ -343,7 +240,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         return TwoViewSamples(samples, views, seed=seed)
 
     def _samples(self, X: Any, *, reset: bool) -> Any:
-        """Return X as a dataset of samples; `reset` when what is learnt of X is to be learnt anew."""
+        """Return X as a dataset of samples; with `reset`, learn the form of samples from it."""
         if isinstance(X, Dataset):
             return X
         images = find_images(X)
@@ -356,10 +253,124 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             return array_samples(X, volumetric=volumetric)
         return ArraySamples(validate_data(self, X, reset=reset, dtype=np.float32))
 
+    # -- what was learnt ---------------------------------------------------------------------
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the estimator has been fitted or loaded; set it to encode with untrained weights."""
+        return self._fitted
+
+    @fitted.setter
+    def fitted(self, value: bool) -> None:
+        self._fitted = value
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """The input contract: how images become what the encoder takes; None without images."""
+        return self._preparation
+
+    @property
+    def exposure(self) -> dict[str, Any]:
+        """Participants and images seen in training, as salted hashes; empty if not known."""
+        return dict(self._exposure or {})
+
+    def start_from(self, other: BaseEstimator) -> Self:
+        """Begin training with the weights of another estimator, and with its `exposure`.
+
+        Parameters
+        ----------
+        other : BaseEstimator
+            With networks of the same architecture.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        RuntimeError
+            When its architecture differs; the message names the weights.
+        """
+        self.load_state_dict(other.state_dict())
+        self._first_weights = None
+        self._exposure = other.exposure
+        return self
+
+    def _restore(
+        self,
+        *,
+        preparation: Preparation | None,
+        exposure: Mapping[str, Any] | None,
+        fitted: bool = True,
+    ) -> None:
+        """Set what files hold beside arguments; the next `fit` starts from the weights there are."""
+        self._preparation = preparation
+        self._exposure = None if exposure is None else dict(exposure)
+        self._fitted = fitted
+        self._first_weights = None
+
+    # -- arguments, as scikit-learn asks for them --------------------------------------------
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the arguments as they were given, ``**kwargs`` included.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Without effect: arguments are not estimators.
+        """
+        return dict(self._arguments.given)
+
+    def set_params(self, **params: Any) -> Self:
+        """Set arguments or options by name.
+
+        Raises
+        ------
+        ValueError
+            For an unknown name.
+        """
+        self._arguments.update(params)
+        self._arguments_changed(set(params))
+        return self
+
+    def _set_arguments(self, **named: Any) -> None:
+        """Keep the caller's named arguments as they are; called once, by the constructor."""
+        self._arguments.given = {**named, **self._arguments.given}
+        if self._arguments["save_hparams"]:
+            self._set_hparams(self._arguments.plain())
+            self._hparams_initial = copy.deepcopy(self._hparams)
+
+    def _arguments_changed(self, names: set[str]) -> None:
+        """Rebuild what depends on the arguments of these names; for subclasses."""
+
+    def _check_arguments(self) -> None:
+        """Raise for values of arguments that cannot be used; called by `fit`."""
+        self._arguments.check()
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self.fitted
+
+    def __sklearn_clone__(self) -> Self:
+        # All arguments in one copy: an optimizer keeps pointing at the encoder it was made for.
+        clone = type(self)(**copy.deepcopy(self._arguments.given))
+        for name in ("_metadata_request", "_sklearn_output_config"):
+            if hasattr(self, name):
+                setattr(clone, name, copy.deepcopy(getattr(self, name)))
+        return clone
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+    def _get_fitted_attr_html(self, *args: Any, **kwargs: Any) -> str:
+        # scikit-learn would read every public attribute; Lightning's raise without a trainer.
+        return ""
+
     # -- hooks of Lightning ------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Agree with the other processes on the seed, and give each one randomness of its own.
+        """Share the seed with the other processes, and seed the generators of each by its rank.
 
         Parameters
         ----------
@@ -385,7 +396,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         share_buffers(self)
 
     def on_fit_end(self) -> None:
-        """Note that there is something to encode with, also after a trainer of the caller's own."""
+        """Mark the estimator as fitted, also by a trainer of the caller's own."""
         self._fitted = True
 
 

@@ -1,4 +1,7 @@
-"""How embeddings spread during training, without labels: the signs of collapse."""
+"""Measures of the embeddings of a training, without labels, that show a collapse.
+
+The estimator logs them and warns (`dcl`).
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from nidl_dcl.models.losses import unit_rows
 __all__ = ["CollapseMonitor", "alignment", "effective_rank", "uniformity"]
 
 _ROWS = 1024
-"""Samples of an epoch that are looked at, at most."""
+"""Most samples of an epoch that are measured."""
 
 
 class CollapseMonitor:
-    """Keeps the first embeddings of an epoch and measures them.
+    """The first embeddings of an epoch, and their measures.
 
     Parameters
     ----------
@@ -47,10 +50,7 @@ class CollapseMonitor:
             self.kept += len(h1)
 
     def measure(self) -> dict[str, float]:
-        """Return alignment, uniformity, effective rank and the loss of full collapse.
-
-        The embeddings of all processes are looked at.
-        """
+        """Return alignment, uniformity and effective rank over all processes, and the loss of collapse."""
         if not self.views:
             return {}
         h1, _ = gather_rows(torch.cat([a for a, _ in self.views]))
@@ -66,7 +66,7 @@ class CollapseMonitor:
 
 
 def alignment(h1: Tensor, h2: Tensor) -> float:
-    """Return the mean squared distance of two views on the unit sphere, 0 (alike) to 4.
+    """Return the mean squared distance of two views on the unit sphere, 0 (equal) to 4.
 
     Wang and Isola, ICML 2020.
     """
@@ -90,13 +90,13 @@ def effective_rank(h: Tensor) -> float:
 
     Roy and Vetterli 2007; Garrido et al., ICML 2023. One direction gives 1, none gives 0.
     """
-    # Centred in double precision: what is left of equal rows must not pass for a direction.
+    # Centered in double precision: the rounding error of equal rows must not count as a direction.
     h = h.double().cpu()
     h = h - h.mean(0, keepdim=True)
     values = torch.linalg.svdvals(h)
-    whole = float(values.sum())
-    if whole <= 1e-12 * max(1.0, float(h.abs().max())):
+    total = float(values.sum())
+    if total <= 1e-12 * max(1.0, float(h.abs().max())):
         return 0.0
-    shares = values / whole
+    shares = values / total
     shares = shares[shares > 0]
     return float(torch.exp(-(shares * shares.log()).sum()))
