@@ -49,6 +49,8 @@ class Arguments:
     ----------
     given : dict
         What the caller gave, unchanged.
+    named : list of str
+        Names in the signature, ``**kwargs`` left out.
 
     Raises
     ------

@@ -253,7 +253,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             return array_samples(X, volumetric=volumetric)
         return ArraySamples(validate_data(self, X, reset=reset, dtype=np.float32))
 
-    # -- what was learnt ---------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------
 
     @property
     def fitted(self) -> bool:

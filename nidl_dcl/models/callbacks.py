@@ -133,20 +133,8 @@ class CollectiveSigterm(L.Callback):
         if trainer.world_size > 1:
             signal.signal(signal.SIGTERM, self._note)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
-    ) -> None:
-        """Tell Lightning to stop if any process got the signal.
-
-        Parameters
-        ----------
-        trainer : Trainer
-            The trainer to stop.
-        pl_module : LightningModule
-            Ignored.
-        *args : object
-            Ignored.
-        """
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Tell Lightning to stop if any process got the signal."""
         if trainer.world_size > 1 and any_process(self.received, trainer.strategy.root_device):
             trainer._signal_connector.received_sigterm = True
 
@@ -252,20 +240,8 @@ class Progress(L.Callback):
     def __init__(self, progress: Callable[[str, int, int], None]) -> None:
         self.progress = progress
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
-    ) -> None:
-        """Report the step.
-
-        Parameters
-        ----------
-        trainer : Trainer
-            Knows the steps.
-        pl_module : LightningModule
-            Ignored.
-        *args : object
-            Ignored.
-        """
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Report the step."""
         total = trainer.estimated_stepping_batches
         if trainer.is_global_zero:
             self.progress("training", trainer.global_step, int(total))

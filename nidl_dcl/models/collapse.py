@@ -16,20 +16,13 @@ from nidl_dcl.models.losses import unit_rows
 __all__ = ["CollapseMonitor", "alignment", "effective_rank", "uniformity"]
 
 _ROWS = 1024
-"""Most samples of an epoch that are measured."""
+"""Most samples of an epoch that are kept by each process, and that are measured."""
 
 
 class CollapseMonitor:
-    """The first embeddings of an epoch, and their measures.
+    """The first embeddings of an epoch, and their measures."""
 
-    Parameters
-    ----------
-    limit : int, default=1024
-        Samples kept per process.
-    """
-
-    def __init__(self, limit: int = _ROWS) -> None:
-        self.limit = limit
+    def __init__(self) -> None:
         self.views: list[tuple[Tensor, Tensor]] = []
         self.kept = 0
         self.largest_batch = 0
@@ -45,7 +38,7 @@ class CollapseMonitor:
             Samples of the batch, all processes together.
         """
         self.largest_batch = max(self.largest_batch, batch)
-        if self.kept < self.limit and len(h1):
+        if self.kept < _ROWS and len(h1):
             self.views.append((h1.float(), h2.float()))
             self.kept += len(h1)
 
@@ -55,7 +48,7 @@ class CollapseMonitor:
             return {}
         h1, _ = gather_rows(torch.cat([a for a, _ in self.views]))
         h2, _ = gather_rows(torch.cat([b for _, b in self.views]))
-        h1, h2 = h1[: self.limit], h2[: self.limit]
+        h1, h2 = h1[:_ROWS], h2[:_ROWS]
         both = torch.cat([h1, h2])
         return {
             "alignment": alignment(h1, h2),

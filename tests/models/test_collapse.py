@@ -30,11 +30,11 @@ def test_effective_rank_counts_directions() -> None:
 
 
 def test_a_monitor_measures_what_it_kept_and_names_the_level_of_collapse() -> None:
-    monitor = CollapseMonitor(limit=6)
+    monitor = CollapseMonitor()
     assert monitor.measure() == {}
     for _ in range(4):
-        monitor.add(torch.ones(4, 3), torch.ones(4, 3), 4)
+        monitor.add(torch.ones(400, 3), torch.ones(400, 3), 400)
     found = monitor.measure()
-    assert monitor.kept == 8
-    assert found["collapse_loss"] == pytest.approx(math.log(6))
+    assert monitor.kept == 1200
+    assert found["collapse_loss"] == pytest.approx(math.log(798))
     assert found["alignment"] == found["effective_rank"] == 0

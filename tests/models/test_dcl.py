@@ -140,7 +140,7 @@ def test_a_chunk_is_a_positive_number_of_samples(size, rows):
         make(chunk_size=size).fit(rows)
 
 
-def test_chunks_of_a_batch_normalising_encoder_are_warned_of():
+def test_chunks_of_a_batch_normalizing_encoder_are_warned_of():
     volumes = torch.randn(4, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     model = make(encoder=StridedCNN, encoder_kwargs=None, proj_input_dim=512, max_epochs=1,
                  chunk_size=2)  # fmt: skip
