@@ -73,7 +73,7 @@ def main(rounds: int = 5) -> list[dict[str, Any]]:
             StridedCNN(), proj_input_dim=512, random_state=0,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
-        model.__dict__["_fitted"] = True
+        model.fitted = True
         for spacing, shape, n in CASES:
             paths = heads[:n]
             rules = Preparation((spacing,) * 3, shape)

@@ -32,7 +32,7 @@ from nidl_dcl.errors import (
     exit_status,
 )
 from nidl_dcl.io.console import ConsoleHandler, handled_by
-from nidl_dcl.models.trust import refuse_unsaid
+from nidl_dcl.models.trust import refuse_untrusted
 from nidl_dcl.workflow.options import (
     DataOptions,
     PredictionOptions,
@@ -337,7 +337,7 @@ def _launch(
     if config is not None:
         given = bound.arguments
         code = code_named(given.get("training"), given.get("trust"))
-        refuse_unsaid(config, code, _code_in(words))
+        refuse_untrusted(config, code, _code_in(words))
     if print_config:
         bound.apply_defaults()
         sys.stdout.write(_as_yaml(bound.arguments))

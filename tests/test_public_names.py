@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import subprocess
 import sys
@@ -33,6 +34,12 @@ PROMISED = {
     "predict_phenotype",
 }
 
+SLOW_EXAMPLES = {"BIDSDataModule"}
+"""Names whose examples take more than a few seconds."""
+
+WITHOUT_EXAMPLE = {"BIDSDataModule", "index_bids", "load_embeddings", "predict_phenotype"}
+"""Names whose examples are missing or skipped; to become empty."""
+
 
 def isort_key(name: str) -> tuple[int, str]:
     """Return the order that ruff gives `__all__`: constants, classes, the rest."""
@@ -56,6 +63,26 @@ def test_exactly_the_promised_names_are_public() -> None:
 @pytest.mark.parametrize("name", sorted(PROMISED))
 def test_a_public_name_can_be_imported(name: str) -> None:
     assert getattr(nidl_dcl, name) is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_EXAMPLES else [])
+        for name in sorted(PROMISED - {"__version__"})
+    ],
+)
+def test_a_public_name_has_examples_that_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finder = doctest.DocTestFinder(recurse=False)
+    (test,) = finder.find(getattr(nidl_dcl, name), name, globs={})  # they import what they use
+    runs = any(doctest.SKIP not in example.options for example in test.examples)
+    assert (runs and "Examples\n" in (test.docstring or "")) != (name in WITHOUT_EXAMPLE)
+    monkeypatch.chdir(tmp_path)
+    failures: list[str] = []
+    doctest.DocTestRunner(verbose=False).run(test, out=failures.append)
+    assert failures == []
 
 
 def test_an_unknown_name_is_an_attribute_error_that_names_it() -> None:

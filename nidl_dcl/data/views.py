@@ -85,6 +85,14 @@ class MultiViewsTransform:
         A transform is not callable, or `n_views` is not an int.
     ValueError
         `n_views` is negative, or not 1 beside a sequence.
+
+    Examples
+    --------
+    >>> from nidl_dcl import MultiViewsTransform
+    >>> MultiViewsTransform(str.upper, n_views=2)("mri")
+    ['MRI', 'MRI']
+    >>> MultiViewsTransform([str.upper, str.capitalize])("mri")
+    ['MRI', 'Mri']
     """
 
     def __init__(
@@ -128,6 +136,17 @@ class TwoViews:
     views : callable, optional
         One input in, one view out: a MONAI transform or Compose, or any function. Default:
         `volume_views()`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from nidl_dcl import TwoViews
+    >>> x = torch.rand(1, 16, 16, 16)
+    >>> first, second = TwoViews()(x, key=(0, "sub-01"))
+    >>> first.shape, torch.equal(first, second)
+    (torch.Size([1, 16, 16, 16]), False)
+    >>> torch.equal(TwoViews()(x, key=(0, "sub-01"))[0], first)
+    True
 
     Notes
     -----

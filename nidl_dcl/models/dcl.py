@@ -1,4 +1,7 @@
-"""The estimator: decoupled contrastive learning of an encoder, by Lightning, for scikit-learn."""
+"""The estimator `DCL`: decoupled contrastive learning of an encoder.
+
+Fitting and encoding are in `base` and `transformer`; here are the networks, the steps and the loss.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,18 @@ from nidl_dcl.distributed import (
     world,
 )
 from nidl_dcl.errors import NonFiniteError, UsageError
-from nidl_dcl.models.base import BaseEstimator, TransformerMixin
+from nidl_dcl.models.base import BaseEstimator
 from nidl_dcl.models.collapse import CollapseMonitor
 from nidl_dcl.models.encoders import ProjectionHead
 from nidl_dcl.models.losses import DCLLoss, DCLWLoss
 from nidl_dcl.models.optimization import build_optimizer, build_scheduler
+from nidl_dcl.models.transformer import TransformerMixin
 from nidl_dcl.randomness import fresh_seed, key_seed, keyed
 
 __all__ = ["DCL"]
 
-_ALIKE = -1e-3
-"""Uniformity above which embeddings are as good as one point; 0 is one point."""
+_COLLAPSED = -1e-3
+"""Uniformity above which embeddings count as one point; 0 is one point."""
 
 
 class DCL(TransformerMixin, BaseEstimator):
@@ -82,8 +86,8 @@ class DCL(TransformerMixin, BaseEstimator):
         Options of `BaseEstimator`: every option of ``lightning.Trainer``, ``random_state``,
         ``views``, ``batch_size``, ``num_workers``, ``warm_start``, …; ``weighting_sigma``
         (None; a number selects the weighted loss `DCLWLoss` with that sigma); and ``chunk_size``
-        (None; a number: so many samples of a view are encoded at a time and again for their
-        gradients, so that memory is that of a chunk and the contrast that of the whole batch. The
+        (None; a number: so many samples of a view are encoded at a time, and once more for their
+        gradients: memory is that of a chunk, and negatives are those of the whole batch. The
         gradient is the same, unless the encoder normalizes over its batch).
 
     Attributes
@@ -114,7 +118,7 @@ class DCL(TransformerMixin, BaseEstimator):
     >>> from nidl_dcl import DCL
     >>> x = torch.randn(16, 12)
     >>> model = DCL(nn.Linear(12, 4), proj_input_dim=4, max_epochs=1, lr_scheduler=None,
-    ...             random_state=0, enable_progress_bar=False)
+    ...             random_state=0, enable_progress_bar=False, enable_model_summary=False)
     >>> model.fit(x).transform(x).shape
     torch.Size([16, 4])
     """
@@ -131,8 +135,8 @@ class DCL(TransformerMixin, BaseEstimator):
     optimizer_kwargs: dict[str, Any] | None
     lr_scheduler_kwargs: dict[str, Any] | None
     _used: dict[str, Any]
-    _watch: CollapseMonitor
-    _collapse_told: bool
+    _monitor: CollapseMonitor | None = None
+    _collapse_warned = False
 
     def __init__(
         self,
@@ -167,7 +171,7 @@ class DCL(TransformerMixin, BaseEstimator):
             lr_scheduler=lr_scheduler,
             lr_scheduler_kwargs=lr_scheduler_kwargs,
         )
-        self._arguments_changed(set(self._arguments))
+        self._arguments_changed(set(self._arguments.given))
 
     # -- attributes that are arguments before fit and objects after it -------------------------
 
@@ -191,8 +195,12 @@ class DCL(TransformerMixin, BaseEstimator):
     # -- building ----------------------------------------------------------------------------
 
     def _arguments_changed(self, names: set[str]) -> None:
-        self.__dict__["_used"] = {}
-        for name in names & set(self._named_arguments()) - {"encoder", "optimizer", "lr_scheduler"}:
+        self._used = {}
+        for name in names & set(self._arguments.named) - {
+            "encoder",
+            "optimizer",
+            "lr_scheduler",
+        }:
             setattr(self, name, self._arguments[name])
         if names & {"temperature", "weighting_sigma"}:
             self.loss = _unless_invalid(self._build_loss)
@@ -205,15 +213,15 @@ class DCL(TransformerMixin, BaseEstimator):
             "random_state",
         }
         if names & architecture:
-            self.__dict__["_first_weights"] = None
-            self.__dict__["_fitted"] = False
+            self._first_weights = None
+            self._fitted = False
             with keyed(_unless_invalid(self._initial_seed), "weights"):
                 self.encoder = _unless_invalid(self._build_encoder)
                 self.projection_head = _unless_invalid(self._build_head)
 
     def _initial_seed(self) -> int:
         # A RandomState is drawn from in fit alone: building must not change the caller's object.
-        return fresh_seed(copy.deepcopy(self._option("random_state")))
+        return fresh_seed(copy.deepcopy(self._arguments["random_state"]))
 
     def _build_encoder(self) -> nn.Module:
         encoder, options = self._arguments["encoder"], self._arguments["encoder_kwargs"]
@@ -237,7 +245,7 @@ class DCL(TransformerMixin, BaseEstimator):
         return ProjectionHead(*(int(size) for size in sizes.values()))
 
     def _build_loss(self) -> DCLLoss:
-        temperature, sigma = self._arguments["temperature"], self._option("weighting_sigma")
+        temperature, sigma = self._arguments["temperature"], self._arguments["weighting_sigma"]
         if sigma is None:
             return DCLLoss(temperature=temperature)
         return DCLWLoss(sigma=sigma, temperature=temperature)
@@ -255,7 +263,7 @@ class DCL(TransformerMixin, BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a number of 0 or more, got {value!r}.")
-        size = self._option("chunk_size")
+        size = self._arguments["chunk_size"]
         if size is not None:
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"chunk_size must be None or a positive integer, got {size!r}.")
@@ -267,7 +275,7 @@ class DCL(TransformerMixin, BaseEstimator):
                     stacklevel=2,
                 )
         self._check_fit(getattr(self.encoder, "n_features", None))
-        self.__dict__["_used"] = {}
+        self._used = {}
 
     def _check_fit(self, n_features: Any) -> None:
         if isinstance(n_features, int) and n_features != self.proj_input_dim:
@@ -279,10 +287,10 @@ class DCL(TransformerMixin, BaseEstimator):
     def configure_optimizers(self) -> Any:
         """Return the optimizer and the learning-rate schedule, as Lightning takes them."""
         given = self._arguments["encoder"]
-        stand_ins = {}
+        copies = {}
         if isinstance(given, nn.Module):
             own = dict(self.encoder.named_parameters(remove_duplicate=False))
-            stand_ins = {
+            copies = {
                 id(p): own[name]
                 for name, p in given.named_parameters(remove_duplicate=False)
                 if name in own
@@ -294,7 +302,7 @@ class DCL(TransformerMixin, BaseEstimator):
             weight_decay=self.weight_decay,
             exclude_bias_and_norm_wd=self.exclude_bias_and_norm_wd,
             optimizer_kwargs=self.optimizer_kwargs,
-            stand_ins=stand_ins,
+            copies=copies,
         )
         self._used.update(optimizer=optimizer, lr_scheduler=None)
         if self._arguments["lr_scheduler"] in (None, "none"):
@@ -324,22 +332,30 @@ class DCL(TransformerMixin, BaseEstimator):
     def training_outputs(self, batch: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Any]:
         """Return embeddings and projections of both views, and the targets.
 
+        Parameters
+        ----------
+        batch : sequence
+            As in `training_step`.
+
         Returns
         -------
         h1, h2 : Tensor of shape (n, n_features)
+            Embeddings.
         z1, z2 : Tensor of shape (n, proj_output_dim)
+            Projections.
         y : object
+            Targets or None.
         """
         (x1, x2), y = two_views(batch)
         h1, h2 = self._embed(x1), self._embed(x2)
         return h1, h2, self.projection_head(h1), self.projection_head(h2), y
 
     def _embed(self, x: Tensor) -> Tensor:
-        size = self._option("chunk_size")
+        size = self._arguments["chunk_size"]
         if size is None or len(x) <= size:
             h = self.encoder(x)
         else:
-            # Activations are dropped after each chunk and made again when its gradients are due.
+            # Activations are dropped after each chunk, and computed again in the backward pass.
             parts = [checkpoint(self.encoder, part, use_reentrant=False) for part in x.split(size)]
             h = torch.cat(parts)
         if not isinstance(h, Tensor) or h.ndim != 2:
@@ -381,8 +397,8 @@ class DCL(TransformerMixin, BaseEstimator):
                 on_step=False,
                 sync_dist=True,
             )
-        if stage == "training" and "_watch" in self.__dict__:
-            self._watch.add(h1.detach(), h2.detach(), len(z1))
+        if stage == "training" and self._monitor is not None:
+            self._monitor.add(h1.detach(), h2.detach(), len(z1))
         return {
             # Averaging gradients over processes divides by their number: each one's part of the
             # global mean is multiplied by it beforehand.
@@ -425,7 +441,19 @@ class DCL(TransformerMixin, BaseEstimator):
     ) -> dict[str, Any]:
         """Return the loss of one validation batch, and log it as ``loss/val``.
 
-        Parameters and return value are those of `training_step`.
+        Parameters
+        ----------
+        batch : sequence
+            As in `training_step`.
+        batch_idx : int
+            Number of the batch.
+        dataloader_idx : int, default=0
+            Ignored.
+
+        Returns
+        -------
+        dict
+            As in `training_step`.
         """
         return self._shared_step(batch, batch_idx, "validation")
 
@@ -466,7 +494,7 @@ class DCL(TransformerMixin, BaseEstimator):
         )
 
     def _sample(self, position: int, batch_idx: int, stage: str) -> str:
-        """Say which sample is at a position of a batch, all processes together."""
+        """Return the position of a sample in the global batch, and its name where it has one."""
         loaders: Any = getattr(self._trainer, "datamodule", None)
         found = None
         if stage == "training" and hasattr(loaders, "sample_name"):
@@ -476,25 +504,27 @@ class DCL(TransformerMixin, BaseEstimator):
     # -- hooks -------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Start to watch how the embeddings spread."""
-        self.__dict__["_watch"] = CollapseMonitor()
-        self.__dict__["_collapse_told"] = False
+        """Start to monitor the embeddings for collapse."""
+        self._monitor = CollapseMonitor()
+        self._collapse_warned = False
         if world()[1] > 1:
             leave_at_exit()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Key what is random in the networks by the step, so that a resumed run is the same."""
+        """Seed what is random in the networks by the step, so that a resumed run is the same."""
         torch.manual_seed(
             key_seed(self._seed, "step", self.trainer.global_step, batch_idx, world()[0])
         )
 
     def on_train_epoch_end(self) -> None:
-        """Log how the embeddings spread, and warn of a collapse, once."""
-        found = self._watch.measure()
+        """Log the measures of `collapse`, and warn of a collapse, once."""
+        monitor, self._monitor = self._monitor, CollapseMonitor()
+        assert monitor is not None
+        found = monitor.measure()
         for name, value in found.items():
             self.log(name, value, batch_size=1, sync_dist=True)
-        if self._watch.kept > 1 and found["uniformity"] > _ALIKE and not self._collapse_told:
-            self.__dict__["_collapse_told"] = True
+        if monitor.kept > 1 and found["uniformity"] > _COLLAPSED and not self._collapse_warned:
+            self._collapse_warned = True
             if self.trainer.is_global_zero:
                 warnings.warn(
                     f"In epoch {self.trainer.current_epoch + 1} the encoder gave all samples "
@@ -502,7 +532,6 @@ class DCL(TransformerMixin, BaseEstimator):
                     "encoder, weaker views or a lower learning_rate help.",
                     stacklevel=2,
                 )
-        self.__dict__["_watch"] = CollapseMonitor()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Stop before a non-finite gradient reaches the weights."""
@@ -518,18 +547,18 @@ class DCL(TransformerMixin, BaseEstimator):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed run must share with this one."""
+        """Add the settings that a resumed run must share."""
         checkpoint["nidl_dcl"] = {"seed": self._seed, **self._run_identity()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume under another configuration; take over the seed of the first part."""
+        """Refuse to resume under another configuration; without random_state, restore the seed."""
         saved = dict(checkpoint.get("nidl_dcl") or {})
         seed = saved.pop("seed", self._seed)
-        self.__dict__["_fitted"] = True
+        self._fitted = True
         if self._trainer is None:
             return
-        if self._option("random_state") is None:
-            self.__dict__["_seed"] = seed
+        if self._arguments["random_state"] is None:
+            self._seed = seed
         now = {"seed": self._seed, **self._run_identity()}
         before = {"seed": seed, **saved}
         differing = sorted(k for k in before if k in now and before[k] != now[k])
@@ -551,7 +580,7 @@ class DCL(TransformerMixin, BaseEstimator):
         )
         identity: dict[str, Any] = {name: getattr(self, name) for name in names}
         for name in self._more_options:
-            identity[name] = self._option(name)
+            identity[name] = self._arguments[name]
         identity["processes"] = world()[1]
         identity["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
         loaders: Any = getattr(self.trainer, "datamodule", None)
@@ -579,7 +608,7 @@ class DCL(TransformerMixin, BaseEstimator):
         return save_model(self, folder, preparation=self._preparation, exposure=self.exposure)
 
     def load_weights(self, file: str | Path) -> Self:
-        """Take weights from a checkpoint by state name, such as one of nidl's `DCL`.
+        """Load weights from a checkpoint by state name, such as one of nidl's `DCL`.
 
         Parameters
         ----------
@@ -610,17 +639,15 @@ class DCL(TransformerMixin, BaseEstimator):
         if further:
             raise UsageError(
                 f"{file} has {', '.join(further[:3])} ({len(further)} in all), which the encoder "
-                "has not."
+                "does not have."
             )
         self.load_state_dict({name: given[name] for name in own})
-        self.__dict__["_first_weights"] = None
-        self.__dict__["_exposure"] = {}
-        self.__dict__["_fitted"] = True
+        self._restore(preparation=self._preparation, exposure={})
         return self
 
 
 def _unless_invalid(build: Callable[[], Any]) -> Any:
-    """Build a part, or leave it out where arguments are wrong: `fit` says so, not the constructor."""
+    """Build a part, or return None where arguments are wrong: `fit` raises, not the constructor."""
     try:
         return build()
     except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -628,8 +655,8 @@ def _unless_invalid(build: Callable[[], Any]) -> Any:
 
 
 def _finite_rows(x: Tensor) -> Tensor:
-    """Return which samples hold finite numbers alone."""
-    # A sum takes a tenth of the time, and is nearly always enough.
+    """Return which samples hold only finite numbers."""
+    # The sum takes a tenth of the time, and is nearly always finite.
     if len(x) == 0 or bool(torch.isfinite(x.sum())):
         return torch.ones(len(x), dtype=torch.bool, device=x.device)
     return torch.isfinite(x).flatten(1).all(1)

@@ -1,4 +1,4 @@
-"""Encoders of 3D volumes, and the projection head that the contrastive loss looks through.
+"""Encoders of 3D volumes, and the projection head between an encoder and the loss.
 
 Every encoder maps (n, channels, depth, height, width) to (n, n_features). Pooling is written with
 means and maxima over reshaped blocks, whose gradients are deterministic on GPUs too.
@@ -22,8 +22,8 @@ class StridedCNN(nn.Module):
     """Small convolutional encoder that trains on a CPU.
 
     Four convolutions with stride 2, each followed by batch normalization and ReLU, then the average
-    and the maximum of each map. Batch normalization is what keeps it from collapsing on brains that
-    are aligned, hence nearly alike: a normalizer per sample does not see what tells them apart.
+    and the maximum of each map. Batch normalization keeps it from collapsing on aligned brains,
+    which are nearly equal: a normalization of each sample does not bring out their differences.
 
     Parameters
     ----------
@@ -60,7 +60,16 @@ class StridedCNN(nn.Module):
         return torch.cat([maps.mean(2), maps.amax(2)], dim=1)
 
 
-class ResNet18(nn.Module):
+class _MonaiEncoder(nn.Module):
+    network: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return embeddings of shape (n, n_features)."""
+        out: Tensor = self.network(x)
+        return out
+
+
+class ResNet18(_MonaiEncoder):
     """MONAI's 3D ResNet18 with a stem of stride 2.
 
     Parameters
@@ -93,11 +102,6 @@ class ResNet18(nn.Module):
         self.network = network
         self.n_features = self._n_features
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return embeddings of shape (n, n_features)."""
-        out: Tensor = self.network(x)
-        return out
-
 
 class ResNet50(ResNet18):
     """MONAI's 3D ResNet50 with a stem of stride 2.
@@ -117,7 +121,7 @@ class ResNet50(ResNet18):
     _n_features = 2048
 
 
-class DenseNet121(nn.Module):
+class DenseNet121(_MonaiEncoder):
     """MONAI's 3D DenseNet121 without its classification layer.
 
     Parameters
@@ -143,11 +147,6 @@ class DenseNet121(nn.Module):
                     setattr(module, name, _BlockPool("mean"))
         self.network = nn.Sequential(network, nn.ReLU(inplace=True), _GlobalMean())
         self.n_features = 1024
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return embeddings of shape (n, n_features)."""
-        out: Tensor = self.network(x)
-        return out
 
 
 class ProjectionHead(nn.Module):

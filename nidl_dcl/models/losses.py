@@ -6,7 +6,7 @@ similarity :math:`s_i^+` and temperature :math:`\tau`,
 .. math:: L_i = -w_i\, s_i^+ / \tau + \log \sum_j \exp(s_{ij} / \tau),
 
 where :math:`j` runs over both views of the other N-1 samples (Yeh et al., ECCV 2022, eq. 6 and 7).
-Gathering from several processes is the caller's: it passes global views and its own rows.
+Gathering from several processes is left to the caller, who passes global views and its own rows.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _BLOCK_VALUES = 2**21
 
 
 _ONE_SCALE = 40.0
-"""Exponents that lie so close together are taken at one scale: what underflows is below 1e-20."""
+"""Range of exponents that share one scale: what underflows is below 1e-20."""
 
 
 _DOUBLE_ROWS = 256
-"""Batches up to this many samples are computed in double precision inside."""
+"""Largest batch that is computed in double precision."""
 
 
 class DCLLoss(nn.Module):
@@ -56,6 +56,7 @@ class DCLLoss(nn.Module):
     Examples
     --------
     >>> import torch
+    >>> from nidl_dcl import DCLLoss
     >>> z = torch.eye(3)
     >>> round(DCLLoss(temperature=1.0)(z, z).item(), 4)  # log 4 - 1
     0.3863
@@ -136,7 +137,7 @@ class DCLWLoss(DCLLoss):
     """DCL whose positive pairs are weighted by a negative von Mises-Fisher function.
 
     The weight of pair i is ``2 - n * softmax(s / sigma)_i`` over the pairs of the batch: the less
-    alike its two views, the more a pair counts. The weight is not detached.
+    similar its two views, the more a pair counts. The weight is not detached.
 
     Parameters
     ----------
@@ -153,6 +154,14 @@ class DCLWLoss(DCLLoss):
     References
     ----------
     Yeh, C.-H. et al. Decoupled contrastive learning. ECCV 2022, eq. 7.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from nidl_dcl import DCLWLoss
+    >>> z = torch.eye(3)
+    >>> round(DCLWLoss(sigma=0.5, temperature=1.0)(z, z).item(), 4)  # equal pairs: weights of 1
+    0.3863
     """
 
     def __init__(self, sigma: float = 0.5, temperature: float = 0.1) -> None:
@@ -179,8 +188,8 @@ class _VonMisesFisher:
 def _inner_dtype(single: torch.dtype, z: Tensor) -> torch.dtype:
     """Return the precision to compute in.
 
-    Samples that are nearly alike at a low temperature cancel to the fourth digit of single
-    precision; in a batch this small double precision costs next to nothing.
+    Nearly equal samples at a low temperature cancel to the fourth digit of single precision; in a
+    batch this small double precision costs next to nothing.
     """
     return torch.float64 if len(z) <= _DOUBLE_ROWS and z.device.type in ("cpu", "cuda") else single
 
@@ -198,7 +207,7 @@ def unit_rows(z: Tensor) -> Tensor:
 
 
 class _NegativesLogSumExp(torch.autograd.Function):
-    """log sum exp of similarity / temperature over an anchor's negatives, a block of anchors at a time.
+    """log sum exp of similarity / temperature over an anchor's negatives, by blocks of anchors.
 
     The backward pass computes each block of similarities again instead of keeping it.
     """
@@ -248,13 +257,13 @@ class _NegativesLogSumExp(torch.autograd.Function):
 def _similarities(u: Tensor, anchors: Tensor, temperature: float) -> Any:
     """Yield blocks of anchors with their similarities / temperature, own sample masked by -inf.
 
-    All blocks are computed in the same memory: the allocator would not find that of the last again.
+    All blocks are computed in one buffer, which the allocator would not reuse by itself.
     """
     total = len(u)
     size = max(1, _BLOCK_VALUES // total)
-    memory = u.new_empty(min(size, len(anchors)), total)
+    buffer = u.new_empty(min(size, len(anchors)), total)
     for block in anchors.split(size):
-        s = torch.mm(u[block], u.T, out=memory[: len(block)]).div_(temperature)
+        s = torch.mm(u[block], u.T, out=buffer[: len(block)]).div_(temperature)
         line = torch.arange(len(block), device=u.device)
         s[line, block] = -torch.inf
         s[line, (block + total // 2) % total] = -torch.inf

@@ -1,6 +1,6 @@
-"""The card of a model folder: what `model.json` says, as a page for whoever gets the folder.
+"""The model card: the content of a model folder's `model.json` as a page for its readers.
 
-Nothing is said that the folder does not hold; what only its owner can know is left for them.
+It states nothing that the folder does not hold; its owner adds the rest.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Yeh, C.-H., Hong, C.-Y., Hsu, Y.-C., Liu, T.-L., Chen, Y., LeCun, Y. (2022).
 """What to cite for the method, as the text of an item of a Markdown list."""
 
 
-_TOLD_ELSEWHERE = ("encoder", "preparation", "preset", "holdout", "group", "random_seed")
+_SHOWN_ELSEWHERE = ("encoder", "preparation", "preset", "holdout", "group", "random_seed")
 
 
 def model_card(description: Mapping[str, Any]) -> str:
-    """Return the card of a model as Markdown, with the first lines that model hubs read.
+    """Return the card of a model as Markdown, with the front matter that model hubs read.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def model_card(description: Mapping[str, Any]) -> str:
     contract = description.get("input_contract")
     origin = (contract or {}).get("origin")
     trainings = list(_trainings(description.get("exposure") or {}))
-    known = {k: v for k, v in config.items() if k not in _TOLD_ELSEWHERE}
+    known = {k: v for k, v in config.items() if k not in _SHOWN_ELSEWHERE}
     head = {
         "library_name": "nidl_dcl",
         "tags": [
@@ -82,7 +82,7 @@ def model_card(description: Mapping[str, Any]) -> str:
 
 
 def _trainings(exposure: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield what each training saw, the last one first."""
+    """Yield the exposure by each training, the last one first."""
     if exposure:
         yield exposure
     for earlier in exposure.get("before") or ():
@@ -90,11 +90,11 @@ def _trainings(exposure: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _word(value: Any) -> str:
-    """Return a value that stands in a sentence as it is, in which nothing is markup."""
+    """Return a value for use within a sentence, without characters that could be markup."""
     return re.sub(r"[^\w.+-]", "", str(value or ""))
 
 
 def _code(value: Any) -> str:
-    """Return a value as Markdown code, in which nothing is markup."""
+    """Return a value as Markdown code, without characters that could end it."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return f"`{escape_control(text).replace('`', chr(39))}`"

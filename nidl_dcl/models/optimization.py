@@ -1,6 +1,6 @@
 """Optimizers, weight-decay groups and learning-rate schedules, from every form the caller may give.
 
-Knows parameters and numbers of steps; asks nothing of a trainer.
+Numbers of steps come from the caller; no trainer is needed.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ class WarmupCosine(LRScheduler):
         return self.min_lr + (base - self.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position alone: the horizon is that of the run which loads it."""
+        """Return the current step alone: a run that loads it has a length of its own."""
         return {"last_epoch": self.last_epoch, "base_lrs": self.base_lrs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the position; rates follow this run's horizon."""
+        """Restore the current step; rates are those of this run's length."""
         self.last_epoch = int(state_dict["last_epoch"])
         self.base_lrs = list(state_dict["base_lrs"])
         self._last_lr = self.get_lr()
@@ -106,7 +106,8 @@ def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str
     """Split the trainable parameters into those that decay and those that do not.
 
     Biases, parameters of normalization layers and parameters with fewer than two dimensions do not
-    decay. A parameter shared by several layers appears once; it does not decay if any owner says so.
+    decay. A parameter shared by several layers appears once; it does not decay if it is one of these
+    in any of them.
 
     Parameters
     ----------
@@ -146,7 +147,7 @@ def build_optimizer(
     weight_decay: float,
     exclude_bias_and_norm_wd: bool,
     optimizer_kwargs: Mapping[str, Any] | None,
-    stand_ins: Mapping[int, nn.Parameter],
+    copies: Mapping[int, nn.Parameter],
 ) -> Optimizer:
     """Return the optimizer that trains `module`.
 
@@ -157,9 +158,9 @@ def build_optimizer(
         groups and state, and trains the module's parameters in place of those it was made with.
     module : nn.Module
         What is trained.
-    learning_rate, weight_decay, exclude_bias_and_norm_wd, optimizer_kwargs
+    learning_rate, weight_decay, exclude_bias_and_norm_wd, optimizer_kwargs : object
         As in `DCL`; an instance keeps its own.
-    stand_ins : mapping
+    copies : mapping
         From the id of a caller's parameter to the module's copy of it.
 
     Raises
@@ -173,7 +174,7 @@ def build_optimizer(
     if isinstance(optimizer, Optimizer):
         if options:
             warnings.warn("optimizer is an instance, so optimizer_kwargs is ignored.", stacklevel=2)
-        return _adopted(optimizer, module, stand_ins)
+        return _copy_optimizer(optimizer, module, copies)
     if isinstance(optimizer, str):
         if optimizer.lower() not in OPTIMIZERS:
             raise ValueError(
@@ -212,7 +213,7 @@ def build_scheduler(
         A class or callable gets the optimizer and `lr_scheduler_kwargs`; an instance is copied onto
         the optimizer; a dict is Lightning's own configuration.
     optimizer : Optimizer
-        What it drives.
+        Whose learning rates it sets.
     lr_scheduler_kwargs : mapping or None
         See `SCHEDULE_DEFAULTS`; ``interval`` ("step" or "epoch") goes to Lightning.
     total_steps, steps_per_epoch : float
@@ -254,7 +255,7 @@ def build_scheduler(
         scheduler = copy.copy(lr_scheduler)
         scheduler.optimizer = optimizer
         if lr_scheduler.optimizer is not given_optimizer:
-            for group, rate in zip(optimizer.param_groups, _cycled(lr_scheduler), strict=False):
+            for group, rate in zip(optimizer.param_groups, _base_rates(lr_scheduler), strict=False):
                 group.setdefault("initial_lr", rate)
     elif callable(lr_scheduler):
         scheduler = lr_scheduler(optimizer, **options)
@@ -303,16 +304,16 @@ def _interval(value: Any) -> str:
     return str(value)
 
 
-def _cycled(scheduler: Any) -> list[float]:
+def _base_rates(scheduler: Any) -> list[float]:
     rates = list(getattr(scheduler, "base_lrs", []))
     return rates or [g["lr"] for g in scheduler.optimizer.param_groups]
 
 
-def _adopted(
-    given: Optimizer, module: nn.Module, stand_ins: Mapping[int, nn.Parameter]
+def _copy_optimizer(
+    given: Optimizer, module: nn.Module, copies: Mapping[int, nn.Parameter]
 ) -> Optimizer:
     """Copy an optimizer onto the module's parameters; the caller's stays as it is."""
-    own = {**stand_ins, **{id(p): p for p in module.parameters()}}
+    own = {**copies, **{id(p): p for p in module.parameters()}}
     groups, seen = [], set()
     for group in given.param_groups:
         swapped = [own.get(id(p)) for p in group["params"]]

@@ -1,6 +1,6 @@
-"""A probe: how well frozen embeddings predict something known, measured while the encoder learns.
+"""A probe: a score of frozen embeddings on known targets, measured during training.
 
-It reads the encoder and changes nothing: a run with a probe ends as one without.
+The encoder and the random state are left unchanged: training with a probe ends as without.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from sklearn.model_selection import GroupKFold, KFold, cross_val_score
 
 from nidl_dcl.data.batches import single_view
 from nidl_dcl.data.loaders import PredictShards
-from nidl_dcl.distributed import first_value, gather_objects, world
+from nidl_dcl.distributed import first_value, world
+from nidl_dcl.models.transformer import gather_in_order
 
 __all__ = ["Probe"]
 
 
 class Probe(L.Callback):
-    """Cross-validates a scikit-learn estimator on frozen embeddings, every few epochs.
+    """Callback that cross-validates a scikit-learn estimator on frozen embeddings, every few epochs.
 
     The mean score over the folds is logged as ``probe/<name>``, where loggers, ``ModelCheckpoint``
     and ``EarlyStopping`` find it.
@@ -31,9 +32,9 @@ class Probe(L.Callback):
     estimator : scikit-learn estimator
         Cloned for each fold.
     X : anything that ``transform`` takes
-        What is embedded, one view of each sample: a loader, an array, paths, …
+        The samples, one view of each: a loader, an array, paths, …
     y : array of shape (n,)
-        What is predicted, in the order of `X`.
+        Targets in the order of `X`.
     groups : array of shape (n,), optional
         Participants; the images of one are never split between training and test.
     name : str, default="score"
@@ -65,7 +66,8 @@ class Probe(L.Callback):
     >>> x = torch.randn(20, 6)
     >>> probe = Probe(Ridge(), x, x[:, 0].numpy(), scoring="r2", every=1)
     >>> model = DCL(nn.Linear(6, 4), proj_input_dim=4, max_epochs=2, lr_scheduler=None,
-    ...             callbacks=[probe], random_state=0, enable_progress_bar=False)
+    ...             callbacks=[probe], random_state=0, enable_progress_bar=False,
+    ...             enable_model_summary=False)
     >>> [epoch for epoch, _ in probe.scores] if model.fit(x) else None
     [1, 2]
     """
@@ -93,7 +95,7 @@ class Probe(L.Callback):
         self.scores: list[tuple[int, float]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Measure, when it is time to."""
+        """Measure after every `every` epochs, and after the last one."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every and epoch != trainer.max_epochs:
             return
@@ -123,12 +125,12 @@ class Probe(L.Callback):
 
 
 def embed_between_steps(model: Any, X: Any) -> np.ndarray:
-    """Return the embeddings of X in input order, on every process, in the middle of a fit.
+    """Return the embeddings of X in input order, on every process, during a fit.
 
     Parameters
     ----------
     model : DCL
-        In training; left as it was.
+        In training; its state does not change.
     X : object
         As for ``transform``.
 
@@ -136,7 +138,7 @@ def embed_between_steps(model: Any, X: Any) -> np.ndarray:
     -------
     ndarray of shape (n, n_features), float32
     """
-    loader, _ = model._inference_loader(X)
+    loader = model._inference_loader(X)
     rank, processes = world()
     training = [module for module in model.modules() if module.training]
     own = []
@@ -150,5 +152,4 @@ def embed_between_steps(model: Any, X: Any) -> np.ndarray:
     finally:
         for module in training:
             module.training = True
-    pieces = sorted((p for part in gather_objects(own) for p in part), key=lambda piece: piece[0])
-    return np.concatenate([rows for _, rows in pieces])
+    return np.concatenate([rows for _, rows in gather_in_order(own)])

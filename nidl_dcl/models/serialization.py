@@ -1,8 +1,8 @@
-"""A model as a folder of safetensors and JSON, which no code comes out of.
+"""Model folders: safetensors and JSON, from which no code runs.
 
 `weights.safetensors` holds the state; `model.json` everything else: the arguments, classes by
 import path, the input contract, what pretraining saw, versions, and the checksum of the weights.
-`README.md` says it to people (`model_card`) and is never read.
+`README.md` is for people (`model_card`) and is never read.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ FORMAT = 1
 
 
 _MOVED = {"nidl_dcl.dcl": "nidl_dcl.models.dcl", "nidl_dcl.encoder": "nidl_dcl.models.encoders"}
-"""Modules that folders written by version 0.1.0 name, and where their classes are now."""
+"""Modules that older folders name, and where their classes are now."""
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -153,6 +153,20 @@ def load_model(
     UsageError
         When the folder is not a model, its weights do not match their checksum or the encoder, or
         the encoder's class is not trusted or cannot be rebuilt.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from nidl_dcl import DCL, load_model
+    >>> x = torch.randn(16, 12)
+    >>> model = DCL(nn.Linear, {"in_features": 12, "out_features": 4}, proj_input_dim=4,
+    ...             max_epochs=1, lr_scheduler=None, enable_progress_bar=False,
+    ...             enable_model_summary=False)
+    >>> folder = model.fit(x).save("models/linear")
+    >>> again = load_model(folder)
+    >>> torch.equal(again.transform(x), model.transform(x))
+    True
     """
     folder = Path(folder)
     description = read_description(folder)
@@ -204,21 +218,23 @@ def load_model(
         estimator.load_state_dict(state)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"The weights of {folder} do not fit the model: {error}") from error
-    estimator.__dict__["_preparation"] = preparation
-    estimator.__dict__["_fitted"] = bool(description.get("fitted"))
-    if estimator.fitted:
-        estimator.__dict__["_exposure"] = dict(description.get("exposure") or {})
+    fitted = bool(description.get("fitted"))
+    estimator._restore(
+        preparation=preparation,
+        exposure=(description.get("exposure") or {}) if fitted else None,
+        fitted=fitted,
+    )
     return estimator
 
 
-class _EndlessError(Exception):
-    """A model that is being built grows and grows."""
+class _TooLargeError(Exception):
+    """A model that is being built exceeds its limit."""
 
 
 def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> None:
     """Build a model, if possible without memory; refuse one of more numbers than its weights.
 
-    What a description says could otherwise ask for any amount of memory, or parts without end.
+    A description could otherwise ask for any amount of memory, or any number of parts.
     """
     held = sum(tensor.numel() for tensor in state.values())
     most = 10**8 + 10 * held, 1000 + 100 * len(state)  # a part may be built and replaced
@@ -227,7 +243,7 @@ def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> Non
     def count(what: int, more: int) -> None:
         built[what] += more
         if built[what] > most[what]:
-            raise _EndlessError(f"building it took over {most[what]} {('numbers', 'parts')[what]}")
+            raise _TooLargeError(f"building it took over {most[what]} {('numbers', 'parts')[what]}")
 
     def take(module: nn.Module, name: str, parameter: Tensor | None) -> None:
         count(0, 0 if parameter is None or is_lazy(parameter) else parameter.numel())
@@ -241,12 +257,12 @@ def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> Non
             with torch.device("meta"):
                 model = build()
         except (RuntimeError, ValueError, TypeError, AssertionError):
-            # Some constructors look at values, which tensors without memory have not; what they
-            # build is counted all the same.
+            # Some constructors read values, which tensors without memory do not have; what they
+            # build is counted too.
             built[:] = 0, 0
             model = build()
-    except _EndlessError as error:
-        raise ValueError(f"the model described has no end in sight ({error})") from error
+    except _TooLargeError as error:
+        raise ValueError(f"the model described is too large ({error})") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -257,7 +273,7 @@ def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> Non
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a file of weights, or of a Lightning checkpoint, by state name.
+    """Read the tensors of a file of weights, or of a Lightning checkpoint, by state name.
 
     Parameters
     ----------
@@ -302,7 +318,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return the checked content of a model folder's `model.json`.
+    """Read and check the `model.json` of a model folder.
 
     Raises
     ------
@@ -357,7 +373,7 @@ def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]
     if not is_of(module, allowed):
         package = module.partition(".")[0]
         raise UsageError(
-            f"The encoder {path} comes from a package that is not trusted. If you trust it, say "
+            f"The encoder {path} comes from a package that is not trusted. If you trust it, pass "
             f"--trust {package}, in Python load_model(folder, trust=[{package!r}])."
         )
     found = _resolve(path)
@@ -370,7 +386,7 @@ def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, nidl_dcl and the packages that decide about numbers."""
+    """Return the versions of Python, nidl_dcl and the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in ("nidl_dcl", *_DISTRIBUTIONS):
         try:
@@ -440,5 +456,5 @@ def _is_json(value: Any) -> bool:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Return the checksum that tells a model's weights from others; see `read_description`."""
+    """Return the checksum of a model folder's weights; see `read_description`."""
     return str(read_description(folder)["sha256"]["weights.safetensors"])

@@ -119,7 +119,7 @@ def untrained_encoder(known: DCL, seed: int, number: int = 0) -> DCL:
     """
     own = {"random_state": key_seed(seed, "untrained", number), "devices": 1}
     fresh = DCL(**{**known.get_params(), **own})
-    fresh.__dict__["_fitted"] = True
+    fresh.fitted = True
     return fresh
 
 

@@ -203,10 +203,9 @@ def take_weights(model: DCL, folder: Path) -> None:
     """
     known = load_model(folder)
     try:
-        model.load_state_dict(known.state_dict())
+        model.start_from(known)
     except RuntimeError as error:
         raise UsageError(f"--init {folder} has another architecture: {error}") from error
-    model.__dict__["_exposure"] = known.exposure
 
 
 def training_config(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from nidl_dcl.errors import UsageError
-from nidl_dcl.models.trust import refuse_unsaid
+from nidl_dcl.models.trust import refuse_untrusted
 
 __all__ = [
     "DataOptions",
@@ -395,7 +395,7 @@ def read_study(file: str | Path, trust: Iterable[str] = ()) -> StudyOptions:
             raise UsageError(f"{file} must name {name}.")
     groups: dict[str, Any] = {name: kind(**grouped[name]) for name, kind in _GROUPS.items()}
     options = StudyOptions(**own, **groups)
-    refuse_unsaid(file, code_named(options.training, options.trust), trust)
+    refuse_untrusted(file, code_named(options.training, options.trust), trust)
     return options
 
 

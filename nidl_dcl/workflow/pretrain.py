@@ -261,7 +261,7 @@ def _train(
     )
     team.run(lambda: model.fit(module, ckpt_path=orders.resume))
     team.disband()
-    if ending.told:
+    if ending.received:
         raise SystemExit(143)
     return model
 

@@ -179,7 +179,7 @@ def test_changes_are_those_of_the_predictions_themselves():
 def test_an_untrained_network_with_a_readout_finds_the_place_too():
     volumes, y = driven(80, AT)
     model = DCL(StridedCNN(width=8), proj_input_dim=128, random_state=0, enable_progress_bar=False)
-    model.__dict__["_fitted"] = True
+    model.fitted = True
 
     def embed(loader: Any) -> np.ndarray:
         return model.transform(loader).numpy()
