@@ -38,7 +38,7 @@ class Pseudonyms:
 
     @property
     def fingerprint(self) -> str:
-        """What tells one key from another and tells nothing of the key."""
+        """What differs from key to key and reveals nothing of the key."""
         return self._hash("fingerprint", "")
 
     @property

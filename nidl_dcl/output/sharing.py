@@ -50,7 +50,7 @@ _DESCRIPTIONS = (
 
 _LEFT_OUT = {
     r"logs/[^/]*\.log": "logs of runs, which quote ids, paths and names",
-    r"logs/phenotypes\.tsv": "whom each row of the phenotype tables belongs to",
+    r"logs/phenotypes\.tsv": "true ids beside those of the phenotype tables",
     r"figures/(average\.npy|.*_(mean|meanbrain|spread|occlusion\w*)\..*)": (
         "averages of too few participants, their spread, and maps of a few heads"
     ),
@@ -182,15 +182,12 @@ def _read_mark(shared: Path) -> dict[str, Any] | None:
 
 
 def _files(folder: Path) -> set[str]:
-    """Return the files below a folder by their paths in it, without those in hidden folders."""
-    found = set()
-    for where, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found |= {
-            Path(where, name).relative_to(folder).as_posix()
-            for name in names
-            if not name.endswith(".part")
-        }
+    """Return the files below a folder by their paths in it, without hidden ones but .bidsignore."""
+    found: set[str] = set()
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        shown = (name for name in files if name[0] != "." or name == ".bidsignore")
+        found.update(Path(where, name).relative_to(folder).as_posix() for name in shown)
     return found
 
 
@@ -241,10 +238,9 @@ def _update(shared: Path, aside: Path, before: dict[str, Any], say: Callable[[st
 
 
 def _say_left_out(names: set[str], say: Callable[[str], None]) -> None:
-    names = {name for name in names if not Path(name).name.startswith(".")}
     for form, why in _LEFT_OUT.items():
         found = sorted(name for name in names if re.fullmatch(form, name, re.DOTALL))
-        names -= set(found)
+        names = names - set(found)
         if found:
             say(f"Left out: {why} ({_some(found)}).")
 

@@ -95,7 +95,7 @@ class SharingRules:
                 return self._to_json(rule(self, _json(file)))
             if file.suffix == ".tsv":
                 return to_tsv(rule(self, _table(file))).encode()
-            content: bytes = rule(self, file)
+            return bytes(rule(self, file))
         except NidlDclError:
             raise
         except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -103,7 +103,6 @@ class SharingRules:
                 f"{file} is damaged ({type(error).__name__}: {error}). Give the command that wrote it "
                 "again, then share."
             ) from error
-        return content
 
     def average(self, shared: Path) -> dict[str, bytes]:
         """Return the files of the average brain; those in `shared` where they have to stay.
@@ -278,13 +277,11 @@ class SharingRules:
 
     def _matrix(self, file: Path) -> bytes:
         """Share embeddings, in the order of their table."""
-        matrix, order = (
-            np.load(file, allow_pickle=False),
-            self._rename(_table(file.with_suffix(".tsv"))),
-        )
+        matrix = np.load(file, allow_pickle=False)
+        order = self._rename(_table(file.with_suffix(".tsv"))).index
         if len(matrix) != len(order):
             raise ValueError(f"it has {len(matrix)} rows, and its table {len(order)}")
-        return bytes(to_npy(matrix[order.index]))
+        return bytes(to_npy(matrix[order]))
 
     def _same(self, file: Path) -> bytes:
         return file.read_bytes()
