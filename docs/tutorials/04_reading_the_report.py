@@ -26,10 +26,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-import nidl_dcl.workflow.study as stages
 from nidl_dcl.bids.synthetic import write_demo_dataset
 from nidl_dcl.output.folder import Output
+from nidl_dcl.workflow.inputs import Study
 from nidl_dcl.workflow.options import PredictionOptions, StudyOptions, TrainingOptions
+from nidl_dcl.workflow.study import run_study
 
 folder = Path(tempfile.mkdtemp())
 write_demo_dataset(folder / "bids", n_participants=30, seed=0)
@@ -41,9 +42,9 @@ options = StudyOptions(
     training=TrainingOptions(spacing=[6], max_epochs=10, batch_size=15),
     prediction=PredictionOptions(occlusion=True),
 )
-output = Output(options.bids_dir, options.output_dir)
-with output.writing():
-    stages.study(output, options)
+opened = Study(Output(options.bids_dir, options.output_dir))
+with opened.output.writing():
+    run_study(opened, options)
 
 report_page = folder / "study" / "report.html"
 # sphinx_gallery_thumbnail_number = 2

@@ -30,6 +30,7 @@ _SESSION = ("session_id", "session", "ses")
 
 _TAKEN = {
     *("participant_id", "session_id", "run", "path", "source", "mask_path", "split", "row"),
+    *("person_id", "group_id", "content", "voxel_mm"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import re
@@ -25,6 +26,7 @@ __all__ = [
     "to_json",
     "to_npy",
     "to_tsv",
+    "utc_now",
     "write_json",
     "write_npy",
     "write_text",
@@ -52,6 +54,11 @@ def write_json(path: Path, value: Any) -> None:
 def to_json(value: Any) -> str:
     """Return `value` as JSON text (see `write_json`)."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def utc_now() -> str:
+    """Return the time in UTC to the second, in ISO format."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def write_npy(path: Path, array: np.ndarray[Any, Any]) -> None:

@@ -9,12 +9,13 @@ from a living one.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from pathlib import Path
 from nidl_dcl.errors import OutputInUseError
 
 __all__ = ["BEAT", "STALE", "Lock", "held"]
+
+_LOGGER = logging.getLogger(__name__)
 
 BEAT = 15.0
 """Seconds between two signs of life of a holder."""
@@ -54,13 +57,10 @@ class Lock:
     ----------
     path : Path
         The file; its folder exists.
-    say : callable, optional
-        Told when an answer takes a while.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None] | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.say = say or (lambda text: None)
         self.own = _Holder(socket.gethostname(), _machine(), os.getpid(), _started(os.getpid()), "")
         self._ended = threading.Event()
         self._lost = False
@@ -77,7 +77,7 @@ class Lock:
         OutputInUseError
             Naming the living holder.
         """
-        told = False
+        is_waiting = False
         while not self._try():
             holder, silent = self._read()
             if silent is None:
@@ -87,12 +87,12 @@ class Lock:
             if alive is False or (silent > STALE and alive is None):
                 self._take_over(holder)
             elif alive is None and late:
-                if not told:
-                    self.say(
+                if not is_waiting:
+                    _LOGGER.info(
                         f"{self.path.parent} is held by {holder or 'another run'}, silent for "
                         f"{silent:.0f} s: waiting for a sign of life, {STALE - silent:.0f} s at most."
                     )
-                told = True
+                is_waiting = True
                 time.sleep(min(1.0, BEAT / 4))
             elif holder is None and silent < 5:
                 time.sleep(0.05)  # made, not yet written
@@ -174,7 +174,7 @@ class Lock:
         try:
             holder, _ = self._read()
             if holder == stale:
-                self.say(
+                _LOGGER.info(
                     f"The lock of {stale or 'an earlier run'}, which has ended, is taken over."
                 )
                 self.path.unlink(missing_ok=True)
@@ -194,22 +194,20 @@ class Lock:
 
 
 @contextmanager
-def held(path: Path, say: Callable[[str], None] | None = None) -> Iterator[Lock]:
+def held(path: Path) -> Iterator[Lock]:
     """Hold a lock for the length of a block.
 
     Parameters
     ----------
     path : Path
         The lock file.
-    say : callable, optional
-        Told when an answer takes a while.
 
     Raises
     ------
     OutputInUseError
         Naming the holder.
     """
-    lock = Lock(path, say)
+    lock = Lock(path)
     lock.acquire()
     try:
         yield lock

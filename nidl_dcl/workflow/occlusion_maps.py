@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,18 +36,19 @@ from nidl_dcl.evaluation.occlusion import (
 from nidl_dcl.evaluation.readout import FittedReadout, fit_readout
 from nidl_dcl.evaluation.readout_file import ReadoutFile, read_readout, readout_path
 from nidl_dcl.io.atomic import write_bytes
-from nidl_dcl.io.console import NullReporter
+from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import beside, write_json, write_npy, write_tsv
 from nidl_dcl.models.dcl import DCL
-from nidl_dcl.models.inference import embed_volumes
 from nidl_dcl.models.serialization import load_model
 from nidl_dcl.output.sharing_rules import largest_share
 from nidl_dcl.randomness import key_seed
-from nidl_dcl.workflow.baselines import untrained_encoder
+from nidl_dcl.workflow.baselines import embed_untrained, untrained_encoder
 from nidl_dcl.workflow.external import EmbeddedDataset
 from nidl_dcl.workflow.options import PredictionOptions, RunOptions
 
 __all__ = ["Occlusion", "forget_old", "occlude"]
+
+_LOGGER = logging.getLogger(__name__)
 
 RULES = 1
 """Of what is hidden and whose volumes are taken; raised when a map would come out otherwise."""
@@ -134,7 +136,6 @@ def occlude(
     run: RunOptions,
     *,
     trust: Sequence[str] = (),
-    console: NullReporter | None = None,
 ) -> bool:
     """Write where the readout of each target looks, unless it is there; return whether any was.
 
@@ -152,10 +153,7 @@ def occlude(
         Options.
     trust : sequence of str
         Packages whose encoders may be imported.
-    console : Quiet, optional
-        Told of messages and progress.
     """
-    console = console or NullReporter()
     averaged = np.flatnonzero(~study.held_out)
     spread = np.linspace(0, len(averaged) - 1, min(len(averaged), _AVERAGED))
     averaged = averaged[np.unique(spread.round().astype(int))]
@@ -163,7 +161,7 @@ def occlude(
     tasks = [_task(study, t, label, prediction, run, mean_of) for t, label in labels.items()]
     for target, task in zip(labels, tasks, strict=True):
         if task is None:
-            console.say(f"{target}: there is no readout, hence nothing to say where it looks.")
+            _LOGGER.info(f"{target}: no map of where the readout looks, since there is no readout.")
     missing = [t for t in tasks if t is not None and not _is_made(t)]
     if not missing:
         return False
@@ -177,15 +175,9 @@ def occlude(
     fresh = untrained_encoder(model, run.random_seed)
     untrained = study.untrained
     if untrained is None:
-        assert study.module.volumes is not None
-        untrained = embed_volumes(
-            *(fresh, study.module.volumes),
-            digest="untrained",
-            progress=lambda what, *counts: console.progress(f"untrained encoder: {what}", *counts),
-        )[0][list(study.numbers)]
+        untrained = embed_untrained(fresh, study.module, study.numbers, "untrained encoder")
     place = study.work_dir / "features"
     tick = _Counter(
-        console,
         2 + len(blocks) + len(few) + sum(len(t.people) for t in missing) * (1 + len(few)),
     )
     trained = _features_of(model, place / str(study.cohort.model_sha256)[:16] / "occlusion")
@@ -328,14 +320,14 @@ def _features_of(
 
 
 class _Counter:
-    """Tells the console of the volumes that were embedded."""
+    """Logs how many volumes were embedded."""
 
-    def __init__(self, console: NullReporter, total: int) -> None:
-        self.console, self.total, self.done = console, total, 0
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
 
     def __call__(self, count: int) -> None:
         self.done += count
-        self.console.progress("hiding blocks", self.done, self.total)
+        log_progress("hiding blocks", self.done, self.total)
 
 
 def _changes(readout: FittedReadout, features: NDArray[np.float32]) -> Array:
@@ -357,7 +349,9 @@ def _write(
     linear, spacing = task.stored.linear, blocks.spacing
     names = linear.labels[1:] if len(linear.labels) == 2 else linear.labels or (task.target,)
     units = (
-        "log-odds" if linear.labels else study.module.units(task.target) or "units of the column"
+        "log-odds"
+        if linear.labels
+        else study.module.table.units(task.target) or "units of the column"
     )
     if len(linear.labels) > 2:
         units = "logit, less the mean of all classes"

@@ -28,6 +28,7 @@ __all__ = [
     "code_named",
     "read_options",
     "read_study",
+    "refuse_gone",
     "study_yaml",
 ]
 
@@ -214,7 +215,7 @@ class RunOptions:
     """How the command runs."""
 
     work_dir: Path | None = None
-    """Where prepared volumes, features and listings are kept; default OUTPUT_DIR/.work (index: none; --share: OUTPUT_DIR-private)."""
+    """Where prepared volumes, features and listings are kept; default OUTPUT_DIR/.work (index: none)."""
 
     nprocs: int | None = None
     """Number of loading workers; changes no result. Default: 0, or measured where there is a GPU."""
@@ -237,12 +238,6 @@ class RunOptions:
     validate: bool = False
     """Run the BIDS validator on the output at the end (package bids-validator-deno)."""
 
-    share: bool = False
-    """Write OUTPUT_DIR so that it can be given away: no pictures of heads, pseudonyms for ids."""
-
-    share_key: Path | None = None
-    """With --share: file of the key that makes the pseudonyms; default: in the user's configuration."""
-
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         if self.nprocs is not None:
@@ -252,8 +247,6 @@ class RunOptions:
             _require("threads", self.threads, 1)
         if not (self.model_name.isalnum() and self.model_name.isascii()):
             raise UsageError(f"--model-name takes letters and digits, got {self.model_name!r}.")
-        if self.share_key is not None and not self.share:
-            raise UsageError("--share-key is the key of --share: give both.")
         if self.parquet and importlib.util.find_spec("pyarrow") is None:
             raise UsageError(
                 "--parquet needs the package pyarrow: pip install 'nidl_dcl[parquet]'."
@@ -283,6 +276,8 @@ _GROUPS = {
 }
 
 
+_SHARE = "share a finished output by `nidl-dcl share OUTPUT_DIR SHARED_DIR`."
+_GONE = {"share": _SHARE, "share_key": _SHARE}
 _LARGEST = 10**6
 
 
@@ -297,8 +292,20 @@ _PATHS = (
     "init",
     "work_dir",
     "readout",
-    "share_key",
 )
+
+
+def refuse_gone(names: Iterable[str]) -> None:
+    """Refuse options that are gone, naming what does their work now.
+
+    Raises
+    ------
+    UsageError
+    """
+    for name in names:
+        plain = str(name).lstrip("-").replace("-", "_")
+        if plain in _GONE:
+            raise UsageError(f"{_option(plain)} is gone: {_GONE[plain]}")
 
 
 def read_options(file: str | Path) -> dict[str, Any]:
@@ -333,6 +340,8 @@ def read_options(file: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UsageError(f"{file} must hold options, one per line, such as 'bids_dir: data'.")
+    refuse_gone(name for name, value in content.items() if value is not False)
+    content = {name: value for name, value in content.items() if name not in _GONE}
     for name, value in content.items():
         values = value if isinstance(value, list) else [value]
         # Lists in lists are no option, and by aliases they can be endless.

@@ -1,40 +1,20 @@
-"""Parts of a dataset that jobs embed at the same time, and their merging into the tables of all.
-
-A part is one file in the output, ``.parts/<model>-<digest>-<token>.npz``: rows, matrix, what became
-of each image, the record of the run. Within its selection (participants, sessions) a part replaces
-what was there; everything else stays. The order of merging changes no result.
-"""
+"""Runs that were restricted to some participants or sessions: their rows beside those of before."""
 
 from __future__ import annotations
 
 import io
-import json
-import secrets
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nidl_dcl.bids.entities import natural_key
-from nidl_dcl.io.atomic import replacing
 from nidl_dcl.io.formats import to_tsv
 from nidl_dcl.output.embeddings import COLUMNS, Embeddings
 
-__all__ = [
-    "Part",
-    "Selection",
-    "as_text",
-    "merge_embeddings",
-    "merge_inputs",
-    "merge_matches",
-    "waiting_parts",
-]
-
-_FOLDER = ".parts"
+__all__ = ["Selection", "as_text", "merge_embeddings", "merge_inputs", "merge_matches"]
 
 
 @dataclass(frozen=True)
@@ -69,74 +49,6 @@ class Selection:
         if self.sessions and "session_id" in table:
             chosen &= table["session_id"].isin(self.sessions).to_numpy(dtype=bool)
         return chosen
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """What one run found of its selection.
-
-    Attributes
-    ----------
-    selection : Selection
-    inputs, matches : DataFrame
-        Rows of ``logs/inputs.tsv`` and ``logs/phenotypes.tsv``.
-    embeddings : Embeddings or None
-        None where the run failed after it had looked at the images.
-    record : mapping
-        Of the run, for ``logs/run.json``.
-    """
-
-    selection: Selection
-    inputs: pd.DataFrame
-    matches: pd.DataFrame
-    embeddings: Embeddings | None
-    record: Mapping[str, Any]
-
-    def write(self, folder: Path, label: str, digest: str) -> Path:
-        """Write the part into an output folder, in one step; return its file."""
-        file = folder / _FOLDER / f"{label}-{digest[:16]}-{secrets.token_hex(8)}.npz"
-        about = {
-            "participants": self.selection.participants,
-            "sessions": self.selection.sessions,
-            "inputs": _as_rows(self.inputs),
-            "matches": _as_rows(self.matches),
-            "record": self.record,
-        }
-        arrays: dict[str, Any] = {}
-        if self.embeddings is not None:
-            about["table"] = _as_rows(self.embeddings.table)
-            about["config"] = self.embeddings.config
-            arrays["matrix"] = self.embeddings.matrix.astype(np.float32)
-        text = json.dumps(about).encode("ascii")
-        with replacing(file) as beside, beside.open("wb") as stream:
-            np.savez(stream, about=np.frombuffer(text, np.uint8), **arrays)
-        return file
-
-    @classmethod
-    def read(cls, file: Path) -> Part | None:
-        """Return the part in a file; None where it is gone, or no part."""
-        try:
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
-                about = json.loads(content["about"].tobytes())
-                matrix = content.get("matrix")
-            embeddings = None
-            if matrix is not None:
-                embeddings = Embeddings(_from_rows(about["table"]), matrix, about["config"])
-            return cls(
-                Selection(tuple(about["participants"]), tuple(about["sessions"])),
-                _from_rows(about["inputs"]),
-                _from_rows(about["matches"]),
-                embeddings,
-                about["record"],
-            )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return None
-
-
-def waiting_parts(folder: Path, label: str, digest: str) -> list[Path]:
-    """Return the files of the parts by one model that wait in an output folder, oldest first."""
-    found = (folder / _FOLDER).glob(f"{label}-{digest[:16]}-*.npz")
-    return [file for _, file in sorted((_time(file), file) for file in found)]
 
 
 def merge_embeddings(
@@ -227,18 +139,3 @@ def _order(table: pd.DataFrame, path: str) -> list[int]:
         )
     ]
     return sorted(range(len(table)), key=keys.__getitem__)
-
-
-def _as_rows(table: pd.DataFrame) -> dict[str, Any]:
-    return {"columns": list(table.columns), "rows": _rows(as_text(table))}
-
-
-def _from_rows(known: Mapping[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame(known["rows"], columns=known["columns"], dtype=object)
-
-
-def _time(file: Path) -> int:
-    try:
-        return file.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
