@@ -7,25 +7,28 @@ later copy removes what is not made any more and nothing else. What may go is fo
 from __future__ import annotations
 
 import filecmp
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from nidl_dcl.errors import UsageError
 from nidl_dcl.io.atomic import remove_stale, replacing, write_bytes
-from nidl_dcl.io.console import NullReporter
 from nidl_dcl.io.formats import read_json, to_tsv, write_json
+from nidl_dcl.output.description import describe_copy
 from nidl_dcl.output.embeddings import read_embeddings, write_parquet
 from nidl_dcl.output.lock import held
 from nidl_dcl.output.pseudonyms import Pseudonyms, default_key, read_key
 from nidl_dcl.output.sharing_rules import MARK, SharingRules, is_shared
 from nidl_dcl.report.build import write_report
 
-__all__ = ["is_shared", "share"]
+__all__ = ["share"]
+
+_LOGGER = logging.getLogger(__name__)
 
 _ASIDE = ".sharing"
 
@@ -67,9 +70,8 @@ def share(
     *,
     key_file: Path | None = None,
     pseudonyms: Path | None = None,
-    reporter: NullReporter | None = None,
 ) -> Path:
-    """Write what of a finished output can be given away, or bring it up to date.
+    """Write what of a finished output can be given away, or bring it up to date; log what was left out.
 
     Parameters
     ----------
@@ -82,8 +84,6 @@ def share(
         default: in the user's configuration.
     pseudonyms : Path, optional
         Gets the table of participants and their pseudonyms, for the owner of the output.
-    reporter : NullReporter, optional
-        Gets messages: what was left out and why.
 
     Returns
     -------
@@ -98,13 +98,12 @@ def share(
     OutputInUseError
         When a run writes to `output_dir`.
     """
-    say = (reporter or NullReporter()).say
     output, shared = output_dir.resolve(), shared_dir.resolve()
     key = (key_file or default_key()).expanduser().resolve()
     run, dataset = _read_output(output)
     _check_places(output, dataset, shared, key, pseudonyms and pseudonyms.resolve())
     # Who may not write to an output has no lock to take in it.
-    with held(output / ".lock", say) if os.access(output, os.W_OK) else nullcontext():
+    with held(output / ".lock") if os.access(output, os.W_OK) else nullcontext():
         before = _read_mark(shared)
         names = Pseudonyms(read_key(key, make=before is None))
         if before is None:
@@ -116,17 +115,17 @@ def share(
                 "pseudonyms. Give that key by --key-file FILE, or choose another SHARED_DIR."
             )
         if run.get("exit_status") != 0:
-            say(f"The last run in {output} did not end well: what it left is shared.")
+            _LOGGER.info(f"The last run in {output} did not end well: what it left is shared.")
         rules, aside = SharingRules(output, names), shared / _ASIDE
         shutil.rmtree(aside, ignore_errors=True)
         remove_stale([shared])
         try:
             _copy(rules, shared, aside)
             write_report(aside, model=str((run.get("config") or {}).get("model_name", "dcl")))
-            _update(shared, aside, before, say)
+            _update(shared, aside, before)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        _say_left_out(_files(output) - _files(shared), say)
+        _log_left_out(_files(output) - _files(shared))
         if pseudonyms is not None:
             with replacing(pseudonyms) as beside:
                 beside.chmod(0o600)
@@ -193,8 +192,6 @@ def _files(folder: Path) -> set[str]:
 
 def _copy(rules: SharingRules, shared: Path, aside: Path) -> None:
     """Write the copy, but for its report."""
-    from nidl_dcl.output.folder import Output
-
     for name in sorted(_files(rules.output_dir)):
         content = rules.apply(name)
         if content is not None:
@@ -208,11 +205,11 @@ def _copy(rules: SharingRules, shared: Path, aside: Path) -> None:
     for name in _DESCRIPTIONS:
         if (shared / name).is_file():
             write_bytes(aside / name, (shared / name).read_bytes())
-    Output._describe_as(aside, "(not named)", rules.names.dataset, _ABOUT)
+    describe_copy(aside, rules.names.dataset, _ABOUT)
     write_json(aside / MARK, {})  # the report looks for it
 
 
-def _update(shared: Path, aside: Path, before: dict[str, Any], say: Callable[[str], None]) -> None:
+def _update(shared: Path, aside: Path, before: dict[str, Any]) -> None:
     """Move what has changed into its place, and remove what is not made any more."""
     made, there, own = _files(aside) - {MARK}, _files(shared) - {MARK}, set(before["files"])
     _, changed, missing = filecmp.cmpfiles(aside, shared, made, shallow=False)
@@ -222,7 +219,7 @@ def _update(shared: Path, aside: Path, before: dict[str, Any], say: Callable[[st
             "that would be: move it, and share again."
         )
     if others := sorted(there - own - made):
-        say(f"Left in {shared}, as share did not write them: {_some(others)}.")
+        _LOGGER.info(f"Left in {shared}, as share did not write them: {_some(others)}.")
     after = {**before, "finished": True, "files": sorted(made)}
     if not (changed or missing) and after == before:
         return
@@ -237,20 +234,13 @@ def _update(shared: Path, aside: Path, before: dict[str, Any], say: Callable[[st
     write_json(shared / MARK, after)
 
 
-def _say_left_out(names: set[str], say: Callable[[str], None]) -> None:
+def _log_left_out(names: set[str]) -> None:
     for form, why in _LEFT_OUT.items():
         found = sorted(name for name in names if re.fullmatch(form, name, re.DOTALL))
         names = names - set(found)
         if found:
-            say(f"Left out: {why} ({_some(found)}).")
+            _LOGGER.info(f"Left out: {why} ({_some(found)}).")
 
 
 def _some(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-# Stand-ins for the imports of output/folder.py, until it knows nothing of sharing.
-ABOUT = ""
-
-
-class Sharing(Any): ...

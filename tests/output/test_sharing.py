@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import io
 import json
+import logging
 import re
 import shutil
 import socket
@@ -23,10 +24,10 @@ from PIL import Image
 
 from nidl_dcl import load_embeddings
 from nidl_dcl.errors import OutputInUseError, UsageError
-from nidl_dcl.io.console import NullReporter
 from nidl_dcl.io.formats import write_json, write_npy, write_text, write_tsv
 from nidl_dcl.output import sharing
 from nidl_dcl.output.embeddings import Embeddings, read_embeddings, write_embeddings
+from nidl_dcl.output.folder import Output
 from nidl_dcl.output.lock import held
 from nidl_dcl.output.pseudonyms import Pseudonyms, read_key
 from nidl_dcl.output.sharing import share
@@ -316,16 +317,6 @@ def write_output(folder: Path, people: range, brightness: float = 0.5) -> Path:
     return folder
 
 
-class Lines(NullReporter):
-    """Keeps messages."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def shared_of(output: Path) -> Path:
     """Share a made-up output; return the folder to give away, beside it."""
     return share(output, output.with_name("given"), key_file=output.with_name("key")).parent
@@ -403,14 +394,16 @@ def test_an_output_that_did_not_change_is_not_written_again(tmp_path: Path) -> N
     assert state(out) == before
 
 
-def test_what_others_wrote_into_the_copy_stays(tmp_path: Path) -> None:
+def test_what_others_wrote_into_the_copy_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = write_output(tmp_path / "out", range(20))
     given = shared_of(out)
     for name in ("LICENSE", "README.md"):
         write_text(given / name, "CC0, ask us")
-    said = Lines()
-    share(write_output(out, range(21)), given, key_file=tmp_path / "key", reporter=said)
-    assert f"Left in {given}, as share did not write them: LICENSE." in said.lines
+    with caplog.at_level(logging.INFO, "nidl_dcl"):
+        shared_of(write_output(out, range(21)))
+    assert f"Left in {given}, as share did not write them: LICENSE." in caplog.messages
     assert (given / "LICENSE").read_text() == (given / "README.md").read_text() == "CC0, ask us"
     write_text(given / "logs" / "metrics.csv", "mine")
     write_text(out / "logs" / "metrics.csv", "ours")
@@ -419,7 +412,9 @@ def test_what_others_wrote_into_the_copy_stays(tmp_path: Path) -> None:
     assert (given / "logs" / "metrics.csv").read_text() == "mine"
 
 
-def test_files_without_a_rule_stay_behind_and_it_is_said(tmp_path: Path) -> None:
+def test_files_without_a_rule_stay_behind_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = write_output(tmp_path / "out", range(19))
     hidden = (
         "figures/odd_1.png",
@@ -430,11 +425,12 @@ def test_files_without_a_rule_stay_behind_and_it_is_said(tmp_path: Path) -> None
     )
     for name in hidden:
         write_text(out / name, "sub-1 of Bedlam")
-    said, few = Lines(), "averages of too few participants, their spread, and maps of a few heads"
-    page = share(out, tmp_path / "given", key_file=tmp_path / "key", reporter=said)
+    few = "averages of too few participants, their spread, and maps of a few heads"
+    with caplog.at_level(logging.INFO, "nidl_dcl"):
+        page = share(out, tmp_path / "given", key_file=tmp_path / "key")
     assert page == tmp_path / "given" / "report.html"
     assert not {*hidden} & {*state(page.parent)}
-    assert said.lines == [
+    assert caplog.messages == [
         "Left out: logs of runs, which quote ids, paths and names (logs/1_study.log).",
         f"Left out: {few} (figures/average.npy).",
         "Left out: single heads: they can be recognized (figures/odd_1.png and 1 more).",
@@ -535,6 +531,12 @@ def test_a_copy_may_be_killed_again_and_again(tmp_path: Path) -> None:
     assert given == whole
 
 
+def test_no_run_writes_into_a_copy(tmp_path: Path, heads_made: Path) -> None:
+    given = shared_of(write_output(tmp_path / "out", range(3)))
+    with pytest.raises(UsageError, match="real ids must not get into it"):
+        Output(heads_made, given)
+
+
 def test_an_output_in_use_is_not_shared(tmp_path: Path) -> None:
     out = write_output(tmp_path / "out", range(3))
     with held(out / ".lock"), pytest.raises(OutputInUseError, match="is being written"):
@@ -543,12 +545,15 @@ def test_an_output_in_use_is_not_shared(tmp_path: Path) -> None:
     assert not (tmp_path / "key").exists()
 
 
-def test_an_output_whose_last_run_failed_is_shared_and_it_is_said(tmp_path: Path) -> None:
-    out, said = write_output(tmp_path / "out", range(20)), Lines()
+def test_an_output_whose_last_run_failed_is_shared_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = write_output(tmp_path / "out", range(20))
     record = json.loads((out / "logs" / "run.json").read_text())
     write_json(out / "logs" / "run.json", {**record, "exit_status": 3, "error": "of sub-1"})
-    share(out, tmp_path / "given", key_file=tmp_path / "key", reporter=said)
-    assert "did not end well" in said.lines[0]
+    with caplog.at_level(logging.INFO, "nidl_dcl"):
+        shared_of(out)
+    assert "did not end well" in caplog.messages[0]
     given = json.loads((tmp_path / "given" / "logs" / "run.json").read_text())
     assert given["exit_status"] == 3
     assert "error" not in given
