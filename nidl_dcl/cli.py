@@ -276,6 +276,41 @@ def study(
     sys.stdout.write(summary_table(rows) + f"\n\n{page}\n")
 
 
+@app.command(usage="Usage: nidl-dcl share OUTPUT_DIR SHARED_DIR [OPTIONS]")
+def share(
+    output_dir: Annotated[Path, Parameter(help="Folder of the derivative; stays as it is.")],
+    shared_dir: Annotated[
+        Path, Parameter(help="Folder to give away: new, or an earlier copy to bring up to date.")
+    ],
+    *,
+    key_file: Annotated[
+        Path | None,
+        Parameter(
+            help="Secret key that makes the pseudonyms, made if it is missing; default: in the user's configuration."
+        ),
+    ] = None,
+    pseudonyms: Annotated[
+        Path | None,
+        Parameter(help="File to write, for yourself: which participant has which pseudonym."),
+    ] = None,
+    validate: Annotated[
+        bool,
+        Parameter(help="Run the BIDS validator on the copy (package bids-validator-deno)."),
+    ] = False,
+) -> None:
+    """Copy a finished output so that it can be given away: pseudonyms for ids, no single heads."""
+    from nidl_dcl.output.sharing import share
+
+    if _is_not_first():
+        return
+    page = share(output_dir, shared_dir, key_file=key_file, pseudonyms=pseudonyms)
+    if validate:
+        from nidl_dcl.bids import validator
+
+        validator.validate(shared_dir)
+    sys.stdout.write(f"{page}\n")
+
+
 @app.command(usage="Usage: nidl-dcl demo OUTPUT_DIR [OPTIONS]")
 def demo(
     output_dir: Annotated[

@@ -12,7 +12,7 @@ from nidl_dcl._version import __version__
 from nidl_dcl.io.formats import read_json, utc_now, write_json, write_text, write_tsv
 from nidl_dcl.models.model_card import METHOD
 
-__all__ = ["CITATION", "describe_folder", "write_descriptions"]
+__all__ = ["CITATION", "describe_copy", "describe_folder", "write_descriptions"]
 
 CITATION = """\
 # How to cite
@@ -87,10 +87,32 @@ def describe_folder(folder: Path, bids_dir: Path) -> None:
     bids_dir : Path
         The dataset that it is derived from.
     """
-    name, link = _dataset_name(bids_dir), os.path.relpath(bids_dir, folder)
+    name = _dataset_name(bids_dir)
+    title, readme = f"nidl_dcl embeddings of {name}", _README.format(source=name)
+    _write_missing(folder, title, readme, os.path.relpath(bids_dir, folder))
+
+
+def describe_copy(folder: Path, link: str, about: str) -> None:
+    """Write these files where the dataset is not named.
+
+    Parameters
+    ----------
+    folder : Path
+        The copy of an output folder.
+    link : str
+        URI that stands for the dataset.
+    about : str
+        The end of the README.
+    """
+    _write_missing(
+        folder, "nidl_dcl embeddings", _README.format(source="(not named)") + about, link
+    )
+
+
+def _write_missing(folder: Path, title: str, readme: str, link: str) -> None:
     files: dict[str, Any] = {
         "dataset_description.json": {
-            "Name": f"nidl_dcl embeddings of {name}",
+            "Name": title,
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative",
             "License": "n/a",
@@ -104,7 +126,7 @@ def describe_folder(folder: Path, bids_dir: Path) -> None:
             "SourceDatasets": [{"URL": link}],
             "DatasetLinks": {"raw": link},
         },
-        "README.md": _README.format(source=name),
+        "README.md": readme,
         "CHANGES": f"{__version__} {utc_now()[:10]}\n - Written by nidl_dcl {__version__}.\n",
         ".bidsignore": "\n".join(_IGNORED) + "\n",
         "logs/CITATION.md": CITATION.format(version=__version__, method=METHOD),

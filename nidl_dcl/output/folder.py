@@ -16,6 +16,7 @@ from nidl_dcl.output.description import describe_folder
 from nidl_dcl.output.lock import Lock, held
 from nidl_dcl.output.run_log import RunLog
 from nidl_dcl.output.run_record import RunRecord
+from nidl_dcl.output.sharing_rules import is_shared
 
 __all__ = ["Output", "check_paths"]
 
@@ -59,6 +60,11 @@ class Output:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         check_paths(bids_dir, output_dir)
+        if is_shared(output_dir):
+            raise UsageError(
+                f"{output_dir} was written by `nidl-dcl share`, and real ids must not get into it. "
+                "Choose another OUTPUT_DIR."
+            )
         self.bids_dir = bids_dir.resolve()
         self.path = output_dir.resolve()
         self.work = self.path / ".work" if work_dir is None else work_dir.resolve()
