@@ -44,13 +44,6 @@ The documentation of nidl_dcl (sharing) says what is not protected.
 """
 
 
-_DESCRIPTIONS = (
-    *("dataset_description.json", "README.md", "CHANGES", ".bidsignore"),
-    "logs/CITATION.md",
-)
-"""Files to which the owner of a copy may add, a license for instance: they are written once."""
-
-
 _LEFT_OUT = {
     r"logs/[^/]*\.log": "logs of runs, which quote ids, paths and names",
     r"logs/phenotypes\.tsv": "true ids beside those of the phenotype tables",
@@ -118,11 +111,11 @@ def share(
             _LOGGER.info(f"The last run in {output} did not end well: what it left is shared.")
         rules, aside = SharingRules(output, names), shared / _ASIDE
         shutil.rmtree(aside, ignore_errors=True)
-        remove_stale([shared])
         try:
             _copy(rules, shared, aside)
             write_report(aside, model=str((run.get("config") or {}).get("model_name", "dcl")))
             _update(shared, aside, before)
+            remove_stale([shared])
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         _log_left_out(_files(output) - _files(shared))
@@ -192,6 +185,10 @@ def _files(folder: Path) -> set[str]:
 
 def _copy(rules: SharingRules, shared: Path, aside: Path) -> None:
     """Write the copy, but for its report."""
+    describe_copy(aside, rules.names.dataset, _ABOUT)
+    for name in _files(aside):
+        if (shared / name).is_file():  # its owner may have added to it, a license for instance
+            write_bytes(aside / name, (shared / name).read_bytes())
     for name in sorted(_files(rules.output_dir)):
         content = rules.apply(name)
         if content is not None:
@@ -202,10 +199,6 @@ def _copy(rules: SharingRules, shared: Path, aside: Path) -> None:
             write_parquet(aside, label, embeddings)
     for name, content in rules.average(shared / "figures").items():
         write_bytes(aside / "figures" / name, content)
-    for name in _DESCRIPTIONS:
-        if (shared / name).is_file():
-            write_bytes(aside / name, (shared / name).read_bytes())
-    describe_copy(aside, rules.names.dataset, _ABOUT)
     write_json(aside / MARK, {})  # the report looks for it
 
 

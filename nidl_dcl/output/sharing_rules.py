@@ -6,9 +6,9 @@ Where the files go is for `sharing`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nidl_dcl.errors import NidlDclError, UsageError
 from nidl_dcl.evaluation.cohort import cohort_columns
-from nidl_dcl.io.formats import escape_control, to_json, to_npy, to_tsv
+from nidl_dcl.io.formats import escape_control, read_json, to_json, to_npy, to_tsv
 from nidl_dcl.models.model_card import model_card
 from nidl_dcl.output.pseudonyms import Pseudonyms
 
@@ -34,14 +34,12 @@ _MIN_PARTICIPANTS, _MIN_IN_VOXEL = 20, 10
 """Participants in an average, at least, and those with signal in a voxel that is shown of it."""
 
 
-_OPTIONS = frozenset(
-    (
-        *("accelerator", "batch_size", "chunk_size", "confounds", "devices", "encoder", "group"),
-        *("harmonize", "holdout", "intensity", "learning_rate", "max_epochs", "max_skipped"),
-        *("model_name", "n_participants", "nprocs", "num_nodes", "other_people", "parquet"),
-        *("precision", "preset", "random_seed", "select", "shape", "site", "spacing", "strategy"),
-        *("strict", "target", "temperature", "threads", "validate", "views", "views_on_device"),
-    )
+_OPTIONS = (
+    *("accelerator", "batch_size", "chunk_size", "confounds", "devices", "encoder", "group"),
+    *("harmonize", "holdout", "intensity", "learning_rate", "max_epochs", "max_skipped"),
+    *("model_name", "n_participants", "nprocs", "num_nodes", "other_people", "parquet"),
+    *("precision", "preset", "random_seed", "select", "shape", "site", "spacing", "strategy"),
+    *("strict", "target", "temperature", "threads", "validate", "views", "views_on_device"),
 )
 """Options that hold no path, no id and no name of a computer."""
 
@@ -62,6 +60,7 @@ def is_shared(folder: Path) -> bool:
     return (folder / MARK).exists()
 
 
+@dataclass(frozen=True)
 class SharingRules:
     """The rules for the files of one output.
 
@@ -73,8 +72,8 @@ class SharingRules:
         What ids become.
     """
 
-    def __init__(self, output_dir: Path, names: Pseudonyms) -> None:
-        self.output_dir, self.names = output_dir, names
+    output_dir: Path
+    names: Pseudonyms
 
     def apply(self, name: str) -> bytes | None:
         """Return what of a file may be shared, None for nothing.
@@ -92,7 +91,7 @@ class SharingRules:
             if "_occlusion." in name and not _is_map_of_many(file):
                 return None
             if file.suffix == ".json":
-                return self._to_json(rule(self, _json(file)))
+                return self._to_json(rule(self, read_json(file)))
             if file.suffix == ".tsv":
                 return to_tsv(rule(self, _table(file))).encode()
             return bytes(rule(self, file))
@@ -116,13 +115,13 @@ class SharingRules:
         )
         if not (about.is_file() and rows.is_file() and volumes.is_file()):
             return before
-        facts, table = _json(about), _table(rows)
+        facts, table = read_json(about), _table(rows)
         if facts.get("n_images") != len(table):  # a run was killed between the two
             return before
         renamed, share = self._rename(table), largest_share(table["participant_id"])
         if len(before) == 3:
             old = _table(shared / "average.tsv")
-            whole = _json(shared / "average.json").get("n_images") == len(old)
+            whole = read_json(shared / "average.json").get("n_images") == len(old)
             if whole and n_changed(old, renamed) < _MIN_PARTICIPANTS:
                 return before
         files = {about.name: self._to_json(self._facts(facts)), rows.name: to_tsv(renamed).encode()}
@@ -140,7 +139,7 @@ class SharingRules:
     @cached_property
     def _targets(self) -> dict[str, list[str] | None]:
         """Columns that were predicted, with the classes of each; None for numbers."""
-        found = (_json(file) for file in sorted(self.output_dir.glob("desc-*metrics.json")))
+        found = (read_json(file) for file in sorted(self.output_dir.glob("desc-*metrics.json")))
         return {str(metrics["target"]): metrics.get("classes") for metrics in found}
 
     # -- tables ------------------------------------------------------------------------------
@@ -248,7 +247,7 @@ class SharingRules:
 
     def _card(self, file: Path) -> bytes:
         """Share the card of the model that is shared, whatever its owner wrote into theirs."""
-        description = self._replaced(self._model(_json(file.with_name("model.json"))))
+        description = self._replaced(self._model(read_json(file.with_name("model.json"))))
         return model_card(description).encode("utf-8", "backslashreplace")
 
     def _run(self, content: _Json) -> _Json:
@@ -316,9 +315,8 @@ _RULES: dict[str, Callable[[SharingRules, Any], Any]] = {
     rf"models/{_ANY}/model\.json": SharingRules._model,
     rf"models/{_ANY}/{_ANY}_readout\.json": SharingRules._readout,
     rf"models/{_ANY}/README\.md": SharingRules._card,
-    rf"models/{_ANY}/weights\.safetensors": SharingRules._same,
+    rf"models/{_ANY}/weights\.safetensors|logs/metrics\.csv": SharingRules._same,
     rf"figures/{_ANY}_occlusion\.nii\.gz": SharingRules._same,
-    r"logs/metrics\.csv": SharingRules._same,
     r"code/config\.yaml": SharingRules._config,
     rf"{_ANY}_embeddings\.npy": SharingRules._matrix,
 }
@@ -328,11 +326,6 @@ _RULES: dict[str, Callable[[SharingRules, Any], Any]] = {
 def _table(file: Path) -> pd.DataFrame:
     """Return a table with its cells as they are written."""
     return pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False, quoting=3)
-
-
-def _json(file: Path) -> _Json:
-    content: _Json = json.loads(file.read_text("utf-8"))
-    return content
 
 
 def _without_ids(exposure: Mapping[str, Any]) -> _Json:
@@ -349,7 +342,7 @@ def _without_ids(exposure: Mapping[str, Any]) -> _Json:
 def _is_map_of_many(file: Path) -> bool:
     """Return whether the description of a map, beside the file or the file itself, says so."""
     about = file.with_name(f"{file.name.partition('.')[0]}.json")
-    return about.is_file() and (_json(about).get("LargestShare") or 1) <= 1 / _MIN_PARTICIPANTS
+    return about.is_file() and (read_json(about).get("LargestShare") or 1) <= 1 / _MIN_PARTICIPANTS
 
 
 def largest_share(participants: pd.Series) -> float:

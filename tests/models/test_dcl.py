@@ -298,7 +298,7 @@ def test_workers_change_no_result(rows, workers):
 def test_the_way_workers_start_changes_no_result(method, rows, tmp_path):
     script = (
         "import sys, torch\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_dcl import Jitter, make\n"
         "if __name__ == '__main__':\n"
         f"    torch.multiprocessing.set_start_method({method!r})\n"
@@ -545,7 +545,7 @@ def test_a_run_resumed_after_any_step_equals_an_uninterrupted_one(
 def test_a_run_killed_by_the_system_goes_on_and_ends_the_same(rows, tmp_path):
     script = (
         "import sys, pathlib, torch\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_dcl import WARM, SaveEachStep, make\n"
         "rows = torch.randn(20, 25, generator=torch.Generator().manual_seed(0))\n"
         f"saving = SaveEachStep(pathlib.Path({str(tmp_path)!r}), killed_after=8)\n"
