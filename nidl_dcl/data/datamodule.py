@@ -275,7 +275,6 @@ class BIDSDataModule(L.LightningDataModule):
                 self.bids_dir,
                 **self.selection,
                 mask=self.mask,
-                cache=None if self.work_dir is None else self.work_dir / "index",
                 progress=self.progress,
             )
         self.root = inventory.root

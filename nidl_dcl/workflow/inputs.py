@@ -82,10 +82,7 @@ def index(
             return index(bids_dir, replace(data, mask="none"), run, check=True, console=console)
         inputs, kept = module.inputs, module.kept
     else:
-        cache = None if run.work_dir is None else run.work_dir / "index"
-        found = find_images(
-            bids_dir, **module.selection, mask="none", cache=cache, progress=console.progress
-        )
+        found = find_images(bids_dir, **module.selection, mask="none", progress=console.progress)
         inputs, kept = found.inputs, found.kept
     for line in _kept_lines(kept):
         console.say(line)
