@@ -28,7 +28,7 @@ from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.io.file_cache import FileMemory
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.volumes.cache import PreparedVolumes
-from nidl_dcl.volumes.checks import check_images, copies, how_to_fetch, tell
+from nidl_dcl.volumes.checks import check_images, copies, how_to_fetch, record_checks
 from nidl_dcl.volumes.preparation import Preparation, common_shape
 from nidl_dcl.volumes.reading import INTENSITIES, Check, UnreadableVolumeError
 
@@ -288,7 +288,7 @@ class BIDSDataModule(L.LightningDataModule):
         """Make the tables from what opening the images told."""
         self._checked = inventory, images, found
         shared, found = copies(images, found)
-        inputs = self._inputs = tell(inventory.inputs, images, found)
+        inputs = self._inputs = record_checks(inventory.inputs, images, found)
         usable = [check.status != "skip" for check in found]
         kept = images[usable].reset_index(drop=True)
         self.kept = [*inventory.kept, ("usable after opening", len(kept))]
