@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -161,12 +162,12 @@ class NameRule:
         )
         self._loose = re.compile(rf"(?:.*_)?(?:{suffix})({endings})", re.IGNORECASE | re.DOTALL)
 
-    def hopeful(self, names: Iterable[str]) -> list[str]:
-        """Return, quickly, those of many names that `stem` has to look at."""
+    def preselect(self, entries: Iterable[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
+        """Return, quickly, those of many files whose names `stem` has to look at."""
         if self.preset.file_name:
-            return [name for name in names if name == self.preset.file_name]
+            return [entry for entry in entries if entry.name == self.preset.file_name]
         hint = self._hint
-        return [name for name in names if hint in name.lower()]
+        return [entry for entry in entries if hint in entry.name.lower()]
 
     def stem(self, name: str) -> str | None:
         """Return the name without its extension if it is a candidate, else None."""

@@ -1,22 +1,22 @@
 """A real `bids.BIDSLayout`, filled in seconds through pybids' own ``indexer`` argument.
 
-Holds the files of the folders where images lie; `bids_index` finds images without it.
+It holds the files of the folders where images lie. `index` finds images without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nidl_dcl.bids.derivatives import (
+    as_list,
     dataset_root,
-    listed,
-    named_places,
-    preset_called,
-    search_places,
+    find_preset,
+    named_datasets,
+    search_datasets,
 )
-from nidl_dcl.bids.directory_cache import Listings
 from nidl_dcl.bids.entities import entities_of
 from nidl_dcl.bids.presets import Preset
 from nidl_dcl.bids.walk import DatasetWalker
@@ -47,36 +47,35 @@ def layout(
     from bids import BIDSLayout
 
     root = dataset_root(bids_dir)
-    form = preset_called(preset)
-    places = named_places(root, derivatives)
-    children = {name: places[name] for name in list(places)[1 : 1 + len(listed(derivatives))]}
-    if form.derivatives:
-        home, _ = search_places(places, derivatives, form, {}, None, None)
-        children |= {} if home == "raw" else {home: places[home]}
+    found = find_preset(preset)
+    datasets = named_datasets(root, derivatives)
+    children = {name: datasets[name] for name in list(datasets)[1 : 1 + len(as_list(derivatives))]}
+    if found.derivatives:
+        home, _ = search_datasets(datasets, derivatives, found, {}, None, None)
+        children |= {} if home == "raw" else {home: datasets[home]}
 
     def fill(new: Any) -> None:
-        _fill_layout(new, form)
+        _fill_layout(new, found)
 
     parent = BIDSLayout(root, validate=False, indexer=fill)
-    for name, place in children.items():
+    for name, folder in children.items():
         parent.derivatives[name] = BIDSLayout(
-            place, validate=False, is_derivative=True, indexer=fill, sources=parent
+            folder, validate=False, is_derivative=True, indexer=fill, sources=parent
         )
     return parent
 
 
-def _fill_layout(new: Any, form: Preset) -> None:
+def _fill_layout(new: Any, preset: Preset) -> None:
     """Add the files of the folders where images lie, and their entities, to an empty layout."""
     from bids.layout.models import BIDSFile, Tag
     from bids.utils import make_bidsfile
 
     root = Path(new.root)
     known = {name for config in new.config.values() for name in config.entities}
-    folders = tuple(dict.fromkeys((*Preset("").folders, *form.folders)))
-    listings = Listings(root)
-    names = [("", name) for name in listings.read("").files()]
-    for folder in DatasetWalker(listings, Preset("", folders=folders)):
-        names += [(folder.path, name) for name in folder.listing.files()]
+    folders = tuple(dict.fromkeys((*Preset("").folders, *preset.folders)))
+    names = [("", name) for name in _files(os.scandir(root))]
+    for folder in DatasetWalker(root, Preset("", folders=folders)):
+        names += [(folder.path, name) for name in _files(folder.entries)]
     classes: dict[str, str] = {}
     files, tags = [], []
     for folder_path, name in dict.fromkeys(names):
@@ -111,3 +110,12 @@ def _fill_layout(new: Any, form: Preset) -> None:
         if rows:
             new.session.execute(model.__table__.insert(), rows)
     new.session.commit()
+
+
+def _files(entries: Iterable[os.DirEntry[str]]) -> list[str]:
+    """Return the names of plain files and links, sorted."""
+    return sorted(
+        entry.name
+        for entry in entries
+        if entry.is_symlink() or entry.is_file(follow_symlinks=False)
+    )

@@ -1,6 +1,6 @@
-"""Pair each image with the brain mask that a derivative holds of it, by the entities of both names.
+"""Pair each image with its brain mask in a derivative, by the entities of both names.
 
-Never opens a file; applying masks is the work of `volumes`.
+No file is opened. Applying masks is left to `nidl_dcl.volumes`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ def pair_masks(
     images: Sequence[Candidate],
     preset: Preset,
     home: str,
-    places: Mapping[str, Path],
+    datasets: Mapping[str, Path],
     mask: str,
     *,
-    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[str, Pairs] | None:
     """Return the derivative whose masks are used, and the mask of each image.
@@ -47,18 +46,18 @@ def pair_masks(
     preset : Preset
         Their layout.
     home : str
-        The place the images are in; its own masks go first unless that is the raw dataset.
-    places : mapping of str to Path
+        The dataset that holds the images; its own masks go first unless it is the raw one.
+    datasets : mapping of str to Path
         Roots by name: the raw dataset and the derivatives.
     mask : str
-        ``"auto"``, ``"none"`` or the name of a place.
-    cache, progress
-        As in `candidates.search`.
+        ``"auto"``, ``"none"`` or the name of a dataset.
+    progress : callable, optional
+        As in `walk.DatasetWalker`.
 
     Returns
     -------
     (str, list of str) or None
-        Name of the place and paths of masks relative to it; None when no masks are used.
+        Name of the dataset and paths of masks relative to it; None when no masks are used.
 
     Raises
     ------
@@ -68,8 +67,8 @@ def pair_masks(
     """
     if mask == "none" or (mask == "auto" and preset.masks == "none") or not images:
         return None
-    if mask != "auto" and mask not in places:
-        known = ", ".join(repr(n) for n in places if n != "raw") or "there is none"
+    if mask != "auto" and mask not in datasets:
+        known = ", ".join(repr(n) for n in datasets if n != "raw") or "there is none"
         raise UsageError(
             f"--mask {mask}: no derivative of that name. Known: {known}. "
             "Name one with --derivatives NAME=PATH, or use --mask auto or --mask none."
@@ -80,12 +79,12 @@ def pair_masks(
         names = [home]
     else:
         own = [home] if preset.derivatives else []
-        names = own + [name for name in places if name not in ("raw", home)]
+        names = own + [name for name in datasets if name not in ("raw", home)]
     held: dict[str, Pairs] = {}
     for name in names:
-        form = _form_of_masks(preset, own=name == home)
-        people = {image.participant for image in images}
-        masks = search(places[name], form, {}, people, cache=cache, progress=progress).usable
+        participants = {image.participant for image in images}
+        mask_preset = _mask_preset(preset, own=name == home)
+        masks = search(datasets[name], mask_preset, {}, participants, progress=progress).usable
         pairs = _pairs(images, masks)
         if any(pairs):
             held[name] = pairs
@@ -95,7 +94,7 @@ def pair_masks(
         if mask == "auto":
             return None
         raise UsageError(
-            f"--mask {mask}: {places[mask]} holds no brain mask of the {len(images)} images used. "
+            f"--mask {mask}: {datasets[mask]} holds no brain mask of the {len(images)} images used. "
             "Masks are named like sub-<label>/anat/sub-<label>_desc-brain_mask.nii.gz, with the "
             "image's session and space."
         )
@@ -116,7 +115,7 @@ def pair_masks(
     return name, pairs
 
 
-def _form_of_masks(preset: Preset, *, own: bool) -> Preset:
+def _mask_preset(preset: Preset, *, own: bool) -> Preset:
     return Preset(
         "brain masks",
         suffix=preset.mask_suffix if own else "mask",

@@ -18,6 +18,7 @@ import pandas as pd
 from nidl_dcl.bids.recode import as_series, decode, same_value
 from nidl_dcl.bids.subject_ids import match_ids
 from nidl_dcl.bids.tables import Table, read_sidecar, read_table, scan_tables, session_tables
+from nidl_dcl.bids.walk import subfolders
 from nidl_dcl.errors import UsageError
 
 __all__ = ["Phenotypes", "participant_ids", "read_phenotypes"]
@@ -466,10 +467,9 @@ def _scan_name(path: str) -> str:
 
 
 def _folders(path: Path, prefix: str) -> list[str]:
-    """Return the sub-folders that start with `prefix`, sorted; none where it cannot be read."""
+    """Return the sub-folders that start with `prefix`; none where the folder cannot be read."""
     try:
-        with os.scandir(path) as entries:
-            return sorted(e.name for e in entries if e.name.startswith(prefix) and e.is_dir())
+        return subfolders(os.scandir(path), prefix)
     except OSError:
         return []
 

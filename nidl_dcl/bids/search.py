@@ -1,6 +1,6 @@
-"""Judge every candidate image of one dataset by name and kind of file alone.
+"""Find every candidate image of one dataset, and judge it by its name and kind of file alone.
 
-Folders are walked by `bids_walk`, names read by `bids_names`; tables are made in `bids_index`.
+Visiting folders is left to `walk`, reading names to `entities`, and making tables to `index`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import stat
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
-from nidl_dcl.bids.directory_cache import Listings
 from nidl_dcl.bids.entities import Allowed, NameRule, entities_of, is_label, natural_key, passes
 from nidl_dcl.bids.presets import Preset
 from nidl_dcl.bids.walk import DatasetWalker, Folder, Progress
@@ -38,6 +38,8 @@ class Candidate:
         As the folders say.
     path : str
         POSIX, relative to the root that was searched.
+    entry : os.DirEntry or None
+        The file; None for a folder.
     entities : dict
         As pybids reads them; empty for a folder.
     status, code, message : str
@@ -47,6 +49,7 @@ class Candidate:
     participant: str
     session: str | None
     path: str
+    entry: os.DirEntry[str] | None = None
     entities: dict[str, str | int] = field(default_factory=dict)
     status: str = "ok"
     code: Code = "ok"
@@ -68,9 +71,9 @@ class SearchResult:
     candidates : list of Candidate
         In the order they were met.
     participants : list of str
-        Folders ``sub-…``, wanted or not, whatever they hold.
+        Folders ``sub-…``, selected or not, whatever they hold.
     sessions : set of str
-        Sessions of the participants that were wanted.
+        Sessions of the selected participants.
     kept : list of (str, int)
         What was asked in turn, and how many usable images were left.
     """
@@ -94,11 +97,10 @@ class SearchResult:
 def search(
     root: Path,
     preset: Preset,
-    wanted: Mapping[str, Allowed],
+    entity_filters: Mapping[str, Allowed],
     participants: Collection[str] | None = None,
     sessions: Collection[str] | None = None,
     *,
-    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Return every candidate image below `root`, judged by name and kind of file.
@@ -109,64 +111,57 @@ def search(
         A dataset, raw or derivative.
     preset : Preset
         Where images lie and how they are named.
-    wanted : mapping
-        What is asked of each entity; goes before what the preset asks of the same entity.
-        Candidates with other values are no candidates.
+    entity_filters : mapping
+        The values allowed for each entity, instead of those of the preset. Files with other values
+        are no candidates.
     participants, sessions : collection of str, optional
         Only these, with ``sub-`` and ``ses-``.
-    cache : Path, optional
-        See `listings.Listings`.
     progress : callable, optional
-        See `bids_walk.DatasetWalker`.
+        As in `walk.DatasetWalker`.
     """
-    asked: dict[str, Allowed] = {name: [value] for name, value in preset.entities.items()}
-    asked |= wanted
+    filters: dict[str, Allowed] = {name: [value] for name, value in preset.entities.items()}
+    filters |= entity_filters
     rule = NameRule(
         preset,
-        _texts(asked.pop("suffix", [preset.suffix])),
-        _texts(asked.pop("extension", list(preset.extensions))),
+        _texts(filters.pop("suffix", [preset.suffix])),
+        _texts(filters.pop("extension", list(preset.extensions))),
     )
     found = SearchResult(root)
     reader = _Reader(rule)
-    kinds: dict[str, str] = {}
     several: list[list[Candidate]] = []
-    with Listings(root, cache) as listings:
-        folders = DatasetWalker(listings, preset, participants, progress)
-        for folder in folders:
-            if sessions is not None and folder.session not in sessions:
-                continue
-            if folder.error is not None:
-                found.candidates.append(_unreadable(folder))
-            here = reader.read(folder)
-            found.candidates += here
-            if odd := folder.listing.odd:
-                kinds |= {c.path: odd[name] for c in here if (name := _name(c)) in odd}
-            if len(here) > 1:
-                several.append(here)
+    folders = DatasetWalker(root, preset, participants, progress)
+    for folder in folders:
+        if sessions is not None and folder.session not in sessions:
+            continue
+        if folder.error is not None:
+            found.candidates.append(_unreadable(folder))
+        here = reader.read(folder)
+        found.candidates += here
+        if len(here) > 1:
+            several.append(here)
     found.participants, found.sessions = list(folders.participants), folders.sessions
     if preset.file_name:
         _drop_templates(found)
     found.count(f"{' or '.join(rule.suffixes)} by name")
-    for name, allowed in asked.items():
+    for name, allowed in filters.items():
         found.candidates = [
             c for c in found.candidates if not c.entities or passes(c.entities, name, allowed)
         ]
         found.count(_step(name, allowed))
-    if preset.one_resolution and "res" not in asked:
+    if preset.one_resolution and "res" not in filters:
         _drop_resolutions(found)
-    marks = [n for n in ("desc", "space") if n not in asked and not preset.derivatives]
+    marks = [n for n in ("desc", "space") if n not in filters and not preset.derivatives]
     for candidate in found.usable:
-        if candidate.path in kinds:
-            _judge_kind(candidate, root, kinds[candidate.path])
-        if "part" not in asked and candidate.entities.get("part") in ("phase", "real", "imag"):
+        _judge_kind(candidate)
+        if "part" not in filters and candidate.entities.get("part") in ("phase", "real", "imag"):
             candidate.leave_out("part", f"part-{candidate.entities['part']}, not the magnitude")
         derived = [n for n in marks if n in candidate.entities]
         if derived and candidate.status == "ok":
             candidate.status, candidate.code = "warn", "ambiguous"
             candidate.message = f"{derived[0]}- marks a derivative; is another --preset meant?"
-    listed = {id(candidate) for candidate in found.candidates} if several else set()
+    remaining = {id(candidate) for candidate in found.candidates} if several else set()
     for here in several:
-        _judge_doubles(here, rule, listed)
+        _judge_doubles(here, rule, remaining)
     found.count("usable by name")
     return found
 
@@ -184,26 +179,29 @@ class _Reader:
 
     def read(self, folder: Folder) -> list[Candidate]:
         """Return the candidates in a folder, in the order of their names."""
-        names = self.rule.hopeful(folder.listing.names)
-        if not names:
+        entries = self.rule.preselect(folder.entries)
+        if not entries:
             return []
+        entries.sort(key=attrgetter("name"))
         who, when = folder.participant, folder.session
-        labels: dict[str, str | int] = {"subject": who.removeprefix("sub-")}
+        subject = who.removeprefix("sub-")
+        labels: dict[str, str | int] = {"subject": subject}
         start, prefixes = who, self.rule.preset.prefixes
+        alike = not self.rule.preset.file_name and is_label(subject)
         if when is not None:
-            labels["session"] = when.removeprefix("ses-")
+            labels["session"] = session = when.removeprefix("ses-")
             start += f"_{when}"
-        alike = not self.rule.preset.file_name and all(is_label(str(v)) for v in labels.values())
+            alike = alike and is_label(session)
         found: list[Candidate] = []
-        for name in names:
-            path = f"{folder.path}/{name}"
-            prefix, named, rest = name.partition(start)
+        for entry in entries:
+            name, path = entry.name, f"{folder.path}/{entry.name}"
+            prefix, middle, rest = name.partition(start)
             key = folder.pattern, prefix, rest
-            same = alike and named != "" and prefix in prefixes
+            same = alike and middle != "" and prefix in prefixes
             if same and key in self._right:
-                found.append(Candidate(who, when, path, self._right[key] | labels))
+                found.append(Candidate(who, when, path, entry, self._right[key] | labels))
             elif self.rule.stem(name) is not None:
-                candidate = Candidate(who, when, path, entities_of(path))
+                candidate = Candidate(who, when, path, entry, entities_of(path))
                 code, message = self.rule.judge(name, who, when)
                 if code != "ok":
                     candidate.leave_out(code, message)
@@ -279,22 +277,24 @@ def _unreadable(folder: Folder) -> Candidate:
     return candidate
 
 
-def _judge_kind(candidate: Candidate, root: Path, kind: str) -> None:
+def _judge_kind(candidate: Candidate) -> None:
     """Leave out what is no regular file, or a link to nothing."""
-    if kind != "link":
-        what = "a folder" if kind == "dir" else "a pipe, socket or device"
+    entry = candidate.entry
+    if entry is None or entry.is_file(follow_symlinks=False):
+        return
+    if not entry.is_symlink():
+        what = "a folder" if entry.is_dir() else "a pipe, socket or device"
         candidate.leave_out("not_a_file", f"{what}, not a file")
         return
-    path = f"{root}/{candidate.path}"
     try:
-        mode = os.stat(path).st_mode  # noqa: PTH116  (twice as fast, and there may be thousands)
+        mode = entry.stat().st_mode
     except OSError as error:
         if error.errno == errno.ELOOP:
             candidate.leave_out("unreadable", "a link that leads back to itself")
         elif isinstance(error, PermissionError):
             candidate.leave_out("permission", f"the link cannot be followed: {error.strerror}")
         else:
-            annexed = "annex/objects/" in os.readlink(path)  # noqa: PTH115
+            annexed = "annex/objects/" in os.readlink(entry)  # noqa: PTH115
             candidate.leave_out(
                 "not_fetched",
                 f"its content has not been fetched; run: datalad get {candidate.path}"
@@ -306,14 +306,14 @@ def _judge_kind(candidate: Candidate, root: Path, kind: str) -> None:
         candidate.leave_out("not_a_file", "a link to something that is not a file")
 
 
-def _judge_doubles(here: Sequence[Candidate], rule: NameRule, listed: set[int]) -> None:
+def _judge_doubles(here: Sequence[Candidate], rule: NameRule, remaining: set[int]) -> None:
     """Leave out a second file of one name; warn of names in a folder that mean the same image."""
     stems: defaultdict[str, list[Candidate]] = defaultdict(list)
     for candidate in here:
         stems[rule.stem(_name(candidate)) or ""].append(candidate)
     meanings: dict[frozenset[str], Candidate] = {}
     for stem, same in stems.items():
-        usable = [c for c in same if id(c) in listed and c.status != "skip"]
+        usable = [c for c in same if id(c) in remaining and c.status != "skip"]
         if not usable:
             continue
         first = usable[0]

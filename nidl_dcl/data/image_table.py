@@ -17,7 +17,7 @@ from nidl_dcl.data.grouping import connected_groups
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.io.file_cache import FileMemory
 from nidl_dcl.status import Check, UnreadableVolumeError
-from nidl_dcl.volumes.checks import check_images, copies, how_to_fetch, tell
+from nidl_dcl.volumes.checks import check_images, copies, how_to_fetch, record_checks
 from nidl_dcl.volumes.reading import INTENSITIES
 
 __all__ = ["WHICH_FOLDER", "ImageTable", "Progress"]
@@ -186,7 +186,6 @@ class ImageTable:
                 self.bids_dir,
                 **self.selection,
                 mask=self.mask,
-                cache=None if self.work_dir is None else self.work_dir / "index",
                 progress=self.progress,
             )
         self.root = index.root
@@ -218,7 +217,7 @@ class ImageTable:
         """Make the tables from what opening the images showed."""
         self._checked = index, images, found
         shared, found = copies(images, found)
-        inputs = self._inputs = tell(index.inputs, images, found)
+        inputs = self._inputs = record_checks(index.inputs, images, found)
         usable = [check.status != "skip" for check in found]
         kept = images[usable].reset_index(drop=True)
         self.kept = [*index.kept, ("usable after opening", len(kept))]

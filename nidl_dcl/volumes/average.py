@@ -1,6 +1,6 @@
-"""The average of many volumes and how far each is from it, in one pass.
+"""Average many volumes, and measure how far each is from their mean, in one pass.
 
-Takes arrays, one after another; files and pictures are the business of others.
+Reading volumes and drawing the average are left to others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MOST_BLOCKS = 2048
 
 @dataclass(frozen=True, eq=False)
 class Average:
-    """What one pass over volumes gives.
+    """Result of `average_volumes`.
 
     Attributes
     ----------
@@ -42,15 +42,15 @@ class Average:
 def average_volumes(volumes: Iterable[NDArray[np.floating]], shape: Sequence[int]) -> Average:
     """Return the mean of volumes, its spread and each one's distance from it.
 
-    Memory holds two volumes in double precision and the block means of each image: those are small
-    cubes, at most 2048 in a volume, since the mean is known only when all have passed by.
+    Memory holds two volumes in double precision and, for each volume, the means of at most 2048
+    blocks: the distance to the mean can be computed only when all volumes have been read.
 
     Parameters
     ----------
     volumes : iterable of ndarray of shape (d, h, w)
-        One at least, all finite.
+        At least one, all finite.
     shape : sequence of three int
-        (d, h, w).
+        Their shape (d, h, w).
     """
     d, h, w = shape
     edge = 1

@@ -1,7 +1,7 @@
-"""Prepared volumes on disk: written once, read in every epoch, rebuilt when stale or damaged.
+"""Keep prepared volumes on disk: written once, read in every epoch, prepared again when damaged.
 
-An entry is named by what is in the image and its mask and by the rules of preparation, holds half
-precision (to which preparation rounds anyway) and ends with a checksum.
+An entry is named by the content of the image and its mask and by the rules of preparation, so that it
+is never stale. It holds half precision, to which preparation rounds anyway, and ends with a checksum.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from torch.utils.data import Dataset
 from nidl_dcl.errors import NoRoomError
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.file_cache import FileMemory, file_status
+from nidl_dcl.status import Check, UnreadableVolumeError
 from nidl_dcl.volumes.preparation import Preparation, prepare_volume
-from nidl_dcl.volumes.reading import Check, UnreadableVolumeError, check_volume
+from nidl_dcl.volumes.reading import check_volume
 
-__all__ = ["PreparedVolumes", "check_files", "in_threads"]
+__all__ = ["PreparedVolumes", "check_files", "thread_map"]
 
 _crc32: Any = zlib.crc32
 
@@ -46,7 +47,7 @@ with suppress(ImportError):  # ten times as fast, the same numbers
 
 
 _FORMAT = 3
-"""Of the entries and of what preparing does; raised when either changes."""
+"""Number that grows whenever the entries, or the values that preparation gives, change."""
 
 
 _DIGEST = 4
@@ -55,8 +56,8 @@ _DIGEST = 4
 class PreparedVolumes(Dataset[Tensor]):
     """Prepared volumes by number, as float32 tensors of shape (1, d, h, w).
 
-    Several processes may share a folder: entries appear whole, and all that write one write the
-    same.
+    Several processes may share a folder: entries appear whole, and all processes that write an entry
+    write the same.
 
     Parameters
     ----------
@@ -65,9 +66,9 @@ class PreparedVolumes(Dataset[Tensor]):
     masks : sequence of Path or None
         Their brain masks, None where there is none.
     preparation : Preparation
-        The input contract; its shape is set.
+        The input contract, with a shape.
     folder : Path or None
-        Where entries are kept; None prepares anew at each access.
+        Where entries are kept; None prepares the volume at each access.
     memory : FileMemory, optional
         Checksums of files read before.
     """
@@ -122,7 +123,7 @@ class PreparedVolumes(Dataset[Tensor]):
         workers : int
             Threads.
         faults : dict, optional
-            Gets the errors of volumes that cannot be prepared, which are raised otherwise.
+            Filled with the errors of volumes that cannot be prepared; without it they are raised.
 
         Raises
         ------
@@ -146,7 +147,7 @@ class PreparedVolumes(Dataset[Tensor]):
                     raise
                 faults[number] = error
 
-        for done, _ in enumerate(in_threads(write, missing, workers), 1):
+        for done, _ in enumerate(thread_map(write, missing, workers), 1):
             yield done, len(missing)
         self.memory.save()
 
@@ -220,7 +221,7 @@ class PreparedVolumes(Dataset[Tensor]):
 def check_files(
     paths: Sequence[Path], memory: FileMemory, *, intensity: str, workers: int = 1
 ) -> Generator[tuple[int, Check], None, None]:
-    """Open every file once and yield (number, what was found).
+    """Open every file once and yield its number and the result of `check_volume`.
 
     Parameters
     ----------
@@ -229,7 +230,7 @@ def check_files(
     memory : FileMemory
         Earlier results; files that have not changed since are not opened again.
     intensity : str
-        Rule that the values must suit.
+        As in `reading.check_volume`.
     workers : int
         Threads.
     """
@@ -251,23 +252,33 @@ def check_files(
         return number, found
 
     try:
-        yield from in_threads(check, range(len(paths)), workers)
+        yield from thread_map(check, range(len(paths)), workers)
     finally:
         memory.save()
 
 
-def in_threads(work: Callable[[int], Any], numbers: Iterable[int], workers: int) -> Iterator[Any]:
-    """Yield ``work(number)`` in order, from `workers` threads when there is more than one.
+def thread_map(
+    function: Callable[[int], Any], numbers: Iterable[int], workers: int
+) -> Iterator[Any]:
+    """Yield ``function(number)`` in order, computed in several threads.
 
-    When the caller stops, or is interrupted, what has not begun is not begun any more.
+    Calls that have not begun are canceled when the caller stops or is interrupted.
+
+    Parameters
+    ----------
+    function : callable
+        Takes a number.
+    numbers : iterable of int
+        Arguments.
+    workers : int
+        Threads; with one or none, the caller's own thread computes.
     """
     if workers <= 1:
-        for number in numbers:
-            yield work(number)
+        yield from map(function, numbers)
         return
     pool = ThreadPoolExecutor(workers)
     try:
-        yield from pool.map(work, numbers)
+        yield from pool.map(function, numbers)
     finally:
         pool.shutdown(cancel_futures=True)
 

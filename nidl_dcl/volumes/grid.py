@@ -1,6 +1,6 @@
-"""What an image's header promises: a grid of voxels, judged for sense; and the words for faults.
+"""The grid of voxels that a header describes, and the checks of its shape and affine.
 
-What each file format writes is read by `nifti_header`, `mgh_header` and `npy_header`.
+Reading the header of each format is left to `nifti`, `mgh` and `npy`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Shape = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What a header promises, checked for sense but not against the data.
+    """What a header says of an image, checked by itself but not against the data.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Grid:
     order : {"F", "C"}
         Whether the first or the last axis runs fastest.
     repairs : list of Check
-        Warnings.
+        Warnings of what was repaired.
     """
 
     shape: Shape
@@ -63,7 +63,7 @@ class Grid:
 
 
 def spatial_shape(lengths: Sequence[int]) -> Shape:
-    """Return the three lengths of a volume; trailing axes of length one are dropped.
+    """Return the lengths of a volume's three axes, without trailing axes of length one.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def spatial_shape(lengths: Sequence[int]) -> Shape:
 
 
 def require_affine(affine: NDArray[np.float64]) -> None:
-    """Refuse an affine that is not finite, flattens, shears, or has voxels of odd sizes."""
+    """Refuse an affine that is not finite, is singular, shears, or gives voxels of unlikely sizes."""
     if affine.shape != (4, 4) or not np.all(np.isfinite(affine)):
         raise UnreadableVolumeError("The affine has non-finite entries.", "affine")
     sizes = voxel_sizes(affine)

@@ -1,6 +1,6 @@
-"""Read a NIfTI header, version 1 or 2, from bytes and believe none of it.
+"""Read a NIfTI header, version 1 or 2, and check that it makes sense.
 
-The file around it, and the numbers after it, are the work of `image_file`.
+The file around it, and the numbers after it, are left to `reading`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from nidl_dcl.volumes.grid import Grid, require_affine, spatial_shape
 
 __all__ = ["BYTES", "parse"]
 
-BYTES = 540
-"""Length of a NIfTI-2 header, the longer of the two."""
+# By the number that a file starts with, which is the length of its header.
+_HEADERS: dict[int, type[nib.Nifti1Header]] = {
+    header.sizeof_hdr: header for header in (nib.Nifti1Header, nib.Nifti2Header)
+}
+
+
+BYTES = max(_HEADERS)
 
 
 _TYPES = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # NIfTI codes of real 8 to 64 bit numbers
-
-
-_KINDS = {  # by the number a file starts with: class, length of the header, place of the magic
-    348: (nib.Nifti1Header, 348, 344, b"n+1\0"),
-    540: (nib.Nifti2Header, 540, 4, b"n+2\0"),
-}
 
 
 def parse(block: bytes) -> Grid:
@@ -38,18 +37,18 @@ def parse(block: bytes) -> Grid:
     Raises
     ------
     UnreadableVolumeError
-        For another content, and for fields that make no sense or ask for what is not read here.
+        For another content, and for fields that make no sense or that are not supported.
     """
-    sign = "<" if int.from_bytes(block[:4], "little") in _KINDS else ">"
-    kind = _KINDS.get(int.from_bytes(block[:4], "little" if sign == "<" else "big"))
-    if kind is None:
+    length, endianness = int.from_bytes(block[:4], "little"), "little"
+    if length not in _HEADERS:
+        length, endianness = int.from_bytes(block[:4], "big"), "big"
+    if length not in _HEADERS:
         raise UnreadableVolumeError("The content is not NIfTI.", "not_nifti")
-    make, length, at, magic = kind
     if len(block) < length:
         raise UnreadableVolumeError("The file ends inside the header.", "truncated")
-    if block[at : at + 4] != magic:
+    header = _HEADERS[length](block[:length], endianness, check=False)
+    if header["magic"] != header.single_magic:
         raise UnreadableVolumeError("It is no single-file NIfTI image (.nii).", "not_nifti")
-    header = make(block[:length], endianness=sign, check=False)
 
     dim = [int(n) for n in header["dim"]]
     if not 1 <= dim[0] <= 7:
@@ -63,7 +62,7 @@ def parse(block: bytes) -> Grid:
         )
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if math.isnan(slope) or slope == 0:
-        slope, inter = 1.0, 0.0  # the standard's and nibabel's words for "not scaled"
+        slope, inter = 1.0, 0.0  # by the standard, and in nibabel: not scaled
     if not (math.isfinite(slope) and math.isfinite(inter)):
         raise UnreadableVolumeError(f"The scaling is {slope} x + {inter}.", "scaling")
     offset = float(header["vox_offset"]) or float(length + 4)

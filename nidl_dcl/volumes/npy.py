@@ -1,6 +1,6 @@
-"""Read the header of a NumPy array (.npy) from bytes; what shape it has says where its voxels lie.
+"""Read the header of a NumPy array (.npy) and check that it makes sense.
 
-The file around it, and the numbers after it, are the work of `image_file`.
+The file around it, and the numbers after it, are left to `reading`.
 """
 
 from __future__ import annotations
@@ -47,13 +47,15 @@ _NUMBERS = re.compile("'([<>|=]?[buif][1248])'")
 def parse(block: bytes) -> Grid:
     """Return the grid of a NumPy array from the first `BYTES` bytes of its content.
 
-    Only plain arrays of real numbers are read: a header is matched as text, never evaluated, and
-    arrays of Python objects, which would have to be unpickled, are refused by their type.
+    Only plain arrays of real numbers are read. Arrays of Python objects, which would have to be
+    unpickled, are refused by their type. The header is matched as text, while
+    `numpy.lib.format.read_array_header_1_0` evaluates it as a Python literal: that can end in a
+    ``MemoryError`` or a ``RecursionError``, and accepts records, negative lengths and subarrays.
 
     Raises
     ------
     UnreadableVolumeError
-        For another content, and for fields that make no sense or ask for what is not read here.
+        For another content, and for fields that make no sense or that are not supported.
 
     Notes
     -----

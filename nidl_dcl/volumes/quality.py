@@ -1,6 +1,7 @@
-"""The quality of a prepared image in a few numbers that need no reference: sharpness, noise.
+"""Measure the sharpness, noise and contrast of a prepared volume, without a reference.
 
-Cheap and coarse, meant for comparing cohorts; whether a file can be used at all is said elsewhere.
+The measures are cheap and coarse, meant for comparing cohorts. Deciding whether a file can be used is
+left to `reading`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ QUALITY_METRICS = {
     "deviation of white noise that has it; anatomy adds to it",
     "contrast_to_noise": "Distance of the 10th and the 90th percentile inside, divided by the noise",
 }
-"""The measures and what they are."""
+"""The measures and their descriptions."""
 
 
 _LEAST = 27
@@ -32,7 +33,7 @@ _WHITE = 0.6745 * 42**0.5
 
 
 def measure_quality(volume: NDArray[np.float32], spacing: Sequence[float]) -> dict[str, float]:
-    """Return the measures of one prepared volume that come from its values.
+    """Return the measures of one prepared volume.
 
     Inside is where values exceed a tenth of their 99th percentile, without the outermost voxel: the
     edge of a brain mask is not sharpness.
@@ -40,6 +41,7 @@ def measure_quality(volume: NDArray[np.float32], spacing: Sequence[float]) -> di
     Parameters
     ----------
     volume : ndarray of float32, shape (d, h, w)
+        Prepared values.
     spacing : sequence of three float
         Voxel size in mm.
 

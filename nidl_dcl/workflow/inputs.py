@@ -203,10 +203,7 @@ def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = F
             return index(bids_dir, replace(data, mask="none"), run, check=True)
         inputs, kept = table.inputs, table.kept
     else:
-        cache = None if run.work_dir is None else run.work_dir / "index"
-        found = find_images(
-            bids_dir, **table.selection, mask="none", cache=cache, progress=log_progress
-        )
+        found = find_images(bids_dir, **table.selection, mask="none", progress=log_progress)
         inputs, kept = found.inputs, found.kept
     for line in _kept_lines(kept):
         _LOGGER.info(line)

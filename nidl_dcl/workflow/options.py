@@ -215,7 +215,7 @@ class RunOptions:
     """How the command runs."""
 
     work_dir: Path | None = None
-    """Where prepared volumes, features and listings are kept; default OUTPUT_DIR/.work (index: none)."""
+    """Where prepared volumes and features are kept; default OUTPUT_DIR/.work (index: none)."""
 
     nprocs: int | None = None
     """Number of loading workers; changes no result. Default: 0, or measured where there is a GPU."""

@@ -94,7 +94,7 @@ def test_an_older_clinica_keeps_the_name_of_its_input():
 
 
 @pytest.mark.parametrize(
-    ("filters", "wanted"),
+    ("filters", "expected"),
     [
         (None, {}),
         ({}, {}),
@@ -113,8 +113,8 @@ def test_an_older_clinica_keeps_the_name_of_its_input():
         ({"extension": "nii.gz"}, {"extension": [".nii.gz"]}),
     ],
 )
-def test_filters_are_read_in_both_forms_and_by_both_kinds_of_names(filters, wanted):
-    assert read_filters(filters, RAW) == wanted
+def test_filters_are_read_in_both_forms_and_by_both_kinds_of_names(filters, expected):
+    assert read_filters(filters, RAW) == expected
 
 
 @pytest.mark.parametrize(

@@ -216,20 +216,20 @@ def test_every_preset_has_a_tree_here():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_finds_its_images_masks_and_ids_and_no_others(preset, tmp_path):
-    inventory = find_images(tree(tmp_path, preset), preset=preset)
-    images = inventory.images
+    index = find_images(tree(tmp_path, preset), preset=preset)
+    images = index.images
     assert [
         [i, "" if pd.isna(m) else m]
         for i, m in zip(images["path"], images["mask_path"], strict=True)
     ] == (in_order(preset))
-    assert set(inventory.inputs["status"]) == {"ok"}
+    assert set(index.inputs["status"]) == {"ok"}
     for path, who, session in images[["path", "participant_id", "session_id"]].itertuples(
         index=False
     ):
         folders = path.replace("_ses", "/ses").split("/")
         assert who in folders
         assert (session in folders) if isinstance(session, str) else "ses-" not in path
-    assert inventory.kept[-1][1] == len(images)
+    assert index.kept[-1][1] == len(images)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -289,10 +289,10 @@ def test_of_several_resolutions_the_finest_is_used_unless_asked_otherwise(
 ):
     names = {res: prep("sub-1", space=f"_{MNI}{res}") for res in there}
     root = touched(tmp_path, *itertools.chain(*names.values()))
-    inventory = find_images(root, preset="fmriprep-mni", filters=filters)
-    assert list(inventory.images["path"]) == [names[res][0] for res in used]
-    assert list(inventory.images["mask_path"]) == [names[res][1] for res in used]
-    told = ("finest resolution of each", 1) in inventory.kept
+    index = find_images(root, preset="fmriprep-mni", filters=filters)
+    assert list(index.images["path"]) == [names[res][0] for res in used]
+    assert list(index.images["mask_path"]) == [names[res][1] for res in used]
+    told = ("finest resolution of each", 1) in index.kept
     assert told is (filters is None)
 
 
@@ -361,8 +361,8 @@ def test_a_folder_of_freesurfer_is_a_participant_or_a_session_of_one(tmp_path):
         *("sub-2/mri/brain.mgz", "sub-2_ses-a.long.sub-2/mri/brain.mgz"),
         *("sub-3_ses-a/mri/brainmask.mgz", "fsaverage/mri/brain.mgz", "bert/mri/brain.mgz"),
     )
-    inventory = find_images(root, preset="freesurfer")
-    rows = inventory.inputs[["participant_id", "session_id", "code"]].astype(object)
+    index = find_images(root, preset="freesurfer")
+    rows = index.inputs[["participant_id", "session_id", "code"]].astype(object)
     assert rows.where(rows.notna(), None).to_numpy().tolist() == [
         ["sub-1", None, "ok"],
         ["sub-2", "ses-a", "ok"],
@@ -375,9 +375,9 @@ def test_a_folder_of_freesurfer_is_a_participant_or_a_session_of_one(tmp_path):
 
 def test_participants_that_openbhb_keeps_in_derivatives_are_no_derivatives(tmp_path):
     image = "derivatives/sub-101/ses-1/sub-101_preproc-quasiraw_T1w.npy"
-    inventory = find_images(touched(tmp_path, image), preset="openbhb-quasiraw")
-    assert list(inventory.images["source"]) == [f"bids:raw:{image}"]
-    assert set(inventory.links) == {"raw"}
+    index = find_images(touched(tmp_path, image), preset="openbhb-quasiraw")
+    assert list(index.images["source"]) == [f"bids:raw:{image}"]
+    assert set(index.links) == {"raw"}
 
 
 # -- maps keep their values --------------------------------------------------------------------

@@ -16,7 +16,7 @@ from made_images import brain, image, save
 from nidl_dcl.errors import NoRoomError
 from nidl_dcl.io.file_cache import FileMemory
 from nidl_dcl.volumes import cache as prepared
-from nidl_dcl.volumes.cache import PreparedVolumes, check_files, in_threads
+from nidl_dcl.volumes.cache import PreparedVolumes, check_files, thread_map
 from nidl_dcl.volumes.preparation import Origin, Preparation, prepare_volume
 
 RULES = Preparation((8, 8, 8), (8, 8, 8))
@@ -241,10 +241,10 @@ def test_threads_begin_nothing_after_the_caller_stopped():
         time.sleep(0.01)
         return number
 
-    with closing(in_threads(work, range(1000), 2)) as results:
+    with closing(thread_map(work, range(1000), 2)) as results:
         assert next(results) == 0
     assert len(begun) < 100
 
 
 def test_threads_give_results_in_order():
-    assert list(in_threads(lambda i: i * i, range(5), 3)) == [0, 1, 4, 9, 16]
+    assert list(thread_map(lambda i: i * i, range(5), 3)) == [0, 1, 4, 9, 16]
