@@ -45,8 +45,6 @@ from nidl_dcl.workflow.options import (
     refuse_gone,
 )
 
-__all__ = ["main"]
-
 _LOGGER = logging.getLogger(__name__)
 
 _COMMAND: list[str] = []
@@ -294,8 +292,7 @@ def share(
         Parameter(help="File to write, for yourself: which participant has which pseudonym."),
     ] = None,
     validate: Annotated[
-        bool,
-        Parameter(help="Run the BIDS validator on the copy (package bids-validator-deno)."),
+        bool, Parameter(help="Run the BIDS validator on the copy (package bids-validator-deno).")
     ] = False,
 ) -> None:
     """Copy a finished output so that it can be given away: pseudonyms for ids, no single heads."""
@@ -439,7 +436,7 @@ def _misread(error: CycloptsError, words: list[str]) -> str:
     said = str(error)
     if isinstance(error, MissingArgumentError) and error.argument and error.keyword is None:
         name = error.argument.name
-        folder = name in ("--bids-dir", "--output-dir")
+        folder = name in ("--bids-dir", "--output-dir", "--shared-dir")
         said = f"{name[2:].replace('-', '_').upper() if folder else name} is missing."
         if folder and any(word.startswith("--") for word in words):
             said += " Give folders first: an option like --target takes all words up to the next option."

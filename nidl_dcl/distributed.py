@@ -16,19 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = [
-    "any_process",
-    "by_itself",
-    "first_value",
-    "gather_objects",
-    "gather_rows",
-    "gather_targets",
-    "leave_at_exit",
-    "share_buffers",
-    "total",
-    "world",
-]
-
 _BY_ITSELF: ContextVar[bool] = ContextVar("by_itself", default=False)
 
 

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["fresh_seed", "key_seed", "keyed", "permutation"]
-
 
 def key_seed(*key: object) -> int:
     """Return a seed in [0, 2**32) that depends on the text of the key's parts alone.

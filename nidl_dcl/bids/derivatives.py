@@ -16,8 +16,6 @@ from nidl_dcl.bids.search import SearchResult, search
 from nidl_dcl.bids.walk import Progress, subfolders
 from nidl_dcl.errors import UsageError
 
-__all__ = ["as_list", "dataset_root", "find_preset", "named_datasets", "search_datasets"]
-
 _RESERVED = ("raw", "auto", "none")
 
 

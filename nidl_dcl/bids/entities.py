@@ -18,27 +18,14 @@ from typing import Any, Literal
 from nidl_dcl.bids.presets import Preset
 from nidl_dcl.errors import UsageError
 
-__all__ = [
-    "LABEL",
-    "Allowed",
-    "NameRule",
-    "entities_of",
-    "is_label",
-    "natural_key",
-    "passes",
-    "read_filters",
-]
-
 LABEL = "[a-zA-Z0-9+]+"
 """Letters, digits and +: what pybids' patterns take as the value of an entity."""
-
 
 # Images that other software reads: worth a row that says why they are left out.
 _FOREIGN = (
     *(".img", ".mgz", ".mgh", ".npy", ".nrrd", ".mnc", ".dcm"),
     *(".nii", ".nii.gz", ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip"),
 )
-
 
 # Names by which BIDS and its filter files know entities that pybids calls otherwise.
 _OTHER_NAMES = {
@@ -52,12 +39,9 @@ _OTHER_NAMES = {
     "stain": "staining",
 }
 
-
 _OWN_ENTITIES = ("preproc",)  # OpenBHB and brainprep; pybids does not know it
 
-
 _LABEL = re.compile(LABEL).fullmatch
-
 
 Allowed = list[str | int | None] | Literal["*"]
 """The values an entity may have (None: absent), or ``"*"``: present, whatever its value."""

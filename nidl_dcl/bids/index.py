@@ -18,17 +18,13 @@ import pandas as pd
 
 from nidl_dcl.bids.derivatives import dataset_root, find_preset, named_datasets, search_datasets
 from nidl_dcl.bids.entities import is_label, natural_key, read_filters
-from nidl_dcl.bids.layout import layout
 from nidl_dcl.bids.masks import pair_masks
 from nidl_dcl.bids.phenotypes import participant_ids, read_phenotypes
-from nidl_dcl.bids.presets import PRESETS, Preset
 from nidl_dcl.bids.search import Candidate, SearchResult, select_images
 from nidl_dcl.bids.subject_ids import match_ids
 from nidl_dcl.bids.walk import Progress
 from nidl_dcl.errors import UsageError
 from nidl_dcl.status import Code
-
-__all__ = ["PRESETS", "DatasetIndex", "Preset", "find_images", "index_bids", "layout"]
 
 INPUT_COLUMNS = ["participant_id", "session_id", "path", "status", "code", "message"]
 

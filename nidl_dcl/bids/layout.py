@@ -21,8 +21,6 @@ from nidl_dcl.bids.entities import entities_of
 from nidl_dcl.bids.presets import Preset
 from nidl_dcl.bids.walk import DatasetWalker
 
-__all__ = ["layout"]
-
 
 def layout(
     bids_dir: str | Path, *, preset: str = "raw-t1w", derivatives: Sequence[str | Path] = ()

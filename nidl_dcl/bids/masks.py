@@ -14,13 +14,9 @@ from nidl_dcl.bids.search import Candidate, search
 from nidl_dcl.bids.walk import Progress
 from nidl_dcl.errors import UsageError
 
-__all__ = ["pair_masks"]
-
 _COMPARED = ("acquisition", "ceagent", "reconstruction", "run", "echo", "inv", "part", "res")
 
-
 _NATIVE = {None, "T1w", "orig", "individual"}
-
 
 Pairs = list[str | None]
 

@@ -21,31 +21,22 @@ from nidl_dcl.bids.tables import Table, read_sidecar, read_table, scan_tables, s
 from nidl_dcl.bids.walk import subfolders
 from nidl_dcl.errors import UsageError
 
-__all__ = ["Phenotypes", "participant_ids", "read_phenotypes"]
-
 _PARTICIPANT = ("participant_id", "participant", "subject_id", "subject", "sub", "id")
 
-
 _SESSION = ("session_id", "session", "ses")
-
 
 _TAKEN = {
     *("participant_id", "session_id", "run", "path", "source", "mask_path", "split", "row"),
     *("person_id", "group_id", "content", "voxel_mm"),
 }
 
-
 _DERIVED = re.compile("_(?:space|res|den|desc|label|hemi|atlas|seg|cohort)-[A-Za-z0-9]+")
-
 
 _MOST_NOTES = 20
 
-
 _Values = list[str | None]
 
-
 _Key = tuple[str, str | None]
-
 
 _Rows = tuple[list[int], ...]
 """Numbers of the rows that speak of an image, by level, the closest first."""

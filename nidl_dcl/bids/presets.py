@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["PRESETS", "Preset"]
-
 _BIDS = ("sub-*/anat", "sub-*/ses-*/anat")
 
 
@@ -83,12 +81,9 @@ class Preset:
 
 _FMRIPREP = ("fmriprep", "smriprep")
 
-
 _MNI = "MNI152NLin2009cAsym"
 
-
 _OPENBHB = tuple(f"{split}derivatives/sub-*/ses-*" for split in ("", "train/", "val/"))
-
 
 PRESETS: dict[str, Preset] = {
     "raw-t1w": Preset("T1-weighted images of a raw BIDS dataset"),

@@ -9,8 +9,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection
 
-__all__ = ["match_ids"]
-
 
 def match_ids(
     ids: Collection[str], names: Collection[str], prefix: str = "sub-"

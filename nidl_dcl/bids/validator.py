@@ -10,8 +10,6 @@ from pathlib import Path
 
 from nidl_dcl.errors import NidlDclError, UsageError
 
-__all__ = ["validate"]
-
 
 def validate(folder: Path) -> None:
     """Run the official BIDS validator on an output folder.

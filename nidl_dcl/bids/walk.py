@@ -15,14 +15,10 @@ from pathlib import Path
 from nidl_dcl.bids.entities import LABEL
 from nidl_dcl.bids.presets import Preset
 
-__all__ = ["DatasetWalker", "Folder", "Progress", "subfolders"]
-
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
 
-
 _PARTICIPANT_SESSION = re.compile(f"(sub-{LABEL})_(ses-{LABEL})")
-
 
 _EVERY = 0.2
 """Seconds between two reports of progress."""

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["describe", "first_bad_sample", "single_view", "two_views"]
-
 
 def two_views(batch: Any) -> tuple[tuple[Tensor, Tensor], Any]:
     """Return ((X1, X2), y) of a batch ``[X1, X2]`` or ``([X1, X2], y)``, y being None in the first.

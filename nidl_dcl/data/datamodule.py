@@ -13,7 +13,8 @@ import pandas as pd
 from joblib import cpu_count
 from torch.utils.data import DataLoader
 
-from nidl_dcl.bids.index import PRESETS, layout
+from nidl_dcl.bids.layout import layout
+from nidl_dcl.bids.presets import PRESETS
 from nidl_dcl.data.datasets import LazyViews, TwoViewSamples
 from nidl_dcl.data.exposure import exposure_of
 from nidl_dcl.data.grouping import connected_groups
@@ -27,8 +28,6 @@ from nidl_dcl.randomness import key_seed
 from nidl_dcl.status import UnreadableVolumeError
 from nidl_dcl.volumes.cache import PreparedVolumes
 from nidl_dcl.volumes.preparation import Preparation, common_shape
-
-__all__ = ["BIDSDataModule", "split_of"]
 
 
 class BIDSDataModule(L.LightningDataModule):

@@ -18,15 +18,6 @@ from nidl_dcl.data.views import KeyCheck, draw_pair, draw_view
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.volumes.preparation import Preparation, prepare_volume
 
-__all__ = [
-    "ArraySamples",
-    "ImageSamples",
-    "JitterTransform",
-    "LazyViews",
-    "TwoViewSamples",
-    "collate_lazy_views",
-]
-
 
 class ArraySamples(Dataset[Any]):
     """The rows of an array as float32 tensors.

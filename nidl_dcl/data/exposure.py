@@ -11,8 +11,6 @@ from typing import Any
 
 from nidl_dcl.io.hashing import salted, salted_hash
 
-__all__ = ["after", "exposure_of", "is_exposure", "recognize", "records_images", "validated"]
-
 Exposure = Mapping[str, Any]
 
 

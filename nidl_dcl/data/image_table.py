@@ -11,16 +11,15 @@ from typing import Any
 import pandas as pd
 from joblib import cpu_count
 
-from nidl_dcl.bids.index import PRESETS, DatasetIndex, find_images
+from nidl_dcl.bids.index import DatasetIndex, find_images
 from nidl_dcl.bids.phenotypes import read_phenotypes
+from nidl_dcl.bids.presets import PRESETS
 from nidl_dcl.data.grouping import connected_groups
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.io.file_cache import FileMemory
 from nidl_dcl.status import Check, UnreadableVolumeError
 from nidl_dcl.volumes.checks import check_images, copies, how_to_fetch, record_checks
 from nidl_dcl.volumes.reading import INTENSITIES
-
-__all__ = ["WHICH_FOLDER", "ImageTable", "Progress"]
 
 WHICH_FOLDER = "Is this the folder that holds the sub-* folders?"
 """What to ask where no file is a candidate."""
@@ -183,10 +182,7 @@ class ImageTable:
             # Joining the tables, below, refuses one that cannot be read.
             warnings.filterwarnings("ignore", "participants.tsv is not used")
             index = find_images(
-                self.bids_dir,
-                **self.selection,
-                mask=self.mask,
-                progress=self.progress,
+                self.bids_dir, **self.selection, mask=self.mask, progress=self.progress
             )
         self.root = index.root
         images = index.images.reset_index(drop=True)

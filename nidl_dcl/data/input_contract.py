@@ -11,8 +11,6 @@ from nidl_dcl.bids.presets import PRESETS, Preset
 from nidl_dcl.errors import UsageError
 from nidl_dcl.volumes.preparation import Origin, Preparation
 
-__all__ = ["origin_of", "require_contract"]
-
 _COARSER = 1.25
 """How much coarser images may be than those a model was trained on, or than its own voxels."""
 

@@ -18,8 +18,6 @@ from nidl_dcl.data.datasets import TwoViewSamples
 from nidl_dcl.data.samplers import sharded, sync_with_trainer, two_view_loader, with_batches
 from nidl_dcl.distributed import first_value, world
 
-__all__ = ["Loaders", "PredictShards", "shard_loader"]
-
 
 class Loaders(L.LightningDataModule):
     """The loaders of a fit: the caller's own, or those of `two_view_loader`.

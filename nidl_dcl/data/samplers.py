@@ -19,16 +19,6 @@ from nidl_dcl.data.views import KeyCheck
 from nidl_dcl.distributed import first_value, gather_objects, world
 from nidl_dcl.randomness import permutation
 
-__all__ = [
-    "EpochBatches",
-    "JoinedBatches",
-    "outlast_sigterm",
-    "sharded",
-    "sync_with_trainer",
-    "two_view_loader",
-    "with_batches",
-]
-
 
 class EpochBatches(BatchSampler):
     """Batches of ``(epoch, index)`` in an order keyed by (seed, epoch), shared by all processes.

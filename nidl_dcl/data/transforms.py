@@ -18,16 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = [
-    "RandBiasField",
-    "RandBlur",
-    "RandContrast",
-    "RandCutout",
-    "RandForegroundNoise",
-    "RandSpatial",
-    "normals",
-]
-
 
 class _VolumeTransform(RandomizableTransform, ABC):
     """A MONAI array transform of the last three axes that never writes into its input.

@@ -30,16 +30,6 @@ from nidl_dcl.data.transforms import (
 from nidl_dcl.errors import UsageError
 from nidl_dcl.randomness import key_seed, keyed
 
-__all__ = [
-    "STRENGTHS",
-    "KeyCheck",
-    "MultiViewsTransform",
-    "TwoViews",
-    "draw_pair",
-    "draw_view",
-    "volume_views",
-]
-
 STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
     "light": {
         "placement": {"prob": 0.7, "degrees": 2.5, "scale": 0.02, "crop": 0.04, "shift": 0.01},

@@ -187,16 +187,7 @@ def make_design(
     tested = [np.bincount(f[participant_group], minlength=n_folds) for f in fold]
     ratio = float(np.mean([count / (n_participants - count) for count in tested]))
     return CVDesign(
-        target.task,
-        target.labels,
-        rows,
-        unit,
-        value,
-        weight,
-        group,
-        fold,
-        ratio,
-        n_participants,
+        target.task, target.labels, rows, unit, value, weight, group, fold, ratio, n_participants
     )
 
 

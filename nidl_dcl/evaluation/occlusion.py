@@ -244,13 +244,7 @@ Array = NDArray[np.float64]
 
 
 def describe_map(
-    name: str,
-    units: str,
-    of: str,
-    table: pd.DataFrame,
-    mean: Array,
-    own: Array,
-    untrained: Array,
+    name: str, units: str, of: str, table: pd.DataFrame, mean: Array, own: Array, untrained: Array
 ) -> dict[str, Any]:
     """Return the extremes and the checks of one map, as numbers and in words.
 

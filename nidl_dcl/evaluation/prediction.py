@@ -528,12 +528,7 @@ def _duplicates(
             f"({', '.join(conflicts[:5])}{', …' if len(conflicts) > 5 else ''}): each value weighs "
             "less, so that the person counts once. Find out which is right."
         )
-    return {
-        "n_ids": n_ids,
-        "n_persons": n_persons,
-        "conflicting": conflicts,
-        "sentence": sentence,
-    }
+    return {"n_ids": n_ids, "n_persons": n_persons, "conflicting": conflicts, "sentence": sentence}
 
 
 def count_exposure(

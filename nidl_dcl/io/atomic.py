@@ -11,17 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = [
-    "finish_together",
-    "keep_bytes",
-    "remove_stale",
-    "replacing",
-    "write_bytes",
-    "write_together",
-]
-
 _PART = re.compile(r"\..*\.[0-9a-f]{16}\.part", re.DOTALL)
-
 
 _YOUNG = 1.0
 """Seconds in which a writer has surely locked the file that it made."""

@@ -14,8 +14,6 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-__all__ = ["ConsoleHandler", "handled_by", "log_progress", "progress_in", "progress_of"]
-
 _LINE_SECONDS = 10.0
 """Seconds between plain lines of one activity."""
 

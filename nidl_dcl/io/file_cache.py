@@ -18,12 +18,9 @@ from typing import Any
 
 from nidl_dcl.io.formats import write_json
 
-__all__ = ["FileMemory", "file_status"]
-
 _FRESH_NS = 2 * 10**9
 """A file that changed so shortly before it was read could change again within one tick of its times;
 what it held is not kept beyond this process."""
-
 
 _SAVE_EVERY = 20.0
 
@@ -110,13 +107,7 @@ class FileMemory:
 def file_status(file: Path) -> list[int]:
     """Return what changes when a file does: device, inode, size and times."""
     status = file.stat()
-    return [
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    ]
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _is_entry(value: Any) -> bool:

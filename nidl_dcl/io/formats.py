@@ -17,22 +17,6 @@ import pandas as pd
 from nidl_dcl.errors import UsageError
 from nidl_dcl.io.atomic import keep_bytes, write_bytes
 
-__all__ = [
-    "beside",
-    "camel_case",
-    "escape_control",
-    "keep_tsv",
-    "read_json",
-    "to_json",
-    "to_npy",
-    "to_tsv",
-    "utc_now",
-    "write_json",
-    "write_npy",
-    "write_text",
-    "write_tsv",
-]
-
 
 def write_text(path: Path, text: str) -> None:
     r"""Write `text` to `path` as UTF-8 with LF line ends, in one step.

@@ -16,8 +16,6 @@ import numpy as np
 
 from nidl_dcl.randomness import fresh_seed
 
-__all__ = ["OPTIONS", "TRAINER_OPTIONS", "Arguments"]
-
 TRAINER_OPTIONS = tuple(inspect.signature(L.Trainer.__init__).parameters)[1:]
 """Options that go to ``lightning.Trainer``."""
 

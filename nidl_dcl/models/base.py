@@ -42,8 +42,6 @@ from nidl_dcl.models.trainers import training_trainer
 from nidl_dcl.randomness import fresh_seed, key_seed
 from nidl_dcl.volumes.preparation import Preparation
 
-__all__ = ["BaseEstimator"]
-
 
 class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     """Base of estimators that train with Lightning and behave as scikit-learn's do.
@@ -123,13 +121,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
 
     # -- fitting -----------------------------------------------------------------------------
 
-    def fit(
-        self,
-        X: Any,
-        y: Any = None,
-        val_dataloader: Any = None,
-        ckpt_path: Any = None,
-    ) -> Self:
+    def fit(self, X: Any, y: Any = None, val_dataloader: Any = None, ckpt_path: Any = None) -> Self:
         """Train on two views of each sample.
 
         Parameters

@@ -25,16 +25,6 @@ from nidl_dcl.distributed import any_process
 from nidl_dcl.io.atomic import replacing
 from nidl_dcl.io.formats import write_text
 
-__all__ = [
-    "AtomicCheckpointIO",
-    "CollectiveSigterm",
-    "Progress",
-    "StepCheckpoint",
-    "TrainingCurve",
-    "latest_valid_checkpoint",
-    "step_of",
-]
-
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint files that appear whole, with their sha256 in a file beside them."""

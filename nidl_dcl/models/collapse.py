@@ -13,8 +13,6 @@ from torch import Tensor
 from nidl_dcl.distributed import gather_rows
 from nidl_dcl.models.losses import unit_rows
 
-__all__ = ["CollapseMonitor", "alignment", "effective_rank", "uniformity"]
-
 _ROWS = 1024
 """Most samples of an epoch that are kept by each process, and that are measured."""
 

@@ -13,8 +13,6 @@ import torch
 
 from nidl_dcl.randomness import keyed
 
-__all__ = ["ignore_warnings", "isolate_rng", "keyboard_interrupt", "silence_lightning"]
-
 
 @contextmanager
 def isolate_rng(*key: object) -> Iterator[None]:

@@ -37,8 +37,6 @@ from nidl_dcl.models.optimization import build_optimizer, build_scheduler
 from nidl_dcl.models.transformer import TransformerMixin
 from nidl_dcl.randomness import fresh_seed, key_seed, keyed
 
-__all__ = ["DCL"]
-
 _COLLAPSED = -1e-3
 """Uniformity above which embeddings count as one point; 0 is one point."""
 
@@ -196,11 +194,7 @@ class DCL(TransformerMixin, BaseEstimator):
 
     def _arguments_changed(self, names: set[str]) -> None:
         self._used = {}
-        for name in names & set(self._arguments.named) - {
-            "encoder",
-            "optimizer",
-            "lr_scheduler",
-        }:
+        for name in names & set(self._arguments.named) - {"encoder", "optimizer", "lr_scheduler"}:
             setattr(self, name, self._arguments[name])
         if names & {"temperature", "weighting_sigma"}:
             self.loss = _unless_invalid(self._build_loss)

@@ -15,8 +15,6 @@ from monai.networks.nets import DenseNet121 as MonaiDenseNet121
 from monai.networks.nets import resnet18, resnet50
 from torch import Tensor, nn
 
-__all__ = ["ENCODERS", "DenseNet121", "ProjectionHead", "ResNet18", "ResNet50", "StridedCNN"]
-
 
 class StridedCNN(nn.Module):
     """Small convolutional encoder that trains on a CPU.

@@ -17,8 +17,6 @@ from nidl_dcl.data.samplers import outlast_sigterm
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.volumes.cache import PreparedVolumes
 
-__all__ = ["embed_volumes"]
-
 _CHUNK = 64
 
 

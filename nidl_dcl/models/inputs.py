@@ -20,15 +20,6 @@ from nidl_dcl.data.views import volume_views
 from nidl_dcl.errors import NonFiniteError
 from nidl_dcl.volumes.preparation import Preparation, common_shape
 
-__all__ = [
-    "array_samples",
-    "choose_preparation",
-    "default_views",
-    "find_images",
-    "image_samples",
-    "is_array",
-]
-
 
 def is_array(X: Any) -> bool:
     """Return whether X is a tensor, or an array of more than two axes."""

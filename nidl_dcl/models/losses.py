@@ -20,15 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["DCLLoss", "DCLWLoss", "unit_rows"]
-
 _BLOCK_VALUES = 2**21
 """Similarities held at a time: 8 MB in single precision."""
 
-
 _ONE_SCALE = 40.0
 """Range of exponents that share one scale: what underflows is below 1e-20."""
-
 
 _DOUBLE_ROWS = 256
 """Largest batch that is computed in double precision."""

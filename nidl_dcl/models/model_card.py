@@ -16,13 +16,10 @@ import yaml
 
 from nidl_dcl.io.formats import escape_control
 
-__all__ = ["METHOD", "model_card"]
-
 METHOD = """\
 Yeh, C.-H., Hong, C.-Y., Hsu, Y.-C., Liu, T.-L., Chen, Y., LeCun, Y. (2022).
   Decoupled Contrastive Learning. ECCV 2022. doi:10.1007/978-3-031-19809-0_38"""
 """What to cite for the method, as the text of an item of a Markdown list."""
-
 
 _SHOWN_ELSEWHERE = ("encoder", "preparation", "preset", "holdout", "group", "random_seed")
 

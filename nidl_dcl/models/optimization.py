@@ -17,17 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-__all__ = [
-    "OPTIMIZERS",
-    "SCHEDULE_DEFAULTS",
-    "WarmupCosine",
-    "build_optimizer",
-    "build_scheduler",
-    "weight_decay_groups",
-]
-
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
-
 
 SCHEDULE_DEFAULTS: dict[str, Any] = {
     "warmup_epochs": 10,
@@ -36,7 +26,6 @@ SCHEDULE_DEFAULTS: dict[str, Any] = {
     "interval": "step",
 }
 """Defaults of ``lr_scheduler_kwargs`` for ``"warmup_cosine"``."""
-
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,

@@ -18,8 +18,6 @@ from nidl_dcl.data.loaders import PredictShards
 from nidl_dcl.distributed import first_value, world
 from nidl_dcl.models.transformer import gather_in_order
 
-__all__ = ["Probe"]
-
 
 class Probe(L.Callback):
     """Callback that cross-validates a scikit-learn estimator on frozen embeddings, every few epochs.

@@ -39,29 +39,15 @@ from nidl_dcl.models.model_card import model_card
 from nidl_dcl.models.trust import TRUSTED, is_of
 from nidl_dcl.volumes.preparation import Preparation
 
-__all__ = [
-    "FORMAT",
-    "import_module_class",
-    "load_model",
-    "read_description",
-    "read_weights",
-    "save_model",
-    "versions",
-    "weights_sha256",
-]
-
 FORMAT = 1
 """Version of the layout of the folder."""
-
 
 _MOVED = {"nidl_dcl.dcl": "nidl_dcl.models.dcl", "nidl_dcl.encoder": "nidl_dcl.models.encoders"}
 """Modules that older folders name, and where their classes are now."""
 
 _PLAIN = (bool, int, float, str, type(None))
 
-
 _RUN_OPTIONS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins")
-
 
 _DISTRIBUTIONS = ("torch", "lightning", "monai", "nibabel", "pybids", "scikit-learn", "numpy")
 

@@ -15,8 +15,6 @@ from torch import nn
 
 from nidl_dcl.models.arguments import TRAINER_OPTIONS
 
-__all__ = ["inference_trainer", "trainer_options", "training_trainer"]
-
 
 def training_trainer(module: nn.Module, arguments: Mapping[str, Any]) -> L.Trainer:
     """Return the trainer of a fit, with batch statistics synchronized where that is possible."""

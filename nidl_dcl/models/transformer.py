@@ -14,12 +14,7 @@ import sklearn.base
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    RandomSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from nidl_dcl.data.batches import first_bad_sample, single_view
 from nidl_dcl.data.datasets import ImageSamples
@@ -28,8 +23,6 @@ from nidl_dcl.distributed import by_itself, gather_objects, world
 from nidl_dcl.errors import NonFiniteError
 from nidl_dcl.models.context_managers import keyboard_interrupt, silence_lightning
 from nidl_dcl.models.trainers import inference_trainer
-
-__all__ = ["TransformerMixin", "gather_in_order"]
 
 
 class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.base.TransformerMixin):

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from nidl_dcl.errors import UsageError
 
-__all__ = ["TRUSTED", "is_of", "refuse_untrusted"]
-
 TRUSTED = ("nidl_dcl", "monai", "torch.nn")
 """Packages whose modules may be imported by name, whoever names them."""
 

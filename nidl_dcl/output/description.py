@@ -12,8 +12,6 @@ from nidl_dcl._version import __version__
 from nidl_dcl.io.formats import read_json, utc_now, write_json, write_text, write_tsv
 from nidl_dcl.models.model_card import METHOD
 
-__all__ = ["CITATION", "describe_copy", "describe_folder", "write_descriptions"]
-
 CITATION = """\
 # How to cite
 
@@ -33,7 +31,6 @@ contrastive learning (Yeh et al., 2022), as implemented in nidl_dcl {version}. S
 embeddings by linear models, cross-validated by participant; each metrics file states its folds,
 its chance level and its baselines.
 """
-
 
 _README = """\
 # Embeddings and predictions by nidl_dcl
@@ -57,7 +54,6 @@ Derived from the BIDS dataset {source} by decoupled contrastive learning.
 | `code/config.yaml` | the configuration that runs the study again |
 | `figures/` | the figures of the report with their data |
 """
-
 
 _IGNORED = (
     "README.md",

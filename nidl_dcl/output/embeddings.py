@@ -14,17 +14,7 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.io.atomic import finish_together, replacing, write_together
 from nidl_dcl.io.formats import to_json, to_npy, to_tsv
 
-__all__ = [
-    "COLUMNS",
-    "Embeddings",
-    "is_written",
-    "read_embeddings",
-    "write_embeddings",
-    "write_parquet",
-]
-
 COLUMNS = ("participant_id", "session_id", "run", "source", "split", "row")
-
 
 _DESCRIPTIONS = {
     "participant_id": "Participant, as in participants.tsv",

@@ -18,8 +18,6 @@ from nidl_dcl.output.run_log import RunLog
 from nidl_dcl.output.run_record import RunRecord
 from nidl_dcl.output.sharing_rules import is_shared
 
-__all__ = ["Output", "check_paths"]
-
 _COMMANDS = ("pretrain", "embed", "predict", "report", "study", "demo", "participant", "group")
 
 

@@ -22,8 +22,6 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.output.embeddings import COLUMNS, read_embeddings
 from nidl_dcl.output.sharing_rules import is_shared
 
-__all__ = ["load_embeddings"]
-
 
 def load_embeddings(
     output_dir: str | Path,

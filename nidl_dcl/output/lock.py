@@ -22,17 +22,13 @@ from pathlib import Path
 
 from nidl_dcl.errors import OutputInUseError
 
-__all__ = ["BEAT", "STALE", "Lock", "held"]
-
 _LOGGER = logging.getLogger(__name__)
 
 BEAT = 15.0
 """Seconds between two signs of life of a holder."""
 
-
 STALE = 120.0
 """Seconds without one after which the holder on another machine counts as dead."""
-
 
 _TAKING = 60.0
 """Seconds after which the taking over of a stale lock counts as broken off."""

@@ -15,11 +15,8 @@ from pathlib import Path
 
 from nidl_dcl.errors import UsageError
 
-__all__ = ["Pseudonyms", "default_key", "read_key"]
-
 _SHORTEST, _LONGEST = 32, 4096
 """Bytes of a key file."""
-
 
 _TOKEN = re.compile(r"(?<![A-Za-z0-9])(sub|ses)-[A-Za-z0-9+]+")
 

@@ -19,8 +19,6 @@ from typing import Any
 from nidl_dcl.io.console import handled_by, progress_in
 from nidl_dcl.io.formats import escape_control
 
-__all__ = ["RunLog", "peak_memory_mb"]
-
 _LINE_SECONDS = 60.0
 """Seconds between lines of one activity."""
 

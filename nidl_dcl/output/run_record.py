@@ -16,8 +16,6 @@ from nidl_dcl.errors import describe, exit_status
 from nidl_dcl.io.formats import read_json, utc_now, write_json
 from nidl_dcl.models.serialization import versions
 
-__all__ = ["RunRecord"]
-
 _MOST_EARLIER = 50
 """Earlier commands that ``logs/run.json`` lists."""
 

@@ -14,8 +14,6 @@ from nidl_dcl.bids.entities import natural_key
 from nidl_dcl.io.formats import to_tsv
 from nidl_dcl.output.embeddings import COLUMNS, Embeddings
 
-__all__ = ["Selection", "as_text", "merge_embeddings", "merge_inputs", "merge_matches"]
-
 
 @dataclass(frozen=True)
 class Selection:

@@ -26,12 +26,9 @@ from nidl_dcl.output.pseudonyms import Pseudonyms, default_key, read_key
 from nidl_dcl.output.sharing_rules import MARK, SharingRules, is_shared
 from nidl_dcl.report.build import write_report
 
-__all__ = ["share"]
-
 _LOGGER = logging.getLogger(__name__)
 
 _ASIDE = ".sharing"
-
 
 _ABOUT = """
 ## Shared
@@ -42,7 +39,6 @@ paths, names of the dataset, of the computer and of its user, phenotypes that we
 the hashes of ids in the model, so that participants of a training are recognized by their images alone.
 The documentation of nidl_dcl (sharing) says what is not protected.
 """
-
 
 _LEFT_OUT = {
     r"logs/[^/]*\.log": "logs of runs, which quote ids, paths and names",

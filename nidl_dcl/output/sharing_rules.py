@@ -24,15 +24,11 @@ from nidl_dcl.io.formats import escape_control, read_json, to_json, to_npy, to_t
 from nidl_dcl.models.model_card import model_card
 from nidl_dcl.output.pseudonyms import Pseudonyms
 
-__all__ = ["MARK", "SharingRules", "hide_few", "is_shared", "largest_share", "n_changed"]
-
 MARK = "logs/sharing.json"
 """The file that marks a folder as written by `nidl-dcl share`."""
 
-
 _MIN_PARTICIPANTS, _MIN_IN_VOXEL = 20, 10
 """Participants in an average, at least, and those with signal in a voxel that is shown of it."""
-
 
 _OPTIONS = (
     *("accelerator", "batch_size", "chunk_size", "confounds", "devices", "encoder", "group"),
@@ -43,14 +39,12 @@ _OPTIONS = (
 )
 """Options that hold no path, no id and no name of a computer."""
 
-
 _DESCRIPTIONS = {
     "participant_id": "Pseudonym of the participant",
     "session_id": "Pseudonym of the session",
     "run": "Run of the image",
     "source": "Pseudonym of the image, one for each; as a URI it leads nowhere",
 }
-
 
 _Json = dict[str, Any]
 
@@ -299,9 +293,7 @@ class SharingRules:
 
 _ANY = "desc-[A-Za-z0-9]+"
 
-
 _TABLES = f"{_ANY}_(embeddings|predictions|externalpredictions)"
-
 
 _RULES: dict[str, Callable[[SharingRules, Any], Any]] = {
     rf"({_TABLES}|logs/(inputs|quality)|figures/outliers)\.tsv": SharingRules._images,

@@ -28,13 +28,9 @@ from nidl_dcl.report.predictions import (
 from nidl_dcl.report.reader import Results, as_dict, as_list, as_number
 from nidl_dcl.report.training import show_embeddings, show_training, show_views
 
-__all__ = ["is_under_way", "write_report"]
-
 _MOST_ROWS = 200
 
-
 _SMALL_SAMPLE = 200
-
 
 _SECTIONS = {
     "headline": "Headline",
@@ -58,9 +54,7 @@ _SECTIONS = {
     "versions": "Versions",
 }
 
-
 _UNDER_WAY = '<meta name="nidl-dcl" content="in progress">'
-
 
 _STAGES = {
     "pretrain": "pretraining",
@@ -68,7 +62,6 @@ _STAGES = {
     "predict": "predicting",
     "report": "writing the report",
 }
-
 
 _INPUTS = ("participant_id", "session_id", "path", "status", "code", "message")
 
@@ -149,10 +142,7 @@ def write_report(
         "facts": _facts(context),
         "setting": _settings(results, context["run"]["options"]),
     }
-    context |= {
-        "limits": _limits(context),
-        "problems": list(dict.fromkeys(results.problems)),
-    }
+    context |= {"limits": _limits(context), "problems": list(dict.fromkeys(results.problems))}
     page = folder / "report.html"
     write_text(page, render_page(context))
     return page

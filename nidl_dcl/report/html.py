@@ -25,18 +25,6 @@ from nidl_dcl.io.formats import camel_case, escape_control, keep_tsv
 from nidl_dcl.report.reader import as_number
 from nidl_dcl.report.svg import clean
 
-__all__ = [
-    "Gallery",
-    "Picture",
-    "Table",
-    "format_cell",
-    "format_duration",
-    "format_number",
-    "format_score",
-    "render_page",
-    "row_names",
-]
-
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -259,7 +247,6 @@ _OPTIONS: dict[str, Any] = {
     "trim_blocks": True,
     "lstrip_blocks": True,
 }
-
 
 _FILTERS: dict[str, Any] = {
     "number": format_number,

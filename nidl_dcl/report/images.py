@@ -14,16 +14,11 @@ from nidl_dcl.report.html import Gallery, Picture, Table, format_cell, format_nu
 from nidl_dcl.report.plots import draw_slices, slice_indices
 from nidl_dcl.report.reader import Results, Score, as_list, as_number
 
-__all__ = ["show_average", "show_outliers", "show_retrieval"]
-
 _LISTED = 20
-
 
 _SHOWN = 4
 
-
 _FARTHEST = 10
-
 
 _MEASURES = {
     "embedding_distance": "embedding",

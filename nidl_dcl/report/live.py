@@ -16,13 +16,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from nidl_dcl.report.build import is_under_way, write_report
 
-__all__ = ["LivePage"]
-
 _LOGGER = logging.getLogger(__name__)
 
 _EVERY = 30.0
 """Seconds between two pages in training, at least."""
-
 
 _SHARE = 50
 """A page that took a second is not written again for as many seconds."""

@@ -20,27 +20,16 @@ from nidl_dcl.report.html import Gallery, Picture, Table
 from nidl_dcl.report.reader import Results, TargetResult, as_dict, as_list, as_number
 from nidl_dcl.report.svg import STYLE, clean
 
-__all__ = ["show_occlusion"]
-
 _COLD_WARM = LinearSegmentedColormap.from_list(
     "cold_warm", ["#c4ecff", "#56b4e9", "#0060a8", "#101418", "#a13a00", "#e69f00", "#fff0b8"]
 )
 """Blue below 0, orange above: color-blind readers tell both ends apart, also where they are pale."""
 
-
 _MOST_OUTPUTS = 4
-
 
 _MOST_PLACES = 10
 
-
-_COLUMNS = {
-    "place": "place",
-    "x": "x",
-    "y": "y",
-    "z": "z",
-    "change": "what it adds",
-}
+_COLUMNS = {"place": "place", "x": "x", "y": "y", "z": "z", "change": "what it adds"}
 
 
 def show_occlusion(results: Results, gallery: Gallery) -> list[dict[str, Any]]:
@@ -100,15 +89,7 @@ def _show(
             if drawn is not None:
                 file = f"desc-{gallery.model}{found.label}_{kind}{suffix}"
                 pictures.append(
-                    _picture(
-                        gallery,
-                        file,
-                        drawn,
-                        alt,
-                        of,
-                        str(output.get("Units")),
-                        source,
-                    )
+                    _picture(gallery, file, drawn, alt, of, str(output.get("Units")), source)
                 )
         rows = places[places["output"].astype(str) == name] if "output" in places else places
         rows = rows.head(_MOST_PLACES).reindex(columns=list(_COLUMNS))

@@ -20,29 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from nidl_dcl.report.svg import MUTED, OKABE_ITO, PAPER, STYLE, clean, drawing
 
-__all__ = [
-    "RASTER_ABOVE",
-    "draw_confusion",
-    "draw_curves",
-    "draw_embedding",
-    "draw_identity",
-    "draw_intervals",
-    "draw_learning_curve",
-    "draw_mosaic",
-    "draw_slices",
-    "is_numeric",
-    "slice_indices",
-]
-
 _MARKERS = "os^DvPX"
-
 
 RASTER_ABOVE = 500
 """More points than this become one picture inside the SVG, without values under the pointer."""
 
-
 _TURNS = 20
-
 
 _FOR_RASTER = ("#0073b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4ea")
 """Much the same colors, none of which a dark page exchanges: it could do so in the legend only."""
@@ -437,12 +420,7 @@ def draw_confusion(name: str, counts: pd.DataFrame, *, alt: str) -> bytes:
 
 
 def draw_intervals(
-    name: str,
-    rows: pd.DataFrame,
-    *,
-    xlabel: str,
-    chance: float | None = None,
-    alt: str,
+    name: str, rows: pd.DataFrame, *, xlabel: str, chance: float | None = None, alt: str
 ) -> bytes:
     """Draw a score with its interval for each of `rows`, the first one from the top highlighted.
 

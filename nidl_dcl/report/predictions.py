@@ -19,8 +19,6 @@ from nidl_dcl.report.plots import (
 from nidl_dcl.report.reader import Score, TargetResult, as_dict, as_list, as_number, as_score
 from nidl_dcl.report.svg import clean
 
-__all__ = ["audit_holdout", "audit_sites", "describe_features", "score_external", "score_target"]
-
 _METRICS = {
     "mae": "mean absolute error",
     "r2": "R²",
@@ -29,14 +27,12 @@ _METRICS = {
     "roc_auc": "ROC AUC",
 }
 
-
 _FEATURES = {
     "dummy": "a constant guess that never sees the image",
     "untrained": "the same encoder before training",
     "voxels": "prepared voxels, reduced by PCA, into the same readout",
     "confounds": "the confounds alone",
 }
-
 
 _MOST_CLASSES = 30
 

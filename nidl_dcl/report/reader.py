@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from nidl_dcl.io.formats import camel_case
 
-__all__ = ["Results", "Score", "TargetResult", "as_dict", "as_list", "as_number", "as_score"]
-
 
 @dataclass(frozen=True)
 class Score:

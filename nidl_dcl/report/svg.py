@@ -21,17 +21,13 @@ from matplotlib.figure import Figure
 
 from nidl_dcl.io.formats import escape_control
 
-__all__ = ["INK", "MUTED", "OKABE_ITO", "PAPER", "STYLE", "Sheet", "clean", "drawing"]
-
 INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
-
 
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", INK, "#e69f00", "#56b4e9")
 """Colors that color-blind readers tell apart (Okabe and Ito, 2008), without the yellow.
 
 The first five stand out from the paper also as thin lines; the last two need an edge.
 """
-
 
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": MUTED,
@@ -58,9 +54,7 @@ STYLE: dict[Any, Any] = {
 }
 """Settings of matplotlib under which everything is drawn."""
 
-
 _NS = "{http://www.w3.org/2000/svg}"
-
 
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 

@@ -21,18 +21,13 @@ from nidl_dcl.report.plots import (
 from nidl_dcl.report.reader import Results, as_list, as_number
 from nidl_dcl.report.svg import clean
 
-__all__ = ["show_embeddings", "show_training", "show_views"]
-
 _MOST_PHENOTYPES = 12
-
 
 _COLLAPSED_WITHIN = 0.05
 """A loss this close to log(2N-2), or above it, is that of a constant embedding."""
 
-
 _FEW_DIRECTIONS = 2.0
 """An effective rank below this is a point or a line."""
-
 
 _NOT_PHENOTYPES = {
     "participant_id",
@@ -45,7 +40,6 @@ _NOT_PHENOTYPES = {
     "x",
     "y",
 }
-
 
 _CURVES = {
     "loss": (

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Average", "average_volumes"]
-
 _MOST_BLOCKS = 2048
 """Blocks of a volume that are kept for its distance: 8 kB for each image."""
 

@@ -35,8 +35,6 @@ from nidl_dcl.status import Check, UnreadableVolumeError
 from nidl_dcl.volumes.preparation import Preparation, prepare_volume
 from nidl_dcl.volumes.reading import check_volume
 
-__all__ = ["PreparedVolumes", "check_files", "thread_map"]
-
 _crc32: Any = zlib.crc32
 
 
@@ -48,7 +46,6 @@ with suppress(ImportError):  # ten times as fast, the same numbers
 
 _FORMAT = 3
 """Number that grows whenever the entries, or the values that preparation gives, change."""
-
 
 _DIGEST = 4
 

@@ -19,10 +19,7 @@ from nidl_dcl.io.formats import read_json
 from nidl_dcl.status import Check
 from nidl_dcl.volumes.cache import check_files
 
-__all__ = ["check_images", "copies", "how_to_fetch", "record_checks"]
-
 _LARGEST_SIDECAR = 10**7
-
 
 _MOST_NAMES = 5
 """More images than this are fetched by pattern, not by name."""

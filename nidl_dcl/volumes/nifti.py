@@ -17,16 +17,12 @@ from numpy.typing import NDArray
 from nidl_dcl.status import Check, UnreadableVolumeError
 from nidl_dcl.volumes.grid import Grid, require_affine, spatial_shape
 
-__all__ = ["BYTES", "parse"]
-
 # By the number that a file starts with, which is the length of its header.
 _HEADERS: dict[int, type[nib.Nifti1Header]] = {
     header.sizeof_hdr: header for header in (nib.Nifti1Header, nib.Nifti2Header)
 }
 
-
 BYTES = max(_HEADERS)
-
 
 _TYPES = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # NIfTI codes of real 8 to 64 bit numbers
 

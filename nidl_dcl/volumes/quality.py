@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["QUALITY_METRICS", "measure_quality"]
-
 QUALITY_METRICS = {
     "voxel_mm": "Longest side of a voxel of the image as it came, in mm",
     "sharpness": "Mean gradient magnitude inside the prepared volume, per mm",
@@ -23,10 +21,8 @@ QUALITY_METRICS = {
 }
 """The measures and their descriptions."""
 
-
 _LEAST = 27
 """Voxels inside, fewer of which are not measured."""
-
 
 _WHITE = 0.6745 * 42**0.5
 """Median absolute six-neighbor Laplacian of white noise of standard deviation 1."""

@@ -25,22 +25,7 @@ from nidl_dcl.status import Check, UnreadableVolumeError
 from nidl_dcl.volumes import mgh, nifti, npy
 from nidl_dcl.volumes.grid import Grid, require_affine, spatial_shape
 
-__all__ = [
-    "INTENSITIES",
-    "Check",
-    "Float32",
-    "UnreadableVolumeError",
-    "Volume",
-    "check_volume",
-    "errors_naming",
-    "image_name",
-    "read_header",
-    "read_volume",
-    "require_range",
-]
-
 _GzipFile: Any = gzip.GzipFile
-
 
 _DAMAGE: Any = (gzip.BadGzipFile, zlib.error)
 
@@ -54,7 +39,6 @@ with suppress(ImportError):  # twice as fast as zlib, where it is installed
 
 INTENSITIES = ("robust", "probability", "signed")
 
-
 # By the end of a name: how to read the header, and how many bytes of the file that takes at most.
 _FORMATS: dict[str, tuple[Callable[[bytes], Grid], int]] = {
     **dict.fromkeys((".nii", ".nii.gz"), (nifti.parse, nifti.BYTES)),
@@ -62,31 +46,22 @@ _FORMATS: dict[str, tuple[Callable[[bytes], Grid], int]] = {
     ".npy": (npy.parse, npy.BYTES),
 }
 
-
 _COMPRESSED = (".gz", ".mgz")
-
 
 _POINTERS = (b"/annex/objects/", b"version https://git-lfs")
 
-
 _CHUNK = 1 << 20
 
-
 _PIECE = 1 << 17  # values converted at once, so that they fit into the processor's cache
-
 
 _LONGEST_REST = 2**30
 """Bytes that may follow the values in a file."""
 
-
 _TOO_MUCH = "Over 1 GB follows the image in the file."
-
 
 _SHORT = "The file is shorter than its header says."
 
-
 _FETCH = "Its content is not here: fetch it (`datalad get`, `git annex get` or `git lfs pull`)."
-
 
 Float32 = NDArray[np.float32]
 
@@ -116,9 +91,7 @@ def check_volume(path: str | os.PathLike[str], *, intensity: str = "robust") -> 
         return Check("skip", "unreadable", f"It cannot be read ({type(error).__name__}: {error}).")
     found = repairs[0] if repairs else Check("ok", "ok", "")
     return dataclasses.replace(
-        found,
-        content=content.hexdigest(),
-        coarsest=round(float(voxel_sizes(grid.affine).max()), 3),
+        found, content=content.hexdigest(), coarsest=round(float(voxel_sizes(grid.affine).max()), 3)
     )
 
 

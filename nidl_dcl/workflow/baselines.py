@@ -19,8 +19,6 @@ from nidl_dcl.models.inference import embed_volumes
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.volumes.quality import QUALITY_METRICS, measure_quality
 
-__all__ = ["baseline_features", "embed_untrained", "read_voxels", "untrained_encoder"]
-
 _UNTRAINED_SEEDS = 3
 
 

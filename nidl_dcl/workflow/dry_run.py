@@ -28,10 +28,7 @@ from nidl_dcl.workflow.launcher import run_options
 from nidl_dcl.workflow.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
 from nidl_dcl.workflow.preflight import check_targets, refuse_unusable
 
-__all__ = ["Cost", "choose_workers", "dry_run", "measure_cost"]
-
 _IMAGES = 8
-
 
 _STEPS = 4
 

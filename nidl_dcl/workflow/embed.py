@@ -33,8 +33,6 @@ from nidl_dcl.workflow.inputs import Study
 from nidl_dcl.workflow.participants import pretraining_splits
 from nidl_dcl.workflow.preflight import refuse_another_model
 
-__all__ = ["cache_features", "embed"]
-
 _LOGGER = logging.getLogger(__name__)
 
 

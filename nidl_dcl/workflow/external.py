@@ -24,15 +24,6 @@ from nidl_dcl.io.formats import beside, write_json, write_tsv
 from nidl_dcl.io.hashing import salted
 from nidl_dcl.randomness import key_seed
 
-__all__ = [
-    "EmbeddedDataset",
-    "applied_before",
-    "apply_readout",
-    "find_readouts",
-    "keep_readout",
-    "told",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedDataset:

@@ -22,26 +22,11 @@ from nidl_dcl.models.serialization import (
 from nidl_dcl.volumes.preparation import Preparation
 from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
 
-__all__ = [
-    "check_training",
-    "data_module",
-    "image_table",
-    "new_model",
-    "refuse_changes",
-    "take_weights",
-    "training_config",
-    "trusted_by_name",
-]
-
 _MODEL_RESULT = ("encoder", "views", "max_epochs", "batch_size", "temperature", "learning_rate")
 
 
 def image_table(
-    bids_dir: Path,
-    data: DataOptions,
-    *,
-    work: Path | None = None,
-    max_skipped: float | None = None,
+    bids_dir: Path, data: DataOptions, *, work: Path | None = None, max_skipped: float | None = None
 ) -> ImageTable:
     """Return the images that the options select, not read yet.
 

@@ -26,25 +26,11 @@ from nidl_dcl.randomness import key_seed
 from nidl_dcl.report.plots import draw_mosaic, draw_slices, slice_indices
 from nidl_dcl.volumes.average import average_volumes
 
-__all__ = [
-    "draw_volumes",
-    "shows_plane",
-    "write_average",
-    "write_mosaic",
-    "write_outliers",
-    "write_plane",
-    "write_retrieval",
-    "write_views",
-]
-
 _SHOWN = 4
-
 
 _TILES = 24
 
-
 _THUMBNAILS = 8
-
 
 _IDS = ["participant_id", "session_id", "run", "source"]
 

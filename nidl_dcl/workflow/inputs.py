@@ -24,8 +24,6 @@ from nidl_dcl.workflow.factory import data_module, image_table
 from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
 from nidl_dcl.workflow.participants import hold_out
 
-__all__ = ["Study", "index", "input_lines"]
-
 _LOGGER = logging.getLogger(__name__)
 
 

@@ -27,26 +27,12 @@ from nidl_dcl.distributed import leave_at_exit
 from nidl_dcl.errors import LostProcessError, NidlDclError, OnAnotherProcessError, UsageError
 from nidl_dcl.workflow.options import TrainingOptions
 
-__all__ = [
-    "Rank",
-    "Team",
-    "find_rank",
-    "on_one_process",
-    "run_options",
-    "run_processes",
-    "start_processes",
-    "team_of",
-]
-
 T = TypeVar("T")
-
 
 _PATIENCE = 10.0
 """Seconds that processes have to end by themselves when one of them has."""
 
-
 _TIMEOUT = "NIDL_DCL_TIMEOUT"
-
 
 _PARENT = "NIDL_DCL_PARENT"
 

@@ -46,30 +46,23 @@ from nidl_dcl.workflow.baselines import embed_untrained, untrained_encoder
 from nidl_dcl.workflow.external import EmbeddedDataset
 from nidl_dcl.workflow.options import PredictionOptions, RunOptions
 
-__all__ = ["Occlusion", "forget_old", "occlude"]
-
 _LOGGER = logging.getLogger(__name__)
 
 RULES = 1
 """Of what is hidden and whose volumes are taken; raised when a map would come out otherwise."""
 
-
 _AVERAGED = 500
 """Images of which the mean brain is made, at most."""
-
 
 _PEOPLE = 6
 """Participants whose own volumes are taken, for each target; one of each class of more."""
 
-
 _BASELINE = "the mean of the same volume inside the brain (the head)"
-
 
 _SPACE = (
     "x, y and z are millimeters to the right, front and top of the middle of the prepared volume. Not a template "
     "space: preparing centers each image on its own brain (head)"
 )
-
 
 Array = NDArray[np.float64]
 
@@ -178,7 +171,7 @@ def occlude(
         untrained = embed_untrained(fresh, study.module, study.numbers, "untrained encoder")
     place = study.work_dir / "features"
     tick = _Counter(
-        2 + len(blocks) + len(few) + sum(len(t.people) for t in missing) * (1 + len(few)),
+        2 + len(blocks) + len(few) + sum(len(t.people) for t in missing) * (1 + len(few))
     )
     trained = _features_of(model, place / str(study.cohort.model_sha256)[:16] / "occlusion")
     whole = trained(brain, blocks, mean_of, tick)

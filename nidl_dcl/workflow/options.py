@@ -18,20 +18,6 @@ import yaml
 from nidl_dcl.errors import UsageError
 from nidl_dcl.models.trust import refuse_untrusted
 
-__all__ = [
-    "DataOptions",
-    "PredictionOptions",
-    "RunOptions",
-    "StudyOptions",
-    "TrainingOptions",
-    "as_yaml",
-    "code_named",
-    "read_options",
-    "read_study",
-    "refuse_gone",
-    "study_yaml",
-]
-
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
@@ -275,24 +261,13 @@ _GROUPS = {
     "run": RunOptions,
 }
 
-
 _SHARE = "share a finished output by `nidl-dcl share OUTPUT_DIR SHARED_DIR`."
 _GONE = {"share": _SHARE, "share_key": _SHARE}
 _LARGEST = 10**6
 
-
 _OWN = ("bids_dir", "output_dir", "target", "model", "trust")
 
-
-_PATHS = (
-    "bids_dir",
-    "output_dir",
-    "model",
-    "bids_filter_file",
-    "init",
-    "work_dir",
-    "readout",
-)
+_PATHS = ("bids_dir", "output_dir", "model", "bids_filter_file", "init", "work_dir", "readout")
 
 
 def refuse_gone(names: Iterable[str]) -> None:

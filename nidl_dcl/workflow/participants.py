@@ -22,18 +22,6 @@ from nidl_dcl.output.folder import Output
 from nidl_dcl.workflow.factory import refuse_changes
 from nidl_dcl.workflow.options import RunOptions
 
-__all__ = [
-    "LEDGER",
-    "checksum",
-    "held_out_rows",
-    "hold_out",
-    "note_score",
-    "pretraining_splits",
-    "record_holdout",
-    "recorded_share",
-    "refuse_seen",
-]
-
 _LOGGER = logging.getLogger(__name__)
 
 

@@ -47,8 +47,6 @@ from nidl_dcl.workflow.options import PredictionOptions
 from nidl_dcl.workflow.participants import checksum, held_out_rows, record_holdout
 from nidl_dcl.workflow.preflight import check_targets, refuse_unusable, site_column
 
-__all__ = ["predict"]
-
 _LOGGER = logging.getLogger(__name__)
 
 

@@ -22,16 +22,6 @@ from nidl_dcl.workflow.factory import refuse_changes
 from nidl_dcl.workflow.options import PredictionOptions, TrainingOptions
 from nidl_dcl.workflow.participants import held_out_rows
 
-__all__ = [
-    "SITE_COLUMNS",
-    "check_targets",
-    "is_trained",
-    "known_shape",
-    "refuse_another_model",
-    "refuse_unusable",
-    "site_column",
-]
-
 SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre")
 """Columns, in any case, that are audited as sites."""
 

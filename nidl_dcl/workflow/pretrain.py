@@ -49,8 +49,6 @@ from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
 from nidl_dcl.workflow.participants import refuse_seen
 from nidl_dcl.workflow.preflight import is_trained, known_shape
 
-__all__ = ["follow", "pretrain"]
-
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -169,12 +167,7 @@ class _Orders:
     resume: Path | None
 
 
-def follow(
-    team: Team,
-    bids_dir: Path,
-    data: DataOptions,
-    run: RunOptions,
-) -> None:
+def follow(team: Team, bids_dir: Path, data: DataOptions, run: RunOptions) -> None:
     """Take part in a training that another process leads; nothing is written to the output.
 
     Parameters

@@ -19,11 +19,10 @@ from nidl_dcl.models.serialization import weights_sha256
 from nidl_dcl.output.folder import Output
 from nidl_dcl.report.build import write_report
 from nidl_dcl.report.live import LivePage
-from nidl_dcl.workflow.dry_run import dry_run
-from nidl_dcl.workflow.embed import cache_features, embed
+from nidl_dcl.workflow.embed import embed
 from nidl_dcl.workflow.external import find_readouts
 from nidl_dcl.workflow.factory import check_training, training_config, trusted_by_name
-from nidl_dcl.workflow.inputs import Study, index
+from nidl_dcl.workflow.inputs import Study
 from nidl_dcl.workflow.launcher import Team
 from nidl_dcl.workflow.options import (
     DataOptions,
@@ -41,23 +40,7 @@ from nidl_dcl.workflow.preflight import (
     refuse_another_model,
     refuse_unusable,
 )
-from nidl_dcl.workflow.pretrain import follow, pretrain
-
-__all__ = [
-    "Study",
-    "cache_features",
-    "configure",
-    "demo",
-    "dry_run",
-    "embed",
-    "follow",
-    "index",
-    "open_study",
-    "predict",
-    "pretrain",
-    "report",
-    "run_study",
-]
+from nidl_dcl.workflow.pretrain import pretrain
 
 _LOGGER = logging.getLogger(__name__)
 

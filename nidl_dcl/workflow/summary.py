@@ -7,8 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["summary_table"]
-
 
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows of `predict` as a table to print, and one of external validity below it."""

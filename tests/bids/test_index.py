@@ -12,7 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nidl_dcl.bids.index import PRESETS, find_images, index_bids, layout
+from nidl_dcl.bids.index import find_images, index_bids
+from nidl_dcl.bids.layout import layout
+from nidl_dcl.bids.presets import PRESETS
 from nidl_dcl.errors import UsageError
 
 

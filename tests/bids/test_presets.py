@@ -24,8 +24,8 @@ from nidl_dcl.bids.index import find_images
 from nidl_dcl.bids.presets import PRESETS
 from nidl_dcl.data.views import RandBiasField, RandContrast, volume_views
 from nidl_dcl.errors import UsageError
+from nidl_dcl.workflow.inputs import index
 from nidl_dcl.workflow.options import DataOptions, RunOptions
-from nidl_dcl.workflow.study import index
 
 MNI = "space-MNI152NLin2009cAsym"
 LIN6 = "space-MNI152NLin6Asym"
@@ -487,33 +487,20 @@ def test_one_of_a_session_is_chosen_by_acquisition_then_run_then_path(select, ru
         assert "acq-b" in found["path"][0]
 
 
-class Said:
-    """A console that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        pass
-
-
 @pytest.mark.parametrize("check", [False, True])
-def test_the_index_says_what_each_step_leaves(check, tmp_path):
+def test_the_index_says_what_each_step_leaves(check, tmp_path, caplog):
+    caplog.set_level("INFO", "nidl_dcl.workflow")
     for name in ("acq-a_run-1", "acq-a_run-2", "acq-b"):
         write(tmp_path / f"sub-1/anat/sub-1_{name}_T1w.nii.gz", "raw-t1w")
     filters = tmp_path / "filters.json"
     filters.write_text(json.dumps({"acquisition": "a"}))
     data = DataOptions(bids_filter_file=filters, select="first")
-    said = Said()
-    table = index(tmp_path, data, RunOptions(), check=check, console=said)
+    table = index(tmp_path, data, RunOptions(), check=check)
     assert len(table.splitlines()) == 2
-    assert said.lines[:4] == [
+    assert caplog.messages[:4] == [
         "3 images: T1w by name",
         "2 images: acquisition a",
         "2 images: usable by name",
         "1 image: first image of each session",
     ]
-    assert said.lines[4:] == (["1 image: usable after opening"] if check else [])
+    assert caplog.messages[4:] == (["1 image: usable after opening"] if check else [])

@@ -33,9 +33,7 @@ from monai.transforms import (
     RandZoom,
     SomeOf,
 )
-from monai.transforms import (
-    RandBiasField as MonaiBiasField,
-)
+from monai.transforms import RandBiasField as MonaiBiasField
 from torch.utils.data import DataLoader, Dataset
 
 from nidl_dcl.data.transforms import (

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
-from nidl_dcl.data.grouping import joined
+from nidl_dcl.data.grouping import connected_groups
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation.metrics import roc_area
 from nidl_dcl.evaluation.prediction import Baseline, predict_phenotype, site_audit
@@ -56,7 +56,7 @@ def test_copies_under_other_names_are_a_leak_until_they_are_one_person(task, met
     x = rng.normal(size=(40, 60))[image]
     y = (rng.normal(size=40) if task == "regression" else rng.permutation(np.arange(40) % 2))[image]
     people = np.array([f"sub-{i:03}" for i in range(160)])
-    persons = joined(people, image)
+    persons = connected_groups(people, image)
     ids = pd.DataFrame({"participant_id": people})
 
     leaking = predict_phenotype(x, y, people, task=task, **QUICK).metrics

@@ -22,8 +22,8 @@ from conftest import TWO_EPOCHS, give, write_heads
 
 from nidl_dcl import BIDSDataModule
 from nidl_dcl.errors import InputsUnusableError
+from nidl_dcl.workflow.dry_run import dry_run
 from nidl_dcl.workflow.options import DataOptions, RunOptions
-from nidl_dcl.workflow.study import dry_run
 
 SIXTEEN_EPOCHS = ("--target", "age", "--spacing", "8", "--max-epochs", "16", "--batch-size", "4")
 VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
