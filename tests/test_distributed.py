@@ -29,7 +29,13 @@ STEPS = (
     "warm_cosine",
     "double_precision",
 )
-IN_DOUBLE_PRECISION = ("double_precision", "array_in_small_batches", "loader_shuffled")
+IN_DOUBLE_PRECISION = (
+    "double_precision",
+    "array_in_small_batches",
+    "loader",
+    "loader_shuffled",
+    "data_module",
+)
 OTHERS = (
     "transforms",
     "no_seed",
