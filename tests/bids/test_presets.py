@@ -386,7 +386,7 @@ def test_participants_that_openbhb_keeps_in_derivatives_are_no_derivatives(tmp_p
 def test_a_tissue_map_keeps_values_and_zeros(tmp_path):
     data = BIDSDataModule(tree(tmp_path, "cat12-vbm"), preset="cat12-vbm", spacing=2)
     data.setup()
-    stored = nib.load(data.root / data.images["path"][0]).get_fdata()
+    stored = nib.load(data.table.root / data.images["path"][0]).get_fdata()
     prepared = data.volumes[0][0].numpy()
     assert prepared.max() == pytest.approx(stored.max(), abs=1e-3)
     assert np.count_nonzero(prepared) == np.count_nonzero(stored)
