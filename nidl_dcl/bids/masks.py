@@ -62,8 +62,8 @@ def pair_masks(
     Raises
     ------
     UsageError
-        When only some images have a mask, when several derivatives hold masks and none was named,
-        or when the named one is unknown or holds none.
+        When only some images have a mask, when several derivatives hold masks and `mask` names none
+        of them, or when the named derivative is unknown or holds none.
     """
     if mask == "none" or (mask == "auto" and preset.masks == "none") or not images:
         return None
