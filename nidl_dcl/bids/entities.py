@@ -32,13 +32,11 @@ __all__ = [
 LABEL = "[a-zA-Z0-9+]+"
 """Letters, digits and +: the values of entities that pybids' patterns accept."""
 
-
 # Extensions of images that other software reads: they get a row that says why they are skipped.
 _FOREIGN = (
     *(".img", ".mgz", ".mgh", ".npy", ".nrrd", ".mnc", ".dcm"),
     *(".nii", ".nii.gz", ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip"),
 )
-
 
 # Names of entities in BIDS and its filter files that differ from pybids' names.
 _OTHER_NAMES = {
@@ -52,12 +50,8 @@ _OTHER_NAMES = {
     "stain": "staining",
 }
 
-
 _OWN_ENTITIES = ("preproc",)  # OpenBHB and brainprep; pybids does not know it
-
-
 _LABEL = re.compile(LABEL).fullmatch
-
 
 Allowed = list[str | int | None] | Literal["*"]
 """The values an entity may have (None: absent), or ``"*"``: present, whatever its value."""

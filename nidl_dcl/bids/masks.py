@@ -17,11 +17,7 @@ from nidl_dcl.errors import UsageError
 __all__ = ["pair_masks"]
 
 _COMPARED = ("acquisition", "ceagent", "reconstruction", "run", "echo", "inv", "part", "res")
-
-
 _NATIVE = {None, "T1w", "orig", "individual"}
-
-
 Pairs = list[str | None]
 
 

@@ -24,27 +24,16 @@ from nidl_dcl.errors import UsageError
 __all__ = ["Phenotypes", "participant_ids", "read_phenotypes"]
 
 _PARTICIPANT = ("participant_id", "participant", "subject_id", "subject", "sub", "id")
-
-
 _SESSION = ("session_id", "session", "ses")
-
 
 _TAKEN = {
     *("participant_id", "session_id", "run", "path", "source", "mask_path", "split", "row"),
 }
 
-
 _DERIVED = re.compile("_(?:space|res|den|desc|label|hemi|atlas|seg|cohort)-[A-Za-z0-9]+")
-
-
 _MOST_NOTES = 20
-
-
 _Values = list[str | None]
-
-
 _Key = tuple[str, str | None]
-
 
 _Rows = tuple[list[int], ...]
 """Numbers of the rows of an image, by level: those of its scan or session before its participant's."""

@@ -82,13 +82,8 @@ class Preset:
 
 
 _FMRIPREP = ("fmriprep", "smriprep")
-
-
 _MNI = "MNI152NLin2009cAsym"
-
-
 _OPENBHB = tuple(f"{split}derivatives/sub-*/ses-*" for split in ("", "train/", "val/"))
-
 
 PRESETS: dict[str, Preset] = {
     "raw-t1w": Preset("T1-weighted images of a raw BIDS dataset"),

@@ -15,28 +15,16 @@ import pandas as pd
 __all__ = ["as_series", "decode", "same_value"]
 
 Values = list[str | None]
-
-
 _NUMERALS = re.compile("[0-9.eE+-]*")
-
-
 _CODE = re.compile(r"[+-]?[0-9]+(?:\.0*)?")
-
-
 _COMMA = re.compile("[+-]?[0-9]+,[0-9]+")
-
-
 _THOUSANDS = re.compile("[+-]?[1-9][0-9]{0,2},[0-9]{3}")
-
-
 _OPEN_END = re.compile(r"(?:[<>≤≥]=? ?)?([0-9]+(?:\.[0-9]+)?) ?\+?")
-
 
 _SEX = {
     **dict.fromkeys(("m", "male", "man", "boy"), "M"),
     **dict.fromkeys(("f", "female", "woman", "girl"), "F"),
 }
-
 
 _NO_ANSWER = {
     *("missing", "missing data", "missing value", "no data", "not applicable", "not available"),

@@ -23,8 +23,6 @@ from nidl_dcl.status import Code
 __all__ = ["Candidate", "SearchResult", "search", "select_images"]
 
 _RESOLUTION = re.compile("_res-[a-zA-Z0-9+]+(?=_[^/]*$)")
-
-
 _NUMBERED = re.compile("(run|echo|inv|flip|chunk)-0+(?=[0-9])")
 
 

@@ -32,29 +32,15 @@ __all__ = ["write_demo_dataset"]
 
 Floats = NDArray[np.float32]
 
-
 _DRAWING = "1"
 """Another number for every change that gives other images for the same seed."""
 
-
 _BIDS_VERSION = "1.10.0"
-
-
 _SHAPE = (69, 87, 75)
-
-
 _VOXEL = 3.0  # mm
-
-
 _CENTER = (0.0, -8.0, -12.0)  # mm in MNI space: middle of the field of view
-
-
 _STEP = 2  # mm: voxels of the template
-
-
 _MARGIN = ((6, 6), (6, 14), (28, 10))  # voxels: what the template needs beyond the brain for a head
-
-
 _CSF, _GREY, _WHITE = 0.28, 0.65, 0.87  # brightness; fat is 0.85, air 0
 
 
@@ -75,12 +61,10 @@ _SITES = {
     "C": _Site(bias=0.18, gamma=1.25, noise=0.028, gain=600, axes="PSR"),
 }
 
-
 _README = """# Synthetic heads
 
 T1-weighted heads that belong to nobody, drawn by `nidl-dcl demo` from the MNI152 maps in nilearn.
 """
-
 
 _COLUMNS = {
     "age": {"Description": "Age at the session", "Units": "year"},

@@ -20,17 +20,9 @@ from nidl_dcl.errors import UsageError
 __all__ = ["Table", "is_missing", "read_sidecar", "read_table", "scan_tables", "session_tables"]
 
 _MISSING = {"", "n/a", "na", "nan", "null", "#n/a", "#na", "<na>", "."}
-
-
 _LARGEST = 256 * 2**20
-
-
 _POINTERS = ("version https://git-lfs", "/annex/objects/", "../.git/annex/")
-
-
 _FETCH = "fetch it first (datalad get, git annex get, git lfs pull)"
-
-
 _BOMS = (("utf-8-sig", b"\xef\xbb\xbf"), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"))
 
 

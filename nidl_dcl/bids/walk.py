@@ -20,9 +20,7 @@ __all__ = ["DatasetWalker", "Folder", "Progress", "subfolders"]
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
 
-
 _PARTICIPANT_SESSION = re.compile(f"(sub-{LABEL})_(ses-{LABEL})")
-
 
 _EVERY = 0.2
 """Seconds between two reports of progress."""

@@ -24,7 +24,6 @@ _FRESH_NS = 2 * 10**9
 """A file that changed so shortly before it was read could change again with the same times; what is
 known of it is not saved."""
 
-
 _SAVE_EVERY = 20.0
 
 

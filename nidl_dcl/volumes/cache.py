@@ -39,16 +39,13 @@ __all__ = ["PreparedVolumes", "check_files", "thread_map"]
 
 _crc32: Any = zlib.crc32
 
-
 with suppress(ImportError):  # ten times as fast, the same numbers
     from isal import isal_zlib
 
     _crc32 = isal_zlib.crc32
 
-
 _FORMAT = 3
 """Number that grows whenever the entries, or the values that preparation gives, change."""
-
 
 _DIGEST = 4
 

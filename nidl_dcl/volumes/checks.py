@@ -23,7 +23,6 @@ __all__ = ["check_images", "copies", "how_to_fetch", "record_checks"]
 
 _LARGEST_SIDECAR = 10**7
 
-
 _MOST_NAMES = 5
 """More images than this are fetched by pattern, not by name."""
 

@@ -19,14 +19,8 @@ from nidl_dcl.status import Check, UnreadableVolumeError
 __all__ = ["MAX_VOXELS", "VOXEL_MM", "Grid", "Shape", "require_affine", "spatial_shape"]
 
 MAX_VOXELS = 2**28  # 0.35 mm over a whole head: 1 GB as float32
-
-
 MIN_SIDE = 8
-
-
 VOXEL_MM = (0.1, 20.0)
-
-
 Shape = tuple[int, int, int]
 
 

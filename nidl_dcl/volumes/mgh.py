@@ -15,13 +15,8 @@ from nidl_dcl.volumes.grid import Grid, require_affine, spatial_shape
 __all__ = ["BYTES", "parse"]
 
 BYTES = DATA_OFFSET
-
-
 _DTYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}  # nibabel 5.3 does not know 10
-
-
 _OTHERS = {7: "complex", 8: "complex", 9: "color"}
-
 
 # FreeSurfer's default: a coronal volume of 1 mm around the origin. nibabel's is upside down.
 _CORONAL = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])

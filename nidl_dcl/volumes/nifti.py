@@ -24,10 +24,7 @@ _HEADERS: dict[int, type[nib.Nifti1Header]] = {
     header.sizeof_hdr: header for header in (nib.Nifti1Header, nib.Nifti2Header)
 }
 
-
 BYTES = max(_HEADERS)
-
-
 _TYPES = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # NIfTI codes of real 8 to 64 bit numbers
 
 

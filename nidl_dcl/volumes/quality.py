@@ -23,10 +23,8 @@ QUALITY_METRICS = {
 }
 """The measures and their descriptions."""
 
-
 _LEAST = 27
 """Voxels inside, fewer of which are not measured."""
-
 
 _WHITE = 0.6745 * 42**0.5
 """Median absolute six-neighbor Laplacian of white noise of standard deviation 1."""
