@@ -188,7 +188,7 @@ def test_a_dry_run_says_what_is_odd(run: Any, make_heads: Any, tmp_path: Path) -
     )
     assert done.status == 0, done.err
     assert "1 skip: empty (nidl-dcl index --check)" in done.out
-    assert "cells are parted by ','" in done.out
+    assert "cells are separated by ','" in done.out
     assert "prefix" in done.out or "zeros" in done.out
 
 

@@ -31,7 +31,7 @@ INPUT_COLUMNS = ["participant_id", "session_id", "path", "status", "code", "mess
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """The images of a dataset and everything that could have been one.
+    """The images of a dataset, and every file that could have been one.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class DatasetIndex:
     kept : list of (str, int)
         Each step of the selection, and how many images were left after it.
     links : dict of str to Path
-        The datasets that `source` names: ``raw`` is `root`.
+        The datasets that the URIs in `source` refer to; ``raw`` is `root`.
     """
 
     root: Path
@@ -67,7 +67,7 @@ def index_bids(
     select: str = "all",
     phenotypes: bool | str | Path | Sequence[str | Path] | None = None,
 ) -> pd.DataFrame:
-    """Return one row per image of a BIDS dataset, judged by name alone.
+    """Return one row per image of a BIDS dataset, found by name alone.
 
     Parameters
     ----------
@@ -121,14 +121,14 @@ def find_images(
     mask: str = "auto",
     progress: Progress | None = None,
 ) -> DatasetIndex:
-    """Return the images of a BIDS dataset, with their masks and every candidate that was left out.
+    """Return the images of a BIDS dataset, their masks, and every candidate with its status.
 
-    Only names and kinds of files are looked at; no image is opened.
+    Only names and kinds of files are looked at; no image is opened, and nothing is written.
 
     Parameters
     ----------
     bids_dir : path
-        A raw dataset, or the derivative that the preset describes. Never written to.
+        A raw dataset, or the derivative that the preset describes.
     preset : str, default="raw-t1w"
         Key of `PRESETS`. Images of a derivative are looked for in `derivatives`, then under
         ``derivatives/`` by the pipeline's usual name, then in `bids_dir` itself, then in every
@@ -141,7 +141,7 @@ def find_images(
         A BIDS filter (see `entities.read_filters`), used instead of the preset's values of the
         same entities.
     select : {"all", "first", "last"}, default="all"
-        Of several images in a session, sorted by acquisition, then run, then path.
+        Which of several images in a session, sorted by acquisition, then run, then path.
     mask : str, default="auto"
         ``"auto"``: the brain masks of the one derivative that has them, used when every image has
         one; ``"none"``; or the name of a derivative.
@@ -152,7 +152,7 @@ def find_images(
     ------
     UsageError
         For a missing folder, an unknown preset, participant, session or entity, images of the
-        preset in several derivatives or in none, and masks that are incomplete or ambiguous.
+        preset in several derivatives or in none, and incomplete or ambiguous masks.
     """
     root = dataset_root(bids_dir)
     layout_preset = find_preset(preset)
@@ -225,7 +225,7 @@ def _match_table(root: Path, folders: set[str]) -> set[str]:
     try:
         ids = participant_ids(root)
     except UsageError as error:
-        # Images can be found and trained on without the table; joining it is refused elsewhere.
+        # Images can be found and trained on without the table; read_phenotypes refuses it.
         warnings.warn(f"participants.tsv is not used: {error}", stacklevel=3)
         return set()
     matched = match_ids(ids, folders)
@@ -278,7 +278,7 @@ def _images(
 
 
 def _inputs(found: SearchResult, base: str, expected: set[str], table: set[str]) -> pd.DataFrame:
-    """Return the rows of ``inputs.tsv``: the candidates, and who has none."""
+    """Return the rows of ``inputs.tsv``: the candidates, and participants without any."""
     rows = [
         (_utf8(c.participant), c.session and _utf8(c.session), _utf8(base + c.path), *_verdict(c))
         for c in found.candidates

@@ -1,4 +1,4 @@
-"""A real `bids.BIDSLayout`, filled in seconds through pybids' own ``indexer`` argument.
+"""Make a real `bids.BIDSLayout` in seconds, through pybids' own ``indexer`` argument.
 
 It holds the files of the folders where images lie. `index` finds images without it.
 """

@@ -15,9 +15,7 @@ from nidl_dcl.bids.walk import Progress
 from nidl_dcl.errors import UsageError
 
 _COMPARED = ("acquisition", "ceagent", "reconstruction", "run", "echo", "inv", "part", "res")
-
 _NATIVE = {None, "T1w", "orig", "individual"}
-
 Pairs = list[str | None]
 
 
@@ -58,8 +56,8 @@ def pair_masks(
     Raises
     ------
     UsageError
-        When only some images have a mask, when several derivatives hold masks and none was named,
-        or when the named one is unknown or holds none.
+        When only some images have a mask, when several derivatives hold masks and `mask` names none
+        of them, or when the named derivative is unknown or holds none.
     """
     if mask == "none" or (mask == "auto" and preset.masks == "none") or not images:
         return None

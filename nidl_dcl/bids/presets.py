@@ -1,6 +1,6 @@
-"""Which files are images: one record per layout that users hold, as data.
+"""Presets: where the images of a dataset or pipeline lie, and how they are named.
 
-Says where images lie and how they are named; finding them is the work of `bids_index`.
+Finding the images is left to `index`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _BIDS = ("sub-*/anat", "sub-*/ses-*/anat")
 
 @dataclass(frozen=True)
 class Preset:
-    """One layout of images.
+    """Folders and names of one kind of images.
 
     Attributes
     ----------
     summary : str
-        What the images are, for a table in the documentation.
+        Description of the images, for a table in the documentation.
     suffix : str
         Last part of the name, before the extension.
     entities : mapping of str to (str or None)
@@ -31,27 +31,27 @@ class Preset:
         How the name of the pipeline's folder under ``derivatives/`` begins, in lower case; empty
         for raw data.
     kind : {"intensity", "probability", "signed"}
-        What the values are; decides how they are normalized and augmented.
+        Kind of the values, which decides how they are normalized and augmented.
     prefixes : tuple of str
-        What may stand before ``sub-`` in the name; names that begin otherwise are other images.
+        Accepted text before ``sub-`` in the name; names with other text are other images.
     file_name : str or None
-        The whole name, where it holds no entities at all. A folder ``sub-<label>_ses-<label>`` is
-        then a session; runs over several sessions (``….long.…``) and the template of a
-        participant who has sessions are no images of their own.
+        The whole name, where it holds no entities. A folder ``sub-<label>_ses-<label>`` is then a
+        session; longitudinal runs (``….long.…``) and the template of a participant who has
+        sessions are not images of their own.
     session_in_name : bool
         The name repeats the session of its folder.
     bare_suffix : bool
-        The name may hold the suffix in its middle, too (older versions of Clinica).
+        The name may hold the suffix in its middle as well (older versions of Clinica).
     one_resolution : bool
-        Files that differ by ``res-`` alone are one scan, of which the finest grid is used.
+        Files that differ only in ``res-`` are one scan, of which the finest resolution is used.
     mask_suffix, mask_desc : str and (str or None)
-        How the pipeline names its own brain masks.
+        Suffix and ``desc-`` of the pipeline's own brain masks.
     space : str
-        Of the images, where names have no entity for it: ``"native"`` or a template.
+        Space of the images where names have no entity for it: ``"native"`` or a template.
     stripped : bool
-        The images have no skull, though no mask is paired with them.
+        The images are skull-stripped, though no mask is paired with them.
     masks : {"any", "own", "none"}
-        Which masks ``mask="auto"`` may pair: of any derivative, of the pipeline itself, or none
+        Masks that ``mask="auto"`` may pair: of any derivative, of the pipeline itself, or none
         (tissue maps and images that are skull-stripped already).
     """
 
@@ -75,14 +75,12 @@ class Preset:
 
     @property
     def rule(self) -> str:
-        """The intensity rule of `volumes.Preparation` that suits the kind."""
+        """The intensity rule of `preparation.Preparation` for this kind."""
         return "robust" if self.kind == "intensity" else self.kind
 
 
 _FMRIPREP = ("fmriprep", "smriprep")
-
 _MNI = "MNI152NLin2009cAsym"
-
 _OPENBHB = tuple(f"{split}derivatives/sub-*/ses-*" for split in ("", "train/", "val/"))
 
 PRESETS: dict[str, Preset] = {

@@ -21,18 +21,17 @@ from nidl_dcl.bids.walk import DatasetWalker, Folder, Progress
 from nidl_dcl.status import Code
 
 _RESOLUTION = re.compile("_res-[a-zA-Z0-9+]+(?=_[^/]*$)")
-
 _NUMBERED = re.compile("(run|echo|inv|flip|chunk)-0+(?=[0-9])")
 
 
 @dataclass(slots=True)
 class Candidate:
-    """One file (or unreadable folder) that could hold an image.
+    """One file that could be an image, or a folder that cannot be read.
 
     Attributes
     ----------
     participant, session : str and (str or None)
-        As the folders say.
+        Names of the folders.
     path : str
         POSIX, relative to the root that was searched.
     entry : os.DirEntry or None
@@ -53,26 +52,26 @@ class Candidate:
     message: str = ""
 
     def leave_out(self, code: Code, message: str) -> None:
-        """Mark as not usable."""
+        """Mark the candidate as not usable."""
         self.status, self.code, self.message = "skip", code, message
 
 
 @dataclass
 class SearchResult:
-    """What one root holds.
+    """The candidate images, participants and sessions of one dataset.
 
     Attributes
     ----------
     root : Path
-        Where it was searched.
+        The dataset.
     candidates : list of Candidate
-        In the order they were met.
+        In the order of their folders and names.
     participants : list of str
         Folders ``sub-…``, selected or not, whatever they hold.
     sessions : set of str
         Sessions of the selected participants.
     kept : list of (str, int)
-        What was asked in turn, and how many usable images were left.
+        Each step of the selection, and how many usable images were left after it.
     """
 
     root: Path
@@ -83,11 +82,11 @@ class SearchResult:
 
     @property
     def usable(self) -> list[Candidate]:
-        """The candidates that are not left out."""
+        """The candidates that are not skipped."""
         return [c for c in self.candidates if c.status != "skip"]
 
     def count(self, step: str) -> None:
-        """Note how many usable images are left after a step."""
+        """Record how many usable images are left after a step."""
         self.kept.append((step, len(self.usable)))
 
 
@@ -100,14 +99,14 @@ def search(
     *,
     progress: Progress | None = None,
 ) -> SearchResult:
-    """Return every candidate image below `root`, judged by name and kind of file.
+    """Return every candidate image below `root`, with a code by its name and kind of file.
 
     Parameters
     ----------
     root : Path
         A dataset, raw or derivative.
     preset : Preset
-        Where images lie and how they are named.
+        Folders and names of the images.
     entity_filters : mapping
         The values allowed for each entity, instead of those of the preset. Files with other values
         are no candidates.
@@ -142,7 +141,7 @@ def search(
     found.count(f"{' or '.join(rule.suffixes)} by name")
     for name, allowed in filters.items():
         found.candidates = [
-            c for c in found.candidates if not c.entities or passes(c.entities, name, allowed)
+            c for c in found.candidates if not c.entities or passes(c.entities.get(name), allowed)
         ]
         found.count(_step(name, allowed))
     if preset.one_resolution and "res" not in filters:
@@ -164,15 +163,15 @@ def search(
 
 
 class _Reader:
-    """Reads the names in folders. Of names that differ in their labels alone, one is parsed.
+    """Read candidates from folders; of names that differ only in their labels, one is parsed.
 
-    A label holds none of the characters that part entities, so another participant or session
-    changes nothing else of what a right name says.
+    A label holds none of the characters that separate entities, so another participant or session
+    does not change the other entities of a valid name.
     """
 
     def __init__(self, rule: NameRule) -> None:
         self.rule = rule
-        self._right: dict[tuple[str, str, str], dict[str, str | int]] = {}
+        self._parsed: dict[tuple[str, str, str], dict[str, str | int]] = {}
 
     def read(self, folder: Folder) -> list[Candidate]:
         """Return the candidates in a folder, in the order of their names."""
@@ -195,15 +194,15 @@ class _Reader:
             prefix, middle, rest = name.partition(start)
             key = folder.pattern, prefix, rest
             same = alike and middle != "" and prefix in prefixes
-            if same and key in self._right:
-                found.append(Candidate(who, when, path, entry, self._right[key] | labels))
+            if same and key in self._parsed:
+                found.append(Candidate(who, when, path, entry, self._parsed[key] | labels))
             elif self.rule.stem(name) is not None:
                 candidate = Candidate(who, when, path, entry, entities_of(path))
                 code, message = self.rule.judge(name, who, when)
                 if code != "ok":
                     candidate.leave_out(code, message)
                 elif same:
-                    self._right[key] = candidate.entities
+                    self._parsed[key] = candidate.entities
                 found.append(candidate)
         return found
 
@@ -229,7 +228,7 @@ def select_images(found: SearchResult, select: str) -> None:
 
 
 def _drop_templates(found: SearchResult) -> None:
-    """Drop what FreeSurfer makes of all sessions of a participant together."""
+    """Drop the templates that FreeSurfer makes of all sessions of a participant."""
     have = {c.participant for c in found.candidates if c.session is not None}
     found.candidates = [
         c for c in found.candidates if c.session is not None or c.participant not in have
@@ -237,9 +236,9 @@ def _drop_templates(found: SearchResult) -> None:
 
 
 def _drop_resolutions(found: SearchResult) -> None:
-    """Keep one of the files that differ by ``res-`` alone: the one without, else the first.
+    """Keep one of the files that differ only in ``res-``: the one without it, else the first.
 
-    They are one scan, resampled to several grids; templates number their resolutions from the
+    They are one scan, resampled to several grids. Templates number their resolutions from the
     finest.
     """
     first: dict[str, Candidate] = {}
@@ -275,7 +274,7 @@ def _unreadable(folder: Folder) -> Candidate:
 
 
 def _judge_kind(candidate: Candidate) -> None:
-    """Leave out what is no regular file, or a link to nothing."""
+    """Leave out a candidate that is not a regular file, or a link to nothing."""
     entry = candidate.entry
     if entry is None or entry.is_file(follow_symlinks=False):
         return
@@ -304,7 +303,7 @@ def _judge_kind(candidate: Candidate) -> None:
 
 
 def _judge_doubles(here: Sequence[Candidate], rule: NameRule, remaining: set[int]) -> None:
-    """Leave out a second file of one name; warn of names in a folder that mean the same image."""
+    """Leave out a second file of one name; warn of names in a folder that mean the same."""
     stems: defaultdict[str, list[Candidate]] = defaultdict(list)
     for candidate in here:
         stems[rule.stem(_name(candidate)) or ""].append(candidate)

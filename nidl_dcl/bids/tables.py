@@ -18,13 +18,9 @@ from nidl_dcl.bids.subject_ids import match_ids
 from nidl_dcl.errors import UsageError
 
 _MISSING = {"", "n/a", "na", "nan", "null", "#n/a", "#na", "<na>", "."}
-
 _LARGEST = 256 * 2**20
-
 _POINTERS = ("version https://git-lfs", "/annex/objects/", "../.git/annex/")
-
 _FETCH = "fetch it first (datalad get, git annex get, git lfs pull)"
-
 _BOMS = (("utf-8-sig", b"\xef\xbb\xbf"), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"))
 
 
@@ -43,11 +39,11 @@ class Table:
     lines : list of int
         Line of the file each row stands in, from 1.
     notes : list of str
-        What was put right while reading.
+        What was repaired while reading.
     files : list of Path
-        File of each row, where several were put together; else empty.
+        File of each row, where several were joined; else empty.
     about : dict of str to dict
-        What the sidecars of `files` say of its columns.
+        Descriptions of the columns in the sidecars of `files`.
     """
 
     path: Path
@@ -59,22 +55,22 @@ class Table:
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def find(self, names: Iterable[str]) -> int | None:
-        """Return the position of the first column that is called one of `names`, in any case."""
+        """Return the position of the first column with one of the `names`, in any case."""
         plain = [re.sub("[ -]", "_", column.strip().lower()) for column in self.columns]
         return next((plain.index(name) for name in names if name in plain), None)
 
 
 def is_missing(text: str | None) -> bool:
-    """Return whether a cell stands for no value: ``n/a`` and its usual relatives, in any case."""
+    """Return whether a cell is a missing value: ``n/a``, ``NA``, ``null`` …, in any case."""
     return text is None or text.strip().lower() in _MISSING
 
 
 def read_table(path: Path) -> Table:
     """Read a table as text.
 
-    Tabs part the cells if the header holds one, else semicolons or commas. Quotes are text between
-    tabs, unless the name ends in ``.csv``, and CSV's quoting else. Byte order marks and every kind
-    of line end are understood; a row that is short is filled up and counted.
+    Cells are separated by tabs if the header holds one, else by semicolons or commas. Between tabs,
+    unless the name ends in ``.csv``, quotes are text; elsewhere they are CSV's quoting. Byte order
+    marks and all kinds of line ends are accepted; short rows are filled with missing values.
 
     Parameters
     ----------
@@ -121,7 +117,7 @@ def read_table(path: Path) -> Table:
 
 
 def read_sidecar(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return what the JSON file beside a table says of its columns, and notes.
+    """Return the descriptions of columns in the JSON file beside a table, and notes.
 
     Parameters
     ----------
@@ -148,7 +144,7 @@ def read_sidecar(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 class _Cells(dict[str, "str | None"]):
-    """Cell to what is read of it, each text once: tables repeat themselves."""
+    """The values of cells by their text, each computed once, since tables repeat themselves."""
 
     def __missing__(self, cell: str) -> str | None:
         self[cell] = None if is_missing(cell) else cell.strip()
@@ -156,7 +152,7 @@ class _Cells(dict[str, "str | None"]):
 
 
 def _rows(path: Path, text: str, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Return line number and cells of each line that is not blank, the header first."""
+    """Yield line number and cells of each line that is not blank, the header first."""
     lines = re.split("\r\n|\n|\r", text)
     header = next((line for line in lines if line.strip()), "")
     mark = next((m for m in "\t;," if m in header), "\t")
@@ -166,7 +162,7 @@ def _rows(path: Path, text: str, notes: list[str]) -> Iterator[tuple[int, list[s
         yield from ((n, line.split("\t")) for n, line in enumerate(lines, 1) if line.strip())
         return
     if mark != "\t" and path.suffix.lower() == ".tsv":
-        notes.append(f"cells are parted by {mark!r}, not by tabs")
+        notes.append(f"cells are separated by {mark!r}, not by tabs")
     del lines
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     try:
@@ -178,7 +174,7 @@ def _rows(path: Path, text: str, notes: list[str]) -> Iterator[tuple[int, list[s
 
 
 def _bytes(path: Path) -> bytes:
-    """Return the content of a regular file of bearable size; nothing else is opened."""
+    """Return the content of a regular file of limited size; nothing else is opened."""
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
@@ -216,7 +212,7 @@ def _text(path: Path, notes: list[str]) -> str:
 
 
 def _unique(names: list[str], notes: list[str]) -> list[str]:
-    """Return column names, none empty and none twice."""
+    """Return column names, renamed where they are empty or repeated."""
     while names and not names[-1]:
         names.pop()
     unique: dict[str, None] = {}
@@ -249,7 +245,7 @@ def session_tables(root: Path, participants: Iterable[str], session: Iterable[st
     participants : iterable of str
         Names of folders.
     session : iterable of str
-        How the column of sessions may be called.
+        Accepted names of the column of sessions.
     """
     whole = Table(root / "sessions.tsv", ["participant_id", "session_id"])
     names = [(name, f"{name}/{name}_sessions.tsv") for name in participants]
@@ -280,7 +276,7 @@ def scan_tables(root: Path, folders: Iterable[str]) -> Table:
 def _gather(
     whole: Table, names: Iterable[tuple[str, str]], key: tuple[str, ...], cells: _FolderCells
 ) -> None:
-    """Append tables to `whole`, column by name; what is said of many files is said once."""
+    """Append tables to `whole`, matching columns by name; equal notes of several files become one."""
     root, own = whole.path.parent, list(whole.columns)
     columns = dict.fromkeys(own)
     notes: defaultdict[str, list[str]] = defaultdict(list)
@@ -316,7 +312,7 @@ def _gather(
 
 
 def _take_sidecar(whole: Table, part: Table) -> list[str]:
-    """Add what the sidecar of a part says; codes and units that differ between parts do not count."""
+    """Add the sidecar of a part; levels and units that differ between parts are dropped."""
     about, notes = read_sidecar(part.path)
     for column, said in about.items():
         old = whole.about.setdefault(column, said)

@@ -1,4 +1,4 @@
-"""The official BIDS validator, run on an output folder."""
+"""Run the official BIDS validator on an output folder."""
 
 from __future__ import annotations
 

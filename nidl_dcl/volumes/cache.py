@@ -37,12 +37,10 @@ from nidl_dcl.volumes.reading import check_volume
 
 _crc32: Any = zlib.crc32
 
-
 with suppress(ImportError):  # ten times as fast, the same numbers
     from isal import isal_zlib
 
     _crc32 = isal_zlib.crc32
-
 
 _FORMAT = 3
 """Number that grows whenever the entries, or the values that preparation gives, change."""

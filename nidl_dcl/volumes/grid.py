@@ -17,11 +17,8 @@ from numpy.typing import NDArray
 from nidl_dcl.status import Check, UnreadableVolumeError
 
 MAX_VOXELS = 2**28  # 0.35 mm over a whole head: 1 GB as float32
-
 MIN_SIDE = 8
-
 VOXEL_MM = (0.1, 20.0)
-
 Shape = tuple[int, int, int]
 
 

@@ -13,9 +13,7 @@ from nidl_dcl.status import Check, UnreadableVolumeError
 from nidl_dcl.volumes.grid import Grid, require_affine, spatial_shape
 
 BYTES = DATA_OFFSET
-
 _DTYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}  # nibabel 5.3 does not know 10
-
 _OTHERS = {7: "complex", 8: "complex", 9: "color"}
 
 # FreeSurfer's default: a coronal volume of 1 mm around the origin. nibabel's is upside down.

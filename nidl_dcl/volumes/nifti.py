@@ -23,7 +23,6 @@ _HEADERS: dict[int, type[nib.Nifti1Header]] = {
 }
 
 BYTES = max(_HEADERS)
-
 _TYPES = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # NIfTI codes of real 8 to 64 bit numbers
 
 

@@ -27,13 +27,9 @@ GRIDS = {(121, 145, 121): _mni(1.5), (182, 218, 182): _mni(1.0)}
 """The shapes whose place in MNI152 space is known, with their affines (see `parse`)."""
 
 _MAGIC = b"\x93NUMPY"
-
 _LENGTH = {1: 2, 2: 4, 3: 4}  # by version: bytes that say how long the header is
-
 _PAIR = r"'(descr|fortran_order|shape)'\s*:\s*('[^']*'|\[[^\]]*\]|True|False|\([\dL,\s]*\))"
-
 _HEADER = re.compile(rf"\s*\{{\s*{_PAIR}\s*,\s*{_PAIR}\s*,\s*{_PAIR}\s*,?\s*\}}\s*")
-
 _NUMBERS = re.compile("'([<>|=]?[buif][1248])'")
 
 

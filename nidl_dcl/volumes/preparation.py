@@ -34,7 +34,6 @@ from nidl_dcl.volumes.reading import (
 )
 
 _COUNTED = 2**16  # values from which quantiles are taken
-
 MASKED_FIELD_MM = (160.0, 192.0, 160.0)  # right-left, front-back, up-down: holds an adult brain
 
 

@@ -26,16 +26,13 @@ from nidl_dcl.volumes import mgh, nifti, npy
 from nidl_dcl.volumes.grid import Grid, require_affine, spatial_shape
 
 _GzipFile: Any = gzip.GzipFile
-
 _DAMAGE: Any = (gzip.BadGzipFile, zlib.error)
-
 
 with suppress(ImportError):  # twice as fast as zlib, where it is installed
     from isal import igzip, isal_zlib
 
     _GzipFile = igzip.IGzipFile
     _DAMAGE = (*_DAMAGE, isal_zlib.error)
-
 
 INTENSITIES = ("robust", "probability", "signed")
 
@@ -47,20 +44,15 @@ _FORMATS: dict[str, tuple[Callable[[bytes], Grid], int]] = {
 }
 
 _COMPRESSED = (".gz", ".mgz")
-
 _POINTERS = (b"/annex/objects/", b"version https://git-lfs")
-
 _CHUNK = 1 << 20
-
 _PIECE = 1 << 17  # values converted at once, so that they fit into the processor's cache
 
 _LONGEST_REST = 2**30
 """Bytes that may follow the values in a file."""
 
 _TOO_MUCH = "Over 1 GB follows the image in the file."
-
 _SHORT = "The file is shorter than its header says."
-
 _FETCH = "Its content is not here: fetch it (`datalad get`, `git annex get` or `git lfs pull`)."
 
 Float32 = NDArray[np.float32]

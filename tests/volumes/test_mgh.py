@@ -25,7 +25,7 @@ OBLIQUE = AFFINE @ nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, -0.2, 
 
 
 def other_number_type(path: Path) -> Path:
-    """Write big-endian numbers of a type that nibabel does not know: FreeSurfer's unsigned short."""
+    """Write big-endian numbers of a type that nibabel 5.3 does not know: FreeSurfer's unsigned short."""
     return save_mgh(path, np.round(brain()[0]), dtype=np.int16, type=10)
 
 
