@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from conftest import TWO_EPOCHS, give, write_heads
 
 from nidl_dcl import BIDSDataModule
+from nidl_dcl.data import image_table
 from nidl_dcl.errors import InputsUnusableError
 from nidl_dcl.workflow.dry_run import dry_run
 from nidl_dcl.workflow.options import DataOptions, RunOptions
@@ -164,6 +166,26 @@ def test_the_same_command_again_changes_nothing(
     record = record_of(copied)
     assert all(stage["skipped"] for stage in record["stages"])
     assert [stage["skipped"] for stage in record["earlier"][0]["stages"]] == [False] * 4
+
+
+def test_all_stages_of_a_study_read_the_dataset_once(
+    copied: Path, heads_made: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+    for name in ("find_images", "check_images", "read_phenotypes"):
+        original = getattr(image_table, name)
+
+        def counted(*args: Any, name: str = name, original: Any = original, **more: Any) -> Any:
+            calls[name] += 1
+            return original(*args, **more)
+
+        monkeypatch.setattr(image_table, name, counted)
+    (copied / "desc-dclAge_metrics.json").unlink()
+    done = run("study", heads_made, copied, "--target", "age", "sex", *TWO_EPOCHS)
+    assert done.status == 0, done.err
+    stages = [stage["name"] for stage in record_of(copied)["stages"]]
+    assert stages == ["pretrain", "embed", "predict", "report"]
+    assert calls == {"find_images": 1, "check_images": 1, "read_phenotypes": 1}
 
 
 @pytest.mark.parametrize(
