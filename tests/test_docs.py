@@ -930,7 +930,8 @@ def outputs(
             ["OTHER_DATASET", "OTHER_OUTPUT", "--target", "age", *other],
         ):
             assert give("study", *words) == 0
-    return {name: folder / name for name in ("MY_OUTPUT", "OTHER_OUTPUT")}
+        assert give("share", "MY_OUTPUT", "SHARED", "--key-file", "key") == 0
+    return {name: folder / name for name in ("MY_OUTPUT", "OTHER_OUTPUT", "SHARED")}
 
 
 def written(outputs: dict[str, Path]) -> list[tuple[str, Path]]:
@@ -941,7 +942,7 @@ def written(outputs: dict[str, Path]) -> list[tuple[str, Path]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).parts[0] != ".work"
     ]
-    assert len(found) > 150
+    assert len(found) > 200
     return found
 
 
