@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ _FORMAT = 3
 """Number that grows whenever the entries, or the values that preparation gives, change."""
 
 _DIGEST = 4
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class PreparedVolumes(Dataset[Tensor]):
@@ -215,8 +217,8 @@ class PreparedVolumes(Dataset[Tensor]):
 
 def check_files(
     paths: Sequence[Path], memory: FileMemory, *, intensity: str, workers: int = 1
-) -> Generator[tuple[int, Check], None, None]:
-    """Open every file once and yield its number and the result of `check_volume`.
+) -> Generator[Check, None, None]:
+    """Open every file once and yield the result of `check_volume`, in order.
 
     Parameters
     ----------
@@ -230,50 +232,47 @@ def check_files(
         Threads.
     """
 
-    def check(number: int) -> tuple[int, Check]:
-        path = paths[number]
+    def check(path: Path) -> Check:
         fact = f"check {_FORMAT} {intensity}"
         try:
             known = memory.recall(path, fact)
             if known is not None:
-                return number, Check(**known)
+                return Check(**known)
             status = file_status(path)
         except (OSError, TypeError):
-            return number, check_volume(path, intensity=intensity)
+            return check_volume(path, intensity=intensity)
         found = check_volume(path, intensity=intensity)
         memory.note(path, status, fact, dataclasses.asdict(found))
         if found.status != "skip":
             memory.sha256(path)  # its cache entry's name, while the file is at hand
-        return number, found
+        return found
 
     try:
-        yield from thread_map(check, range(len(paths)), workers)
+        yield from thread_map(check, paths, workers)
     finally:
         memory.save()
 
 
-def thread_map(
-    function: Callable[[int], Any], numbers: Iterable[int], workers: int
-) -> Iterator[Any]:
-    """Yield ``function(number)`` in order, computed in several threads.
+def thread_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield ``function(item)`` in order, computed in several threads.
 
     Calls that have not begun are canceled when the caller stops or is interrupted.
 
     Parameters
     ----------
     function : callable
-        Takes a number.
-    numbers : iterable of int
+        Called with each item.
+    items : iterable
         Arguments.
     workers : int
         Threads; with one or none, the caller's own thread computes.
     """
     if workers <= 1:
-        yield from map(function, numbers)
+        yield from map(function, items)
         return
     pool = ThreadPoolExecutor(workers)
     try:
-        yield from pool.map(function, numbers)
+        yield from pool.map(function, items)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -56,7 +56,7 @@ def check_images(
         rows = [i for i, path in enumerate(images[column]) if isinstance(path, str)]
         paths = [root / str(images[column].iloc[i]) for i in rows]
         with closing(check_files(paths, memory, intensity=rule, workers=workers)) as checks:
-            for number, check in checks:
+            for number, check in enumerate(checks):
                 progress(what, number + 1, len(rows))
                 i = rows[number]
                 if column == "path":
