@@ -1,8 +1,8 @@
 """Linear readouts fitted for many targets at once, their strength tuned inside the folds.
 
 The numbers are those of scikit-learn's Pipeline(StandardScaler, Ridge or LogisticRegression); a
-shared factorization per fold makes 200 permutations of a tuned model cost seconds. Folds, scores and
-what a target means are the business of others.
+shared factorization per fold makes 200 permutations of a tuned model cost seconds. Folds are dealt in
+`folds`, scores computed in `metrics`.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _softmax(logits: Array) -> Array:
 
 @dataclass(frozen=True)
 class Ridge:
-    """Ridge regression; the strength is the penalty relative to the total variance (n x trace).
+    """Ridge regression; its strength is the penalty relative to the total variance (n x trace).
 
     With d standardized features and n training rows, scikit-learn's ``alpha`` is strength x n x d.
     """
@@ -162,7 +162,15 @@ class Ridge:
     strengths: Array = field(default_factory=lambda: np.logspace(2, -6, 17))
 
     def predict(self, z: Array, targets: Array, z_test: Array, strength: Array) -> Array:
-        """Return predictions, shape (m, n_targets), each target with its own strength."""
+        """Return predictions, shape (m, n_targets).
+
+        Parameters
+        ----------
+        z, targets, z_test
+            As for `ridge`.
+        strength : ndarray, shape (n_targets,)
+            Each target has its own.
+        """
         return ridge(z, targets, z_test, strength * _total(z))
 
     def loss(self, targets: Array, predicted: Array) -> Array:
@@ -178,7 +186,13 @@ class Logistic:
     strengths: Array = field(default_factory=lambda: np.logspace(1, -4, 11))
 
     def predict(self, z: Array, targets: Array, z_test: Array, strength: Array) -> Array:
-        """Return probabilities, shape (m, n_targets, n_classes)."""
+        """Return probabilities, shape (m, n_targets, n_classes).
+
+        Parameters
+        ----------
+        z, targets, z_test, strength
+            As for `Ridge.predict`.
+        """
         return logistic(z, targets, z_test, strength * _total(z) / 4, self.n_classes)
 
     def loss(self, targets: Array, predicted: Array) -> Array:
@@ -256,7 +270,7 @@ def tuned_strength(
 ) -> float:
     """Return the strength that predicts each fold of `train` best from its other folds.
 
-    The rule of `nested`, for a model that is fitted on all of `train`.
+    The rule of `nested_cv_predict`, for a model that is fitted on all of `train`.
 
     Parameters
     ----------

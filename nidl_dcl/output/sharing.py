@@ -421,8 +421,8 @@ def _metrics(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
 def _readout(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     content = _json(file)
     content["members"] = {**content["members"], "participants": []}
-    confounds = (content.get("confounds") or {}).get("names", ())
-    hidden = _not_asked_for([*targets, *(name.partition("=")[0] for name in confounds)])
+    confounds = (name.partition("=")[0] for name in content.get("confounds") or ())
+    hidden = _not_asked_for([*targets, *confounds])
     content["training"] = {**content["training"], **dict.fromkeys(hidden)}
     return _written(content, names)
 
@@ -520,7 +520,7 @@ def _occlusion(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     return _written({k: v for k, v in _json(file).items() if k != "provenance"}, names)
 
 
-def _places(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
+def _regions(file: Path, names: Pseudonyms, targets: Targets) -> bytes | None:
     """Give away the blocks of the mean brain, without those of a few participants' own volumes."""
     if not _is_map_of_many(file):
         return None
@@ -583,6 +583,7 @@ _RULES: dict[str, Rule] = {
     rf"{_IN_MODEL}model\.json": _model,
     rf"{_IN_MODEL}README\.md": _card,
     rf"{_IN_MODEL}desc-[A-Za-z0-9]+_readout\.json": _readout,
+    rf"{_IN_MODEL}desc-[A-Za-z0-9]+_readout\.safetensors": _same,
     r"logs/inputs\.tsv": _inputs,
     r"logs/quality\.tsv": _images,
     r"logs/metrics\.csv": _same,
@@ -595,7 +596,7 @@ _RULES: dict[str, Rule] = {
     r"figures/retrieval\.tsv": _text,
     r"figures/retrieval\.json": _summary,
     r"figures/desc-[A-Za-z0-9]+_occlusion\.json": _occlusion,
-    r"figures/desc-[A-Za-z0-9]+_occlusion\.tsv": _places,
+    r"figures/desc-[A-Za-z0-9]+_occlusion\.tsv": _regions,
     r"figures/desc-[A-Za-z0-9]+_occlusion\.nii\.gz": _map,
 }
 """Names of files, as patterns, and how each is given away."""

@@ -31,11 +31,11 @@ _COLD_WARM = LinearSegmentedColormap.from_list(
 _MOST_OUTPUTS = 4
 
 
-_MOST_PLACES = 10
+_MOST_REGIONS = 10
 
 
 _COLUMNS = {
-    "place": "place",
+    "region": "region",
     "x": "x",
     "y": "y",
     "z": "z",
@@ -70,7 +70,7 @@ def _average(results: Results, image: Any) -> Any:
 def _show(
     results: Results, gallery: Gallery, found: TargetResult, stem: str, brain: Any
 ) -> dict[str, Any]:
-    about, places = results.json(f"{stem}.json"), results.numbers(f"{stem}.tsv")
+    about, table = results.json(f"{stem}.json"), results.numbers(f"{stem}.tsv")
     maps = [
         (f"{stem}.nii.gz", "occlusion", "the mean brain"),
         (
@@ -110,14 +110,14 @@ def _show(
                         source,
                     )
                 )
-        rows = places[places["output"].astype(str) == name] if "output" in places else places
-        rows = rows.head(_MOST_PLACES).reindex(columns=list(_COLUMNS))
+        rows = table[table["output"].astype(str) == name] if "output" in table else table
+        rows = rows.head(_MOST_REGIONS).reindex(columns=list(_COLUMNS))
         shown.append(
             {
                 "name": title,
                 "sentences": [str(s) for s in as_list(output.get("Sentences"))],
                 "pictures": pictures,
-                "places": Table(
+                "regions": Table(
                     tuple(_COLUMNS.values()),
                     rows.to_numpy(dtype=object).tolist(),
                     numeric=tuple(_COLUMNS.values())[1:],
@@ -154,7 +154,7 @@ def _extremes(output: dict[str, Any]) -> str:
         return "Extremes unknown."
     return (
         f"Blocks add {low:.3g} to {high:.3g} {clean(output.get('Units'))}; the strongest lies at "
-        f"{clean(output.get('PeakPlace'))}."
+        f"{clean(output.get('PeakRegion'))}."
     )
 
 

@@ -21,7 +21,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.data.datamodule import BIDSDataModule
-from nidl_dcl.evaluation.confounds import encode_confounds, read_confounds, read_target_beside
+from nidl_dcl.evaluation.confounds import (
+    EncodedConfounds,
+    encode_confounds,
+    read_confounds,
+    read_target_beside,
+)
 from nidl_dcl.evaluation.folds import CVDesign, make_design
 from nidl_dcl.evaluation.occlusion import (
     BLOCK_MM,
@@ -30,8 +35,8 @@ from nidl_dcl.evaluation.occlusion import (
     find_inside,
     hidden_features,
     lay_blocks,
+    name_region,
     spread_changes,
-    where,
 )
 from nidl_dcl.evaluation.readout import FittedReadout, fit_readout
 from nidl_dcl.evaluation.readout_file import ReadoutFile, read_readout, readout_path
@@ -124,7 +129,7 @@ class _Task:
     stem: Path
     stored: ReadoutFile
     design: CVDesign
-    confounds: tuple[tuple[str, ...], Array] | None
+    confounds: EncodedConfounds | None
     people: list[int]
     basis: dict[str, Any]
 
@@ -188,8 +193,7 @@ def occlude(
     write_bytes(file, _nifti(brain, blocks.spacing))
     for task in missing:
         used = untrained[task.design.rows].astype(np.float64)
-        names, values = task.confounds or ((), None)
-        other = fit_readout(task.design, used, names=names, values=values)
+        other = fit_readout(task.design, used, confounds=task.confounds)
         own = np.stack(
             [
                 _changes(
@@ -265,12 +269,7 @@ def _task(
         "people": _digest(study.name(row) for row in people),
     }
     stem = study.figures / f"desc-{run.model_name}{label}_occlusion"
-    return _Task(
-        *(target, stem, stored, design),
-        None if removed is None else (removed.names, removed.matrix),
-        people,
-        basis,
-    )
+    return _Task(target, stem, stored, design, removed, people, basis)
 
 
 def _spread_people(design: CVDesign, persons: NDArray[np.object_], seed: int) -> list[int]:
@@ -360,7 +359,7 @@ def _write(
         of = f"{task.target} {name}" if linear.labels else task.target
         average = own[:, :, k].mean(axis=0)
         table = pd.DataFrame(blocks.centres_mm.round(1) + 0.0, columns=["x", "y", "z"])
-        table["place"] = [where(*row) for row in table[["x", "y", "z"]].to_numpy()]
+        table["region"] = [name_region(*row) for row in table[["x", "y", "z"]].to_numpy()]
         table["change"] = mean[:, k]
         for column, values in (
             ("change_participants", average),
@@ -378,7 +377,7 @@ def _write(
             describe_map(name, units, of, tables[-1], mean[few, k], own[:, :, k], untrained[:, k])
         )
     sidecar = {
-        "Description": "What each place of the volume adds to the prediction: that of the whole "
+        "Description": "What each region of the volume adds to the prediction: that of the whole "
         "volume less that of the volume with a block hidden, mean over the blocks that hold a voxel",
         "Positive": "What is there makes the prediction higher (the class more likely) than plain "
         "gray would",

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.numpy
 from conftest import SLOW, TWO_EPOCHS
 from scipy.stats import bootstrap
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -25,6 +28,7 @@ from nidl_dcl import predict_phenotype
 from nidl_dcl.bids.validator import validate
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation.cohort import cohort_columns, compare_cohorts, describe_cohort
+from nidl_dcl.evaluation.confounds import EncodedConfounds
 from nidl_dcl.evaluation.external_validation import (
     OVERLAP,
     ExternalResult,
@@ -38,7 +42,9 @@ from nidl_dcl.evaluation.readout_file import (
     ReadoutFile,
     find_readout,
     read_readout,
+    readout_exists,
     readout_path,
+    remove_readout,
     write_readout,
 )
 from nidl_dcl.evaluation.targets import read_target
@@ -78,7 +84,7 @@ def sklearn_model(kind: str, strength: float, rows: int, varying: int) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["numbers", "two", "three"])
-def test_the_final_read_out_is_scikit_learns_pipeline(kind: str) -> None:
+def test_the_final_readout_is_scikit_learns_pipeline(kind: str) -> None:
     x, y, design = designed(kind)
     new = np.random.default_rng(4).normal(size=(20, x.shape[1])) + 2
 
@@ -135,7 +141,9 @@ def test_with_confounds_it_is_scikit_learns_model_of_what_is_left(kind: str) -> 
     confounds[:, 1] += x[:, 0] * 10
     theirs = rng.normal(size=(9, 2)) * [1, 30]
 
-    fitted = fit_readout(design, x, names=["a", "b"], values=confounds)
+    fitted = fit_readout(
+        design, x, confounds=EncodedConfounds(("a", "b"), confounds, (), {"a": {}, "b": {}})
+    )
 
     scaler = StandardScaler().fit(x)
     effect = LinearRegression().fit(confounds, scaler.transform(x))
@@ -224,15 +232,15 @@ def test_confounds_go_through_the_file(tmp_path: Path) -> None:
 
 
 def changed(**fields: Any) -> Callable[[dict[str, Any]], str]:
-    """Return what makes a file with other fields; nested ones by a dunder."""
+    """Return what makes a description with other fields; nested ones by a dunder."""
 
     def change(content: dict[str, Any]) -> str:
         for name, value in fields.items():
             *path, last = name.split("__")
-            place = content
+            inner = content
             for part in path:
-                place = place[part]
-            place[last] = value
+                inner = inner[part]
+            inner[last] = value
         return json.dumps(content)
 
     return change
@@ -243,40 +251,34 @@ def changed(**fields: Any) -> Callable[[dict[str, Any]], str]:
     [
         (lambda c: "", "not a readout"),
         (lambda c: "[1, 2]", "not a JSON object"),
-        (lambda c: "[" * 200_000, "nested too deeply"),
+        (lambda c: "[" * 200_000, "recursion"),
         (lambda c: json.dumps(c)[:-40], "not a readout"),
-        (changed(kind="model"), "kind is 'model'"),
-        (changed(format=2), "format 2; this version reads format 1"),
-        (changed(format=True), "format True"),
-        (changed(task="ranking"), "task is 'ranking'"),
-        (changed(labels=["a", "b"]), "labels do not suit a regression"),
-        (changed(mean=[0.0]), "scale has 2 numbers, 1 expected"),
-        (changed(mean=[]), "mean is empty"),
-        (changed(mean=[0.0] * 70000), "mean has 70000 numbers, at most 65536"),
-        (changed(coefficients=[[1.0, 2.0, 3.0]]), "coefficients has 3 numbers, 2 expected"),
-        (changed(coefficients=[[1.0, 2.0]] * 2), "coefficients is not a list of 1 rows"),
-        (changed(coefficients=[1.0]), "coefficients is not a list of numbers"),
-        (changed(intercept=[float("nan")]), "NaN, which is not a finite number"),
-        (changed(intercept=[float("-inf")]), "-Infinity, which is not a finite number"),
-        (lambda c: json.dumps(c).replace("10.0]", "1e999]"), "not a finite number in range"),
-        (changed(intercept=[10**400]), "not a finite number in range"),
-        (changed(intercept=["1.0"]), "an entry of intercept is not a number"),
-        (changed(intercept=[True]), "an entry of intercept is not a number"),
-        (changed(scale=[1.0, 0.0]), "not positive"),
-        (changed(model_sha256="../../weights"), "model_sha256 is not a checksum"),
-        (changed(n_participants=-3), "n_participants is not a positive whole number"),
-        (changed(target=""), "target is not a text"),
-        (changed(target="x" * 5000), "target is not a text"),
-        (changed(confounds={"names": ["age"], "means": [1.0]}), "confounds.coefficients"),
-        (changed(training__sex={"F": 1.5}), "training.sex is not a positive whole number"),
-        (changed(training__age={"mean": None}), "training.age.mean is not a number"),
-        (changed(training__quality={"noise": 3}), "training.quality is not a JSON object"),
-        (changed(training__quality={"x": {"mean": 1, "sd": 1}}), "unknown measures"),
-        (changed(internal={"mae": {"mean": 5, "ci95": [1]}}), "ci95 has 1 numbers, 2 expected"),
-        (changed(members={"salt": "s", "participants": 3}), "participants is not a list of hashes"),
+        (changed(kind="model"), "its kind is 'model'"),
+        (changed(format=1, mean=[0.0]), "its format is 1, this version reads 2"),
+        (changed(format=True), "its format is True"),
+        (changed(task="ranking"), "do not suit task 'ranking'"),
+        (changed(labels=["a", "b"]), "do not suit task 'regression'"),
+        (changed(labels="ab"), "labels is missing, or not of the expected form"),
+        (changed(strength=float("nan")), "NaN, which is not a finite number"),
+        (changed(strength=float("-inf")), "-Infinity, which is not a finite number"),
+        (lambda c: json.dumps(c).replace("0.1", "1e999", 1), "not of the expected form"),
+        (changed(strength=10**400), "strength is missing, or not of the expected form"),
+        (changed(strength="1.0"), "strength is missing, or not of the expected form"),
+        (changed(strength=True), "strength is missing, or not of the expected form"),
+        (changed(model_sha256=None), "model_sha256 is missing"),
+        (changed(n_participants=3.5), "n_participants is missing, or not of the expected form"),
+        (changed(target=""), "target is missing, or not of the expected form"),
+        (changed(target="x" * 5000), "target is missing, or not of the expected form"),
+        (changed(training__sex={"F": 1.5}), "training is missing, or not of the expected form"),
+        (changed(training__age={"mean": None}), "training is missing, or not"),
+        (changed(training__quality={"noise": 3}), "training is missing, or not"),
+        (changed(training__target={"classes": {}}), "training.target does not suit its labels"),
+        (changed(training__target={"classes": {"a": 1}}), "training.target does not suit"),
+        (changed(internal={"mae": {"mean": 5, "ci95": [1]}}), "internal is missing, or not"),
+        (changed(members={"salt": "s", "participants": 3}), "members is missing, or not"),
     ],
 )
-def test_a_file_that_is_not_sound_is_refused_by_name(
+def test_a_description_that_is_not_sound_is_refused_by_name(
     change: Callable[[dict[str, Any]], str], words: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "desc-dclAge_readout.json"
@@ -286,33 +288,149 @@ def test_a_file_that_is_not_sound_is_refused_by_name(
         read_readout(file)
     assert str(file) in str(refused.value)
     assert words in str(refused.value)
+    assert len(str(refused.value)) < len(str(file)) + 400
 
 
-def test_nothing_is_unpickled_and_what_is_no_file_of_this_size_is_not_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize("field", ["distribution", "classes"])
+def test_the_target_of_the_training_is_the_one_that_the_task_needs(
+    task: str, field: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "r.json"
+    write_readout(file, stored_for(task))
+    content = json.loads(file.read_text())
+    content["training"]["target"].pop(field, None)
+    file.write_text(json.dumps(content))
+    if (task == "regression") == (field == "distribution"):
+        with pytest.raises(UsageError, match="training"):
+            read_readout(file)
+    else:
+        assert read_readout(file).task == task
+
+
+def header(**tensors: tuple[str, list[int], list[int]]) -> bytes:
+    """Return the beginning of a safetensors file."""
+    text = json.dumps(
+        {
+            name: {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+            for name, (dtype, shape, offsets) in tensors.items()
+        }
+    ).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+ARRAYS: dict[str, tuple[dict[str, np.ndarray] | bytes, str]] = {
+    "none": (b"", "SafetensorError|HeaderTooSmall|eader"),
+    "text": (b"no safetensors", "eader"),
+    "a header beyond the file": ((2**40).to_bytes(8, "little") + b"{}", "eader"),
+    "a shape beyond the file": (header(mean=("F64", [2**40], [0, 16])) + b"x" * 16, "ensor"),
+    "a shape that overflows": (header(mean=("F64", [2**62, 8], [0, 16])) + b"x" * 16, "verflow"),
+    "offsets beyond the file": (
+        header(mean=("F64", [2], [0, 2**50])) + b"x" * 16,
+        "ensor|ncomplete",
+    ),
+    "a type that numpy has not": (header(mean=("F8_E4M3", [16], [0, 16])) + b"x" * 16, "F8"),
+    "an array too few": ({"intercept": None}, "expected are mean, scale, coefficients, intercept"),
+    "no means": ({"mean": None}, "'mean'"),
+    "an array too many": ({"extra": np.zeros(2)}, "it has coefficients, extra"),
+    "confounds not described": ({"confound_means": np.zeros(1)}, "it has coefficients, confound"),
+    "single precision": ({"mean": np.zeros(2, np.float32)}, "mean is float32 of shape (2,)"),
+    "one feature": ({"mean": np.zeros(1)}, "scale is float64 of shape (2,), not float64 of (1,)"),
+    "another rank": ({"mean": np.zeros((1, 2))}, "mean is float64 of shape (1, 2)"),
+    "a class too many": ({"intercept": np.zeros(3)}, "intercept is float64 of shape (3,)"),
+    "not a number": ({"intercept": np.array([np.nan])}, "intercept has numbers that are not"),
+    "infinite": ({"coefficients": np.array([[np.inf, 0]])}, "coefficients has numbers that are"),
+    "huge": ({"mean": np.array([1e200, 0])}, "mean has numbers that are not finite or too large"),
+    "no scale": ({"scale": np.array([1.0, 0.0])}, "scale has numbers that are not positive"),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_that_lie_are_refused_by_name_though_their_checksum_fits(
+    kind: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "r.json"
+    write_readout(file, stored_for())
+    arrays = file.with_suffix(".safetensors")
+    given, words = ARRAYS[kind]
+    if isinstance(given, dict):
+        known = {**safetensors.numpy.load(arrays.read_bytes()), **given}
+        given = safetensors.numpy.save({k: v for k, v in known.items() if v is not None})
+        words = re.escape(words)
+    arrays.write_bytes(given)
+    content = json.loads(file.read_text())
+    content["arrays_sha256"] = hashlib.sha256(given).hexdigest()
+    file.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=words) as refused:
+        read_readout(file)
+    assert str(arrays) in str(refused.value)
+
+
+def test_arrays_of_another_readout_damaged_or_missing_are_refused(tmp_path: Path) -> None:
+    file, other = tmp_path / "r.json", tmp_path / "other.json"
+    arrays = file.with_suffix(".safetensors")
+    write_readout(file, stored_for())
+    write_readout(other, stored_for(linear=replace(stored_for().linear, mean=np.ones(2))))
+    shutil.copyfile(other.with_suffix(".safetensors"), arrays)
+    with pytest.raises(
+        UsageError, match=r"r\.safetensors .*does not match its checksum in r\.json"
+    ):
+        read_readout(file)
+    arrays.unlink()
+    assert not readout_exists(file)
+    with pytest.raises(UsageError, match=r"r\.safetensors cannot be read: No such file"):
+        read_readout(file)
+    remove_readout(other)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_run_that_is_killed_half_way_leaves_no_description_of_other_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "r.json"
+    write_readout(file, stored_for())
+
+    def killed(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nidl_dcl.evaluation.readout_file.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_readout(file, stored_for(linear=replace(stored_for().linear, mean=np.ones(2))))
+    assert not readout_exists(file)
+
+
+@pytest.mark.parametrize("which", [".json", ".safetensors"])
+def test_nothing_is_unpickled_and_what_is_no_file_of_this_size_is_not_read(
+    which: str, tmp_path: Path
+) -> None:
     class Bomb:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "exploded"),)
 
-    (tmp_path / "pickle").write_bytes(pickle.dumps(Bomb()))
-    (tmp_path / "link").symlink_to(tmp_path / "nothing")
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")
-    with (tmp_path / "huge").open("wb") as stream:
-        stream.truncate(2**36)
-    words = {
-        "pickle": "not a readout",
-        "link": "cannot be read",
-        "folder": "not a regular file",
-        "pipe": "not a regular file",
-        "huge": "68719476736 bytes",
+    def huge(file: Path) -> None:
+        with file.open("wb") as stream:
+            stream.truncate(2**36)
+
+    kinds: dict[str, tuple[Callable[[Path], Any], str]] = {
+        "pickle": (lambda file: file.write_bytes(pickle.dumps(Bomb())), "not a readout"),
+        "link": (lambda file: file.symlink_to(tmp_path / "nothing"), "cannot be read"),
+        "folder": (lambda file: file.mkdir(), "not a regular file"),
+        "pipe": (os.mkfifo, "not a regular file"),
+        "huge": (huge, "68719476736 bytes"),
     }
-    for name, said in words.items():
-        with pytest.raises(UsageError, match=said):
-            read_readout(tmp_path / name)
+    for name, (make, words) in kinds.items():
+        file = tmp_path / f"{name}.json"
+        write_readout(file, stored_for())
+        odd = file.with_suffix(which)
+        odd.unlink()
+        make(odd)
+        with pytest.raises(UsageError, match=words) as refused:
+            read_readout(file)
+        assert str(odd) in str(refused.value)
     assert not (tmp_path / "exploded").exists()
 
 
-def test_the_read_out_of_the_same_model_is_found_under_any_label(tmp_path: Path) -> None:
+def test_the_readout_of_the_same_model_is_found_under_any_label(tmp_path: Path) -> None:
     write_readout(readout_path(tmp_path, "dcl", "Age"), stored_for(model_sha256="cd" * 32))
     write_readout(readout_path(tmp_path, "big", "Age"), stored_for())
     find = {"model": "dcl", "model_sha256": MODEL}
@@ -339,19 +457,15 @@ def people(n: int, **columns: Any) -> pd.DataFrame:
 def applied(stored: ReadoutFile, x: Any, images: pd.DataFrame, **more: Any) -> ExternalResult:
     """Return the result of a readout for the first feature `x` of images of a cohort."""
     features = np.column_stack([x, np.zeros(len(images))])
-    ids = list(images["participant_id"])
-    asked = {"contents": [""] * len(images), "other_people": False} | {
-        name: more.pop(name) for name in ("contents", "other_people") if name in more
-    }
-    overlapping, overlap = find_overlap(
-        stored, ids, asked["contents"], other_people=asked["other_people"]
-    )
+    ids = images[["participant_id", "session_id", "run", "source"]]
+    content = more.pop("content", [""] * len(images))
+    overlap = find_overlap(stored, ids, content, other_people=more.pop("other_people", False))
     return validate_externally(
         stored,
         features,
         images,
-        more.pop("groups", ids),
-        overlapping=overlapping,
+        more.pop("groups", ids["participant_id"]),
+        ids=ids,
         overlap=overlap,
         columns=cohort_columns(images, "site" if "site" in images else None),
         quality=pd.DataFrame({"noise": np.full(len(images), 0.12)}),
@@ -467,9 +581,9 @@ def test_people_of_the_training_are_left_out_by_id_and_by_image(
 ) -> None:
     images = people(5, age=[40.0, 50.0, 60.0, 60.0, 70.0])
     images["participant_id"] = ["sub-51", "sub-02", "sub-03", "sub-03", "sub-54"]
-    contents = ["", "another", "digest-of-02", "new", "digest"]
+    content = ["", "another", "digest-of-02", "new", "digest"]
     result = applied(
-        stored_for(), [15.0, 20, 25, 25, 30], images, contents=contents, other_people=other_people
+        stored_for(), [15.0, 20, 25, 25, 30], images, content=content, other_people=other_people
     )
     table, metrics = result.predictions, result.metrics
     out = table[table["status"] == "dropped"]
@@ -482,13 +596,15 @@ def test_people_of_the_training_are_left_out_by_id_and_by_image(
 
 
 def test_all_of_a_person_are_left_out_who_is_in_the_training_under_one_of_two_ids() -> None:
-    images = people(3, age=[40.0, 50.0, 60.0]).assign(participant_id=["sub-01", "sub-90", "sub-91"])
-    persons = ["sub-01", "sub-01", "sub-91"]
-    overlapping, overlap = find_overlap(
-        stored_for(), list(images["participant_id"]), ["x", "x", "y"], persons=persons
+    ids = pd.DataFrame(
+        {
+            "participant_id": ["sub-01", "sub-90", "sub-91"],
+            "person_id": ["sub-01", "sub-01", "sub-91"],
+        }
     )
-    assert list(overlapping) == [True, True, False]
-    assert overlap["n_participants"] == 1
+    overlap = find_overlap(stored_for(), ids, ["x", "x", "y"])
+    assert list(overlap.rows) == [True, True, False]
+    assert overlap.counts["n_participants"] == 1
 
 
 def test_the_same_people_alone_are_no_external_validity() -> None:
@@ -498,7 +614,7 @@ def test_the_same_people_alone_are_no_external_validity() -> None:
     assert applied(stored_for(), [15.0, 20.0], images, other_people=True).metrics["scores"]
 
 
-def test_confounds_are_found_in_the_tables_or_the_read_out_is_refused() -> None:
+def test_confounds_are_found_in_the_tables_or_the_readout_is_refused() -> None:
     confounds = ConfoundModel(("icv",), np.array([100.0]), np.array([[0.5, 0.0]]))
     stored = stored_for(linear=replace(stored_for().linear, confounds=confounds))
     images = people(3, age=[40.0, 50.0, 60.0])
@@ -611,7 +727,7 @@ def test_image_quality_measures_what_its_names_say() -> None:
 # -- the stages ------------------------------------------------------------------------------
 
 
-def test_predict_phenotype_gives_the_read_out_that_the_stage_keeps(tmp_path: Path) -> None:
+def test_predict_phenotype_gives_the_readout_that_the_stage_keeps(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = people(40, age=rng.uniform(20, 80, 40), site=["north", "south"] * 20)
     images.loc[3, "age"] = np.nan
@@ -634,15 +750,15 @@ def test_predict_phenotype_gives_the_read_out_that_the_stage_keeps(tmp_path: Pat
     assert result.readout is not None
     assert np.array_equal(stored.linear.predict(x), result.readout.predict(x))
     assert stored.cohort["site"] == {"north": 20, "south": 19}
-    overlapping, told = find_overlap(stored, list(images["participant_id"]), contents)
-    assert list(np.flatnonzero(~overlapping)) == [3]
-    assert (told["by_id"], told["by_image"]) == (39, 39)
+    overlap = find_overlap(stored, ids, contents)
+    assert list(np.flatnonzero(~overlap.rows)) == [3]
+    assert (overlap.counts["by_id"], overlap.counts["by_image"]) == (39, 39)
     text = file.read_text()
     assert not any(who in text for who in images["participant_id"])
     assert not any(digest in text for digest in contents)
 
 
-def test_the_read_out_takes_away_the_confounds_that_the_prediction_does(tmp_path: Path) -> None:
+def test_the_readout_takes_away_the_confounds_that_the_prediction_does(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"icv": rng.normal(1500, 100, 60), "sex": ["F", "M", "M"] * 20})
     table["icv"] += 100 * (table["sex"] == "M")
@@ -665,7 +781,7 @@ def test_the_read_out_takes_away_the_confounds_that_the_prediction_does(tmp_path
     np.testing.assert_allclose(fitted.predict(moved, more), model.predict(left))
 
 
-def test_harmonized_features_keep_no_read_out(tmp_path: Path) -> None:
+def test_harmonized_features_keep_no_readout(tmp_path: Path) -> None:
     pytest.importorskip("pycombat")
     rng = np.random.default_rng(0)
     images = people(30, age=rng.uniform(20, 80, 30), site=["north", "south"] * 15)
@@ -679,13 +795,13 @@ def test_harmonized_features_keep_no_read_out(tmp_path: Path) -> None:
         n_repeats=1,
     )
     file = tmp_path / "r.json"
-    file.write_text("of before")
+    write_readout(file, stored_for())
     cohort = EmbeddedDataset(
         images, x, images["participant_id"], [""] * 30, [None] * 30, pd.DataFrame, 0, MODEL
     )
     keep_readout(file, result, cohort, {}, None)
     assert result.readout is None
-    assert not file.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(params=SLOW)
@@ -699,7 +815,7 @@ def external_files(out: Path, target: str = "Age") -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in out.glob(f"desc-dcl{target}_external*")}
 
 
-def test_a_read_out_goes_to_another_cohort(
+def test_a_readout_goes_to_another_cohort(
     first: Path,
     make_heads: Callable[..., Path],
     tmp_path: Path,
@@ -747,9 +863,10 @@ def test_a_read_out_goes_to_another_cohort(
     assert json.loads((out / "logs" / "run.json").read_text())["stages"][-1]["skipped"]
 
     file = readout_path(given, "dcl", "Age")
-    content = json.loads(file.read_text())
-    content["intercept"][0] += 100
-    file.write_text(json.dumps(content))
+    write_readout(
+        file,
+        replace(stored, linear=replace(stored.linear, intercept=stored.linear.intercept + 100)),
+    )
     internal = (out / "desc-dclAge_metrics.json").stat().st_mtime_ns
     assert run("predict", bids, out, *words).status == 0
     moved = json.loads((out / "desc-dclAge_externalmetrics.json").read_text())
@@ -810,7 +927,7 @@ def test_the_same_cohort_another_model_and_the_same_folder_are_refused(
     assert "Embed both cohorts by one model" in done.err
 
 
-def test_the_page_escapes_what_a_read_out_of_others_says(first: Path, tmp_path: Path) -> None:
+def test_the_page_escapes_what_a_readout_of_others_says(first: Path, tmp_path: Path) -> None:
     out = shutil.copytree(first, tmp_path / "out", ignore=shutil.ignore_patterns(".*"))
     text = "<script>alert(1)</script>"
     metrics = {
