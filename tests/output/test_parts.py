@@ -16,10 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-
-from nidl_dcl.output.embeddings import COLUMNS, Embeddings
-from nidl_dcl.output.folder import Output
-from nidl_dcl.output.lock import held
 from nidl_dcl.output.parts import (
     Part,
     Selection,
@@ -28,6 +24,10 @@ from nidl_dcl.output.parts import (
     merge_matches,
     waiting_parts,
 )
+
+from nidl_dcl.output.embeddings import COLUMNS, Embeddings
+from nidl_dcl.output.folder import Output
+from nidl_dcl.output.lock import held
 
 INPUTS = ("participant_id", "session_id", "path", "status", "code", "message")
 MATCHES = ("participant_id", "id", "rule", "source")
