@@ -51,7 +51,7 @@ def stored_for(task: str = "regression", **changes: Any) -> ReadoutFile:
         ),
         "n_participants": 40,
         "model_sha256": MODEL,
-        "cohort": {
+        "training": {
             "n_participants": 40,
             "age": {"mean": 50.0, "sd": 10.0, "n": 40},
             "sex": {"F": 20, "M": 20},
@@ -59,7 +59,7 @@ def stored_for(task: str = "regression", **changes: Any) -> ReadoutFile:
             "quality": {"noise": {"mean": 0.1, "sd": 0.02, "n": 40}},
             "target": target,
         },
-        "scores": {"balanced_accuracy" if classes else "mae": score},
+        "internal": {"balanced_accuracy" if classes else "mae": score},
         "members": {
             "salt": "salt",
             "participants": salted(["sub-01", "sub-02"], "salt"),

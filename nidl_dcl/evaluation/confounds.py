@@ -26,11 +26,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-
-
 Rows = NDArray[np.intp]
-
-
 Labels = NDArray[np.object_]
 
 

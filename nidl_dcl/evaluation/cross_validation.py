@@ -40,10 +40,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-
-
 Rows = NDArray[np.intp]
-
 
 _CHUNK = 50
 """Permutations fitted together; progress is counted between two chunks."""
@@ -128,8 +125,8 @@ def cross_validate(
     """
     predictions, scores, strengths = [], [], []
     targets = design.value[design.unit][:, None]
-    for repeat in range(len(design.fold)):
-        fold, usable = design.row_folds(repeat), None if known is None else known[repeat]
+    for repeat, fold in enumerate(design.row_folds):
+        usable = None if known is None else known[repeat]
         predicted, chosen = nested_cv_predict(source, targets, fold, make_estimator(design), usable)
         predictions.append(predicted[:, 0])
         scores += _score_folds(design, repeat, predicted[:, 0])
@@ -191,8 +188,7 @@ def dummy_scores(
     targets = design.value[design.unit]
     shape = (len(targets),) if regression else (len(targets), len(design.labels))
     scores = []
-    for repeat in range(len(design.fold)):
-        fold = design.row_folds(repeat)
+    for repeat, fold in enumerate(design.row_folds):
         predicted = np.zeros(shape)
         for k in range(design.n_folds):
             test, train = fold == k, fold != k
@@ -219,7 +215,7 @@ def train_and_test(design: CVDesign, source: Source, test: Rows) -> tuple[Array,
     strength : float
     """
     train, values = np.arange(len(design.unit)), design.value[design.unit]
-    return fit_once(source, values, train, test, design.all_folds, make_estimator(design))
+    return fit_once(source, values, train, test, design.row_folds, make_estimator(design))
 
 
 def dummy_prediction(design: CVDesign, train: Rows, test: Rows) -> Array:
@@ -278,7 +274,7 @@ def permutation_test(
         given = donor[design.group]
         columns.append(start[given] + turn % count[given])
     values = design.value[np.stack(columns, axis=1)]
-    fold = design.row_folds(0)
+    fold = design.row_folds[0]
     scores = []
     for i in range(0, values.shape[1], _CHUNK):
         part = values[:, i : i + _CHUNK]

@@ -29,12 +29,9 @@ __all__ = ["OVERLAP", "ExternalResult", "Overlap", "find_overlap", "validate_ext
 
 OVERLAP = "participant in the training of the readout"
 
-
 CONFOUND = "confound missing"
 
-
 _OTHERS = " If equal ids are other people, since each dataset numbers its own, say so with --other-people."
-
 
 Array = NDArray[np.float64]
 
@@ -124,7 +121,7 @@ def find_overlap(
     else:
         sentence = f"None of the {everyone} participants is in the training of the readout."
     if other_people and by_id:
-        sentence += f" Of {by_id} with an id that occurs there, it was said that they are others."
+        sentence += f" Of {by_id} the id occurs there, but they were declared to be other people."
     counts = {
         "n_participants": len(people),
         "by_id": by_id,
@@ -230,7 +227,7 @@ def validate_externally(
         f"({design.n_groups} groups), {N_DRAWS} resamples, 95 %",
         "calibration": calibration or None,
         "baselines": {"dummy": guess},
-        "internal": {"n_participants": stored.n_participants, "scores": stored.scores},
+        "internal": {"n_participants": stored.n_participants, "scores": stored.internal},
         "headline": _headline(stored, scores, guess, design.n_participants),
         "overlap": overlap.counts,
         "exposure": people.describe_exposure(design.rows),
@@ -327,7 +324,7 @@ def _calibration(truth: Array, predicted: Array, weight: Array) -> dict[str, flo
 
 def _constant(stored: ReadoutFile, design: CVDesign) -> Array:
     """Return the guess that knows the training cohort and no image: its mean, or its shares."""
-    target = stored.cohort["target"]
+    target = stored.training["target"]
     if design.task == "regression":
         return np.full(len(design.value), target["distribution"]["mean"])
     sizes = np.array([target["classes"][label] for label in design.labels], dtype=np.float64)
@@ -340,7 +337,7 @@ def _headline(
     metric = MAIN_METRIC[stored.task]
     sign = -1.0 if metric == "mae" else 1.0
     outside = scores[metric]
-    inside = stored.scores.get(metric) or {"mean": None, "ci95": None}
+    inside = stored.internal.get(metric) or {"mean": None, "ci95": None}
     sentence = (
         f"A readout fitted on {stored.n_participants} other participants predicts {stored.target} of "
         f"{n} participants here with {METRIC_WORDS[metric]} {_with_interval(outside)}"
@@ -382,9 +379,9 @@ def _with_interval(score: Mapping[str, Any]) -> str:
 
 
 def _shift(stored: ReadoutFile, here: dict[str, Any], design: CVDesign) -> dict[str, Any]:
-    shift = compare_cohorts(stored.cohort, here)
+    shift = compare_cohorts(stored.training, here)
     if design.task == "regression":
-        known = stored.cohort["target"]["distribution"]
+        known = stored.training["target"]["distribution"]
         beyond = (design.value < known["min"]) | (design.value > known["max"])
         shift["target"]["n_outside_training_range"] = int(beyond.sum())
         if beyond.any():
@@ -399,15 +396,13 @@ def _tables(
     people: People, read: Target, design: CVDesign, stored: ReadoutFile, predicted: Array
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     """Return predictions of all images, also of those that are not scored, and their columns."""
-    table = prediction_table(people, read, design, predicted[design.rows][None])
-    described = describe_predictions(table, design, stored.target)
     known = np.isfinite(predicted.reshape(len(predicted), -1)).all(axis=1)
     everybody = replace(design, rows=np.flatnonzero(known))
-    whole = prediction_table(people, read, everybody, predicted[known][None])
-    for name in table.columns:
-        if name == "prediction" or str(name).startswith("probability_"):
-            table[name] = whole[name]
-            described[str(name)]["Description"] = (
+    table = prediction_table(people, read, everybody, predicted[known][None])
+    described = describe_predictions(table, design, stored.target)
+    for name in described:
+        if name == "prediction" or name.startswith("probability_"):
+            described[name]["Description"] = (
                 f"{'Prediction' if name == 'prediction' else 'Probability'} of {stored.target} for "
                 "this image by the readout of another cohort; nothing was fitted here. Images that "
                 "are not scored have one too."

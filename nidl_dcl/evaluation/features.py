@@ -33,8 +33,6 @@ __all__ = [
 ]
 
 Matrix: TypeAlias = NDArray[Any] | pd.DataFrame
-
-
 Column: TypeAlias = Sequence[Any] | NDArray[Any] | pd.Series
 
 
@@ -123,10 +121,7 @@ def read_labels(given: Column, n: int, what: str) -> NDArray[np.object_]:
 
 
 Array = NDArray[np.float64]
-
-
 Rows = NDArray[np.intp]
-
 
 MAX_COMPONENTS = 256
 """Principal components that stand for voxels."""

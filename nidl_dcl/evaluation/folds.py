@@ -1,6 +1,7 @@
 """Which rows of a target are used, what is scored together, and which fold everyone is in.
 
-Participants, or wider groups, are never split; models and scores are the business of others.
+Participants, or wider groups, are never split. Models are fitted in `linear_models`, scores
+computed in `metrics`.
 """
 
 from __future__ import annotations
@@ -29,10 +30,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-
-
 Rows = NDArray[np.intp]
-
 
 MIN_FOLDS = 3
 """One to test on, one to tune on, one to learn from."""
@@ -112,12 +110,8 @@ class CVDesign(Units):
         """Participants per class; one whose class changes counts for each."""
         return {label: int((self.value == k).sum()) for k, label in enumerate(self.labels)}
 
-    def row_folds(self, repeat: int) -> Rows:
-        """Return the fold of each used row."""
-        return np.asarray(self.fold[repeat][self.group[self.unit]])
-
     @property
-    def all_folds(self) -> Rows:
+    def row_folds(self) -> Rows:
         """Fold of each used row, shape (n_repeats, n_used)."""
         return np.asarray(self.fold[:, self.group[self.unit]])
 

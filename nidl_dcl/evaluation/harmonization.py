@@ -29,20 +29,12 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-
-
 Rows = NDArray[np.intp]
-
-
 Labels = NDArray[np.object_]
-
-
 SiteMaps = dict[str, tuple[Array, Array]]
-
 
 MIN_SITE_IMAGES = 3
 """Training images that a site needs to be harmonized."""
-
 
 _KEPT = 64
 """Training sets whose harmonization is kept: permutations meet the same ones again."""

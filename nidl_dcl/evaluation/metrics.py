@@ -31,10 +31,8 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-
 MAIN_METRIC = {"regression": "mae", "classification": "balanced_accuracy"}
 """The score of each task that permutations and the headline use."""
-
 
 METRIC_WORDS = {"mae": "mean absolute error", "balanced_accuracy": "balanced accuracy"}
 """The main scores as sentences call them."""

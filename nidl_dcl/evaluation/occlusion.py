@@ -30,16 +30,12 @@ __all__ = [
 BLOCK_MM = 24.0
 """Edge of a block; about a gyrus with its neighbors, several voxels of a coarse volume."""
 
-
 _LEAST_INSIDE = 0.25
 """Blocks with a smaller share of inside are not laid."""
 
-
 _BATCH_VOXELS = 2**22
 
-
 _CHUNK = 512
-
 
 Float32 = NDArray[np.float32]
 

@@ -21,7 +21,6 @@ __all__ = ["People", "read_people"]
 _READ = ("person_id", "seen", "seen_by")
 """Columns of `ids` that are not passed on."""
 
-
 _IN_PREDICTIONS = (
     "target",
     "prediction",
@@ -31,7 +30,6 @@ _IN_PREDICTIONS = (
     "status",
     "reason",
 )
-
 
 Labels = NDArray[np.object_]
 

@@ -55,10 +55,8 @@ from nidl_dcl.evaluation.prediction_table import describe_predictions, predictio
 from nidl_dcl.evaluation.readout import FittedReadout, fit_readout
 from nidl_dcl.evaluation.site_effects import (
     AuditedSites,
-    Sites,
     audit_steps,
     count_sites,
-    read_sites,
     score_sites,
     site_audit,
 )
@@ -66,6 +64,8 @@ from nidl_dcl.evaluation.targets import HELD_OUT
 from nidl_dcl.randomness import fresh_seed
 
 __all__ = ["PhenotypeResult", "predict_phenotype"]
+
+Labels = NDArray[np.object_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +181,7 @@ def predict_phenotype(
     confounds : DataFrame, shape (n_images, n_confounds), optional
         Columns whose linear effect is removed from the features, and from those of every baseline,
         by coefficients learnt in the training rows of each fold: numbers as they are, categories
-        one by one (told apart by the rules for targets). Adds the baseline ``confounds``: they
+        one by one (which is which, the rules for targets decide). Adds the baseline ``confounds``: they
         alone, in the same readout. A row that lacks one is left out.
     harmonize : bool, default=False
         Harmonize features and baselines by `site` (ComBat, package pycombat), learnt in the
@@ -246,13 +246,14 @@ def predict_phenotype(
     )
     rows = np.concatenate([design.rows, np.flatnonzero(phenotype.reasons == HELD_OUT)])
     removed = encode_confounds(known, rows, people.group, len(design.rows)) if known else None
-    sites = read_sites(site, people.group)
-    harmonized = _sites_to_harmonize(sites, rows) if harmonize else None
+    sites = site if isinstance(site, AuditedSites) else AuditedSites(site)
+    labels = sites.labels(people.group)
+    harmonized = _sites_to_harmonize(labels, rows) if harmonize else None
     sources = _read_sources(matrix, baselines or {}, rows, people, removed, harmonized)
     shares = learning_shares(design, learning_curve)
-    counter = ProgressCounter(
-        progress, _count_steps(design, people, sources, sites, len(shares), n_permutations)
-    )
+    located = None if labels is None else (labels[design.rows], people.person[design.rows])
+    steps = _count_steps(design, sources, len(shares), n_permutations, sites, located)
+    counter = ProgressCounter(progress, steps)
 
     predicted, strengths, scores = cross_validate_all(design, sources, counter)
     own = scores.pop("embeddings")
@@ -287,7 +288,7 @@ def predict_phenotype(
         "exposure": people.describe_exposure(design.rows),
         "holdout": holdout,
         "site": _audit_sites(
-            *(sites, matrix, people, design, predicted, sources, counter),
+            *(sites, located, matrix, people, design, predicted, sources, counter),
             n_splits=n_splits,
             n_permutations=n_permutations,
             seed=seed,
@@ -295,7 +296,7 @@ def predict_phenotype(
         "confounds": None if removed is None else removed.describe(),
         "harmonization": None
         if harmonized is None
-        else describe_harmonization(harmonized[: len(design.rows)], design.all_folds),
+        else describe_harmonization(harmonized[: len(design.rows)], design.row_folds),
     }
     counter.finish()
     predictions = prediction_table(people, phenotype, design, predicted, last)
@@ -308,12 +309,12 @@ def predict_phenotype(
     return PhenotypeResult(metrics, predictions, columns, readout, design.rows)
 
 
-def _sites_to_harmonize(sites: Sites | None, rows: NDArray[np.intp]) -> NDArray[np.object_]:
+def _sites_to_harmonize(labels: Labels | None, rows: NDArray[np.intp]) -> Labels:
     """Return the site of each row in use, refusing what cannot be harmonized."""
     require_harmonization()
-    if sites is None or sites.labels is None:
+    if labels is None:
         raise UsageError("Harmonization needs a site for the images, and there is none.")
-    return sites.labels[rows]
+    return labels[rows]
 
 
 def _read_sources(
@@ -322,7 +323,7 @@ def _read_sources(
     rows: NDArray[np.intp],
     people: People,
     removed: EncodedConfounds | None,
-    harmonized: NDArray[np.object_] | None,
+    harmonized: Labels | None,
 ) -> dict[str, list[Source]]:
     """Return the rows in use of the embeddings and of each baseline, all adjusted alike."""
     for name in ("embeddings", "dummy", *(["confounds"] if removed else [])):
@@ -346,24 +347,25 @@ def _read_sources(
 
 def _count_steps(
     design: CVDesign,
-    people: People,
     sources: Mapping[str, Sequence[Source]],
-    sites: Sites | None,
     n_shares: int,
     n_permutations: int,
+    sites: AuditedSites,
+    located: tuple[Labels, Labels] | None,
 ) -> int:
     """Return how many steps a prediction counts."""
     n_sources, n_repeats = sum(map(len, sources.values())), len(design.fold)
     steps = n_sources * max(1, n_shares) * n_repeats + permutation_steps(n_permutations)
-    if sites is not None and sites.audit is None:
+    if sites.column is not None and sites.audit is None:
         steps += audit_steps(n_repeats, n_permutations)
-    if sites is not None and sites.labels is not None:
-        steps += n_sources * len(count_sites(sites.labels[design.rows], people.person[design.rows]))
+    if located is not None:
+        steps += n_sources * len(count_sites(*located))
     return steps
 
 
 def _audit_sites(
-    sites: Sites | None,
+    sites: AuditedSites,
+    located: tuple[Labels, Labels] | None,
     matrix: NDArray[np.float64],
     people: People,
     design: CVDesign,
@@ -376,22 +378,22 @@ def _audit_sites(
     seed: int,
 ) -> dict[str, Any] | None:
     """Return how well sites are decoded, and the target is predicted within and across them."""
-    if sites is None:
+    if sites.column is None:
         return None
     kept, found = ~people.held_out, sites.audit
     if found is None:
+        column = read_column(sites.column, len(kept), "site")
         found = site_audit(
-            *(matrix[kept], sites.column[kept], people.group[kept]),
+            *(matrix[kept], column[kept], people.group[kept]),
             n_splits=n_splits,
             n_repeats=len(design.fold),
             n_permutations=n_permutations,
             random_state=seed,
             progress=lambda done, steps: counter.update(),
         )
-    if sites.labels is None:
+    if located is None:
         return dict(found)
-    labels, who = sites.labels[design.rows], people.person[design.rows]
-    return {**found, **score_sites(design, labels, who, predicted, sources, counter)}
+    return {**found, **score_sites(design, *located, predicted, sources, counter)}
 
 
 def _describe_folds(

@@ -154,7 +154,7 @@ def fit_readout(
     regression, estimator = design.task == "regression", make_estimator(design)
     train = np.arange(len(matrix))
     strength = tuned_strength(
-        source or Features(matrix), targets, train, design.all_folds, estimator
+        source or Features(matrix), targets, train, design.row_folds, estimator
     )
     scaler = StandardScaler().fit(matrix)
     rows, removed = scaler.transform(matrix), None

@@ -36,35 +36,32 @@ __all__ = [
 FORMAT = 2
 """Of the files; another one is refused rather than guessed at."""
 
-
 KIND = "linear readout of nidl_dcl"
 
-
 _MAX_BYTES = 64 * 2**20
-
-
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ReadoutFile:
     """A readout with what must be known to apply it honestly.
 
     Attributes
     ----------
+    linear : FittedReadout
     target : str
         The column.
     task : {"classification", "regression"}
     units : str or None
         Of the target, where its table says so.
-    linear : FittedReadout
     n_participants : int
         Whom it was fitted on.
     model_sha256 : str
         Checksum of the weights whose embeddings it reads.
-    cohort : dict
-        See `nidl_dcl.evaluation.cohort.describe_cohort`, and ``target``: ``distribution`` or ``classes``.
-    scores : dict
+    training : dict
+        Of these participants: see `nidl_dcl.evaluation.cohort.describe_cohort`, and ``target``:
+        ``distribution`` or ``classes``.
+    internal : dict
         Metric to ``mean`` and ``ci95``, cross-validated in its own cohort.
     members : dict
         ``salt``; ``participants`` and ``images``: salted hashes of the ids, and of the images' voxels.
@@ -72,16 +69,23 @@ class ReadoutFile:
         Checksum of the description, which holds that of the arrays; empty if it comes from no file.
     """
 
+    linear: FittedReadout
     target: str
     task: str
     units: str | None
-    linear: FittedReadout
     n_participants: int
     model_sha256: str
-    cohort: dict[str, Any]
-    scores: dict[str, Any]
+    training: dict[str, Any]
+    internal: dict[str, Any]
     members: dict[str, Any]
     sha256: str = ""
+
+
+_FIELDS = (
+    *("target", "task", "units", "n_participants", "model_sha256"),
+    *("training", "internal", "members"),
+)
+"""Attributes that the description holds as they are."""
 
 
 def readout_path(output_dir: Path, model: str, label: str) -> Path:
@@ -118,18 +122,11 @@ def write_readout(path: Path, stored: ReadoutFile) -> None:
         {
             "format": FORMAT,
             "kind": KIND,
-            "target": stored.target,
-            "task": stored.task,
-            "units": stored.units,
+            **{name: getattr(stored, name) for name in _FIELDS},
             "labels": list(linear.labels),
-            "n_participants": stored.n_participants,
-            "model_sha256": stored.model_sha256,
-            "arrays_sha256": hashlib.sha256(content).hexdigest(),
             "strength": linear.strength,
             "confounds": None if confounds is None else list(confounds.names),
-            "training": stored.cohort,
-            "internal": stored.scores,
-            "members": stored.members,
+            "arrays_sha256": hashlib.sha256(content).hexdigest(),
         },
     )
 
@@ -229,18 +226,8 @@ def read_readout(file: Path) -> ReadoutFile:
             f"{file} is not a readout that can be applied: {error}. Copy both of its files again, or "
             "run `nidl-dcl predict` with this version where they come from."
         ) from error
-    return ReadoutFile(
-        target=fields["target"],
-        task=fields["task"],
-        units=fields["units"],
-        linear=linear,
-        n_participants=fields["n_participants"],
-        model_sha256=fields["model_sha256"],
-        cohort=fields["training"],
-        scores=fields["internal"],
-        members=fields["members"],
-        sha256=hashlib.sha256(raw).hexdigest(),
-    )
+    known = {name: fields[name] for name in _FIELDS}
+    return ReadoutFile(linear=linear, sha256=hashlib.sha256(raw).hexdigest(), **known)
 
 
 def _read_bytes(file: Path) -> bytes:
@@ -266,10 +253,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _MOMENTS = {"mean": float, "sd": (float, None)}
-
-
 _COUNTS = {str: int}
-
 
 _FORMS: dict[str, Any] = {
     "target": str,

@@ -18,7 +18,6 @@ __all__ = ["distance_to_others", "retrieve_participants"]
 
 _BLOCK = 512
 
-
 _NEIGHBORS = 5
 
 

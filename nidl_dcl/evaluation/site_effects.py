@@ -43,20 +43,14 @@ from nidl_dcl.randomness import fresh_seed
 
 __all__ = [
     "AuditedSites",
-    "Sites",
     "audit_steps",
     "count_sites",
-    "read_sites",
     "score_sites",
     "site_audit",
 ]
 
 Array = NDArray[np.float64]
-
-
 Labels = NDArray[np.object_]
-
-
 _METRICS = {"regression": ("mae", "r2", "r"), "classification": ("balanced_accuracy", "roc_auc")}
 
 
@@ -66,46 +60,23 @@ class AuditedSites:
 
     Attributes
     ----------
-    labels : array-like, shape (n_images,)
+    column : array-like or None, shape (n_images,)
         Site labels.
-    audit : dict
+    audit : dict or None
         What `site_audit` gave for the features and sites of the rows that are not held out.
     """
 
-    labels: Column
-    audit: Mapping[str, Any]
+    column: Column | None
+    audit: Mapping[str, Any] | None = None
 
-
-@dataclass(frozen=True, eq=False)
-class Sites:
-    """Sites of the images, as they were given and as text.
-
-    Attributes
-    ----------
-    column : Series, shape (n_images,)
-    labels : ndarray of object or None, shape (n_images,)
-        None where missing; None instead of all when no image has one.
-    audit : dict or None
-        What `site_audit` gave, where it was computed before.
-    """
-
-    column: pd.Series[Any]
-    labels: Labels | None
-    audit: Mapping[str, Any] | None
-
-
-def read_sites(site: Column | AuditedSites | None, groups: Labels) -> Sites | None:
-    """Return the sites of images of the given groups, None without any column."""
-    audit = None
-    if isinstance(site, AuditedSites):
-        audit, site = site.audit, site.labels
-    if site is None:
-        return None
-    column = read_column(site, len(groups), "site")
-    if column.isna().all():
-        return Sites(column, None, audit)
-    read = read_values(column, groups, name="site", task="classification", what="site")
-    return Sites(column, read.texts, audit)
+    def labels(self, groups: Labels) -> Labels | None:
+        """Return the sites as text, None where missing; None when no image of the groups has one."""
+        if self.column is None:
+            return None
+        given = read_column(self.column, len(groups), "site")
+        if given.isna().all():
+            return None
+        return read_values(given, groups, name="site", task="classification", what="site").texts
 
 
 def site_audit(
@@ -311,7 +282,7 @@ def _score_new_sites(
     tested = [label for label, n in sites.items() if n >= MIN_CLASS]
     if len(tested) < 2:
         return None
-    fold, group = design.row_folds(0), design.group[design.unit]
+    fold, group = design.row_folds[0], design.group[design.unit]
     found: dict[str, dict[str, dict[str, float | None]]] = {name: {} for name in sources}
     found["dummy"] = {}
     for label, n in sites.items():

@@ -30,28 +30,20 @@ __all__ = [
 
 TASKS = ("auto", "classification", "regression")
 
-
 MIN_CLASS = 3
 """Participants (groups) a class needs: one to test on, one to tune on, one to learn from."""
 
-
 HELD_OUT = "held out"
-
 
 MISSING = "target missing"
 
-
 NOT_FINITE = "target not finite"
-
 
 NOT_A_NUMBER = "target not a number"
 
-
 UNKNOWN_CLASS = "class unknown to the readout"
 
-
 RARE_CLASS = f"class with fewer than {MIN_CLASS} participants"
-
 
 NEW_CLASS = "class that no participant in the cross-validation has"
 

@@ -1,6 +1,6 @@
 """Where each readout looks, as the report shows it: maps on the mean brain, drawn by nilearn.
 
-Takes the files that `occlusion_files` wrote; computes nothing.
+Takes the files of `nidl_dcl.workflow.occlusion_maps`; computes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["show_occlusion"]
 _COLD_WARM = LinearSegmentedColormap.from_list(
     "cold_warm", ["#c4ecff", "#56b4e9", "#0060a8", "#101418", "#a13a00", "#e69f00", "#fff0b8"]
 )
-"""Blue below 0, orange above: color-blind readers tell both ends apart, also where they are pale."""
+"""Blue below 0, orange above: color-blind readers see both ends apart, also where they are pale."""
 
 
 _MOST_OUTPUTS = 4
@@ -174,7 +174,7 @@ def _image(results: Results, name: str) -> Any:
 def _draw(image: Any, k: int, brain: Any, peak: list[Any], problems: list[str]) -> bytes | None:
     """Draw slices of a map through its peak, as a PNG on black; None where there is nothing."""
     with warnings.catch_warnings():
-        # nilearn tells of headless backends, and of images that it resamples.
+        # nilearn warns of headless backends, and of images that it resamples.
         warnings.simplefilter("ignore")
         from nilearn import plotting
 

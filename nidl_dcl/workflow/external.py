@@ -168,8 +168,8 @@ def keep_readout(
         linear=result.readout,
         n_participants=metrics["n_participants"],
         model_sha256=str(cohort.model_sha256),
-        cohort=training,
-        scores={
+        training=training,
+        internal={
             name: {"mean": score["mean"], "ci95": score["ci95"]}
             for name, score in metrics["scores"].items()
         },

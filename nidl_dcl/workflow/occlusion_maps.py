@@ -1,7 +1,7 @@
 """Where the readout of each target looks, as maps and tables in ``figures/``.
 
-The thin part of the stage `predict` about it: whose volumes are taken and what is written; what is
-computed is in `occlusion`, the pictures are `occlusion_figure`'s.
+The thin part of the stage `predict` about it: whose volumes are taken and what is written. Maps are
+computed in `nidl_dcl.evaluation.occlusion`, pictures drawn in `nidl_dcl.report.occlusion`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Occlusion:
         Set up.
     numbers : sequence of int
         Of the images in the module.
-    cohort : Cohort
+    cohort : EmbeddedDataset
     held_out : ndarray of bool, shape (n_images,)
         Nothing is taken from these.
     untrained : ndarray of shape (n_images, n_features), optional
@@ -181,13 +181,13 @@ def occlude(
     untrained = study.untrained
     if untrained is None:
         untrained = embed_untrained(fresh, study.module, study.numbers, "untrained encoder")
-    place = study.work_dir / "features"
-    tick = _Counter(
+    kept = study.work_dir / "features"
+    counter = _Counter(
         2 + len(blocks) + len(few) + sum(len(t.people) for t in missing) * (1 + len(few)),
     )
-    trained = _features_of(model, place / str(study.cohort.model_sha256)[:16] / "occlusion")
-    whole = trained(brain, blocks, mean_of, tick)
-    before = _features_of(fresh, None)(brain, blocks.chosen(few), "", tick)
+    trained = _features_of(model, kept / str(study.cohort.model_sha256)[:16] / "occlusion")
+    whole = trained(brain, blocks, mean_of, counter)
+    before = _features_of(fresh, None)(brain, blocks.chosen(few), "", counter)
     # The one file of these that shows a head; pictures are drawn without it, too.
     file = study.figures / f"desc-{run.model_name}_meanbrain.nii.gz"
     write_bytes(file, _nifti(brain, blocks.spacing))
@@ -198,7 +198,7 @@ def occlude(
             [
                 _changes(
                     task.stored.linear,
-                    trained(study.volume(row), blocks.chosen(few), study.name(row), tick),
+                    trained(study.volume(row), blocks.chosen(few), study.name(row), counter),
                 )
                 for row in task.people
             ]
@@ -290,26 +290,26 @@ def _spread_people(design: CVDesign, persons: NDArray[np.object_], seed: int) ->
 
 
 def _features_of(
-    model: DCL, place: Path | None
+    model: DCL, folder: Path | None
 ) -> Callable[[NDArray[np.float32], Blocks, str, _Counter], NDArray[np.float32]]:
     """Return a function to the features of a volume with blocks hidden, kept in a folder."""
 
     def features(
-        volume: NDArray[np.float32], blocks: Blocks, name: str, tick: _Counter
+        volume: NDArray[np.float32], blocks: Blocks, name: str, counter: _Counter
     ) -> NDArray[np.float32]:
         laid = hashlib.blake2b(repr((RULES, blocks.size, blocks.corners.tolist())).encode())
         laid.update(np.packbits(blocks.inside).tobytes())
-        file = None if place is None else place / f"{name}-{laid.hexdigest()[:16]}.npy"
+        file = None if folder is None else folder / f"{name}-{laid.hexdigest()[:16]}.npy"
         if file is not None and file.is_file():
             try:
                 known: NDArray[np.float32] = np.load(file, allow_pickle=False)
                 if len(known) == 1 + len(blocks):
-                    tick(len(known))
+                    counter(len(known))
                     return known
             except (OSError, ValueError, EOFError):
                 pass  # made again
         found = hidden_features(
-            volume, blocks, lambda loader: model.transform(loader).numpy(), tick
+            volume, blocks, lambda loader: model.transform(loader).numpy(), counter
         )
         if file is not None:
             write_npy(file, found)
@@ -426,7 +426,7 @@ def _is_made(task: _Task) -> bool:
 
 
 def _made_of(stem: Path) -> dict[str, Any]:
-    """Return what a map was made from, nothing where that cannot be told."""
+    """Return what a map was made from, nothing where that is not known."""
     try:
         return dict(json.loads(beside(stem, ".json").read_text("utf-8"))["provenance"])
     except (OSError, ValueError, KeyError, TypeError):

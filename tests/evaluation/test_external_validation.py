@@ -279,7 +279,7 @@ def test_the_shift_is_the_standardized_difference_of_participants() -> None:
 def test_what_a_cohort_does_not_tell_is_not_compared() -> None:
     shift = applied(stored_for(), [20.0, 25.0], people(2, age=[50.0, 60.0])).metrics["shift"]
     assert shift["sex"] == {"training": {"F": 20, "M": 20}, "here": None}
-    assert "Not compared, since a cohort does not tell it: sex, site." in shift["sentences"]
+    assert "Not compared, since it is not known of both cohorts: sex, site." in shift["sentences"]
 
 
 # -- the stages ------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_predict_phenotype_gives_the_readout_that_the_stage_keeps(tmp_path: Path
     assert (stored.n_participants, stored.units) == (39, "years")
     assert result.readout is not None
     assert np.array_equal(stored.linear.predict(x), result.readout.predict(x))
-    assert stored.cohort["site"] == {"north": 20, "south": 19}
+    assert stored.training["site"] == {"north": 20, "south": 19}
     overlap = find_overlap(stored, ids, contents)
     assert list(np.flatnonzero(~overlap.rows)) == [3]
     assert (overlap.counts["by_id"], overlap.counts["by_image"]) == (39, 39)

@@ -89,7 +89,7 @@ def test_the_dummy_learns_from_the_known_rows_alone():
 
     said = dummy_scores(design, known)
 
-    fold = design.row_folds(0)
+    fold = design.row_folds[0]
     expected = [
         np.abs(AGE[fold == k] - AGE[known[0] & (fold != k)].mean()).mean() for k in range(5)
     ]

@@ -45,7 +45,7 @@ def test_its_strength_predicts_each_fold_best_from_the_others(kind: str) -> None
     model = Ridge() if kind == "numbers" else Logistic(2)
     loss = np.zeros(len(model.strengths))
     for repeat in range(2):
-        fold = design.row_folds(repeat)
+        fold = design.row_folds[repeat]
         for k in range(design.n_folds):
             train, test = fold != k, fold == k
             for i, strength in enumerate(model.strengths):

@@ -34,11 +34,11 @@ def test_a_file_gives_back_the_same_predictions_to_the_last_bit(kind: str, tmp_p
     linear = fit_readout(design, x)
     target = {"classes": design.class_sizes}
     if kind == "numbers":
-        target = stored_for().cohort["target"]
+        target = stored_for().training["target"]
     stored = stored_for(
         "regression" if kind == "numbers" else "classification",
         linear=linear,
-        cohort={**stored_for().cohort, "target": target},
+        training={**stored_for().training, "target": target},
     )
     write_readout(tmp_path / "r.json", stored)
 
@@ -46,9 +46,9 @@ def test_a_file_gives_back_the_same_predictions_to_the_last_bit(kind: str, tmp_p
 
     assert np.array_equal(read.linear.predict(x), linear.predict(x))
     assert len(read.sha256) == 64
-    for name in ("target", "task", "units", "n_participants", "model_sha256", "scores"):
+    for name in ("target", "task", "units", "n_participants", "model_sha256", "internal"):
         assert getattr(read, name) == getattr(stored, name)
-    assert read.cohort["age"] == stored.cohort["age"]
+    assert read.training["age"] == stored.training["age"]
 
 
 def test_confounds_go_through_the_file(tmp_path: Path) -> None:
