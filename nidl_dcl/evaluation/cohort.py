@@ -1,6 +1,6 @@
-"""What a cohort is in summary numbers (age, sex, site, image quality), and how two cohorts differ.
+"""Cohorts in summary numbers (age, sex, site, image quality), and how two of them differ.
 
-Counts and moments only, never a row; who is in a cohort is decided by others.
+Counts and moments only, never a row; who is in a cohort is up to the caller.
 """
 
 from __future__ import annotations
@@ -14,13 +14,8 @@ from numpy.typing import NDArray
 
 from nidl_dcl.volumes.quality import QUALITY_METRICS
 
-__all__ = ["cohort_columns", "compare_cohorts", "describe_cohort"]
-
 _AGE = ("age", "age_at_scan", "age_years")
-
-
 _SEX = ("sex", "gender")
-
 
 _WORDS = {
     "age": "Age",
@@ -32,7 +27,7 @@ _WORDS = {
 
 
 def cohort_columns(images: pd.DataFrame, site: str | None) -> dict[str, str]:
-    """Return which columns of a table tell age, sex and site, as far as it has them.
+    """Return which columns of a table hold age, sex and site, as far as it has them.
 
     Parameters
     ----------
@@ -64,7 +59,7 @@ def describe_cohort(
     columns : mapping
         As `cohort_columns` gives it.
     quality : DataFrame, shape (n_images, n_measures)
-        Columns of `nidl_dcl.volumes.quality.MEASURES`.
+        Columns of `nidl_dcl.volumes.quality.QUALITY_METRICS`.
 
     Returns
     -------
@@ -145,7 +140,9 @@ def compare_cohorts(training: Mapping[str, Any], here: Mapping[str, Any]) -> dic
             shift["quality"][name] = _beside(training["quality"], here["quality"], name)
             sentences.append(_moments_sentence(_WORDS[name], shift["quality"][name]))
     if absent:
-        sentences.append(f"Not compared, since a cohort does not tell it: {', '.join(absent)}.")
+        sentences.append(
+            f"Not compared, since it is not known of both cohorts: {', '.join(absent)}."
+        )
     return {**shift, "sentences": sentences}
 
 
@@ -182,13 +179,13 @@ def _beside(training: Mapping[str, Any], here: Mapping[str, Any], what: str) -> 
 def _moments_sentence(words: str, both: Mapping[str, Any]) -> str:
     here, training = (_plus_minus(both[side]) for side in ("here", "training"))
     gap = both["standardized_difference"]
-    told = f"{words}: {here} here, {training} in training"
+    means = f"{words}: {here} here, {training} in training"
     if gap is None:
-        return f"{told}."
+        return f"{means}."
     size = abs(gap)
     grade = "slightly " if size < 0.5 else "clearly " if size < 0.8 else "far "
     verdict = "alike" if size < 0.2 else grade + ("higher" if gap > 0 else "lower") + " here"
-    return f"{told}; standardized difference {gap:+.2f}, {verdict}."
+    return f"{means}; standardized difference {gap:+.2f}, {verdict}."
 
 
 def _plus_minus(moments: Mapping[str, Any]) -> str:
@@ -196,11 +193,11 @@ def _plus_minus(moments: Mapping[str, Any]) -> str:
 
 
 def _shares_sentence(words: str, both: Mapping[str, Mapping[str, int]]) -> str:
-    told = {}
+    shares = {}
     for side, counts in both.items():
         total = sum(counts.values()) or 1
-        told[side] = ", ".join(f"{label} {100 * n / total:.0f} %" for label, n in counts.items())
-    return f"{words}: {told['here']} here; {told['training']} in training."
+        shares[side] = ", ".join(f"{label} {100 * n / total:.0f} %" for label, n in counts.items())
+    return f"{words}: {shares['here']} here; {shares['training']} in training."
 
 
 def _label(value: Any) -> str:

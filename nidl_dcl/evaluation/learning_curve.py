@@ -1,12 +1,12 @@
 """Scores against the number of labeled participants: the same folds, fewer to learn from.
 
 Every fold keeps all of its test participants; which of the others a model may learn from is decided
-here, how it learns by `evaluation`.
+here, how it learns in `cross_validation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.errors import UsageError
-from nidl_dcl.evaluation.cross_validation import cross_validate, dummy
+from nidl_dcl.evaluation.cross_validation import ProgressCounter, cross_validate, dummy_scores
 from nidl_dcl.evaluation.features import Source
 from nidl_dcl.evaluation.folds import CVDesign, main_class
 from nidl_dcl.evaluation.metrics import METRIC_WORDS, interval
 from nidl_dcl.evaluation.targets import MIN_CLASS
 from nidl_dcl.randomness import permutation
-
-__all__ = ["MIN_LABELED", "check_shares", "labeled_groups", "learning_curve", "learning_shares"]
 
 MIN_LABELED = 10
 """Labeled participants (groups) of the smallest size."""
@@ -45,7 +43,7 @@ def learning_shares(design: CVDesign, asked: bool | Sequence[float]) -> list[flo
 
     Parameters
     ----------
-    design : Design
+    design : CVDesign
     asked : bool or sequence of float
         True: a half, a quarter and so on. All of them (1) is always there, and left out are shares
         that leave fewer than ten groups, two in a fold, or three in a class; False: none at all.
@@ -70,6 +68,14 @@ def labeled_groups(design: CVDesign, share: float, seed: int) -> NDArray[np.bool
     Classes stay in proportion, folds equally full, and the groups of a smaller share are among
     those of a larger one.
 
+    Parameters
+    ----------
+    design : CVDesign
+    share : float
+        Of the groups.
+    seed : int
+        Key of the choice.
+
     Returns
     -------
     ndarray of bool, shape (n_repeats, n_groups)
@@ -80,8 +86,8 @@ def labeled_groups(design: CVDesign, share: float, seed: int) -> NDArray[np.bool
         table = table.iloc[permutation(len(fold), seed, "learning curve", repeat)]
         # First one of each fold, then a second one of each, and so on.
         turn = table.groupby(["kind", "fold"]).cumcount()
-        place = table.loc[turn.sort_values(kind="stable").index].groupby("kind").cumcount()
-        chosen.append(place.sort_index().to_numpy() < _kept(np.bincount(kinds), share)[kinds])
+        rank = table.loc[turn.sort_values(kind="stable").index].groupby("kind").cumcount()
+        chosen.append(rank.sort_index().to_numpy() < _kept(np.bincount(kinds), share)[kinds])
     return np.stack(chosen)
 
 
@@ -94,13 +100,13 @@ def learning_curve(
     target: str,
     shares: Sequence[float],
     seed: int,
-    tick: Callable[[], None],
-) -> dict[str, Any]:
+    counter: ProgressCounter,
+) -> dict[str, Any] | None:
     """Return the main score of all features against the number of labeled participants.
 
     Parameters
     ----------
-    design : Design
+    design : CVDesign
     sources : mapping of str to sequence of Source
         ``embeddings`` and the baselines but for ``dummy``, which is added; scores of several
         sources under a name are averaged fold by fold.
@@ -110,17 +116,20 @@ def learning_curve(
         Its ``metric`` and ``best_baseline``.
     target : str
     shares : sequence of float
-        As `learning_shares` returns them, the last one 1.
+        As `learning_shares` returns them, the last one 1; None is returned without any.
     seed : int
-    tick : callable
-        Called once per source, repeat and share below 1.
+        Key of who is learnt from.
+    counter : ProgressCounter
+        Counts one step per source, repeat and share below 1.
 
     Returns
     -------
-    dict
+    dict or None
         ``metric``; ``shares``; ``n_participants``, those learnt from (mean over the folds), for
         each share; ``scores``, name to ``mean`` and ``ci95`` for each share; ``sentence``.
     """
+    if not shares:
+        return None
     metric = str(headline["metric"])
     sizes: list[float] = []
     points: dict[str, list[dict[str, Any]]] = {name: [] for name in scores}
@@ -136,10 +145,10 @@ def learning_curve(
             continue
         rows = groups[:, design.group[design.unit]]
         runs = {
-            name: [cross_validate(design, source, tick, rows)[1] for source in given]
+            name: [cross_validate(design, source, counter, rows)[1] for source in given]
             for name, given in sources.items()
         }
-        runs["dummy"] = [dummy(design, rows)]
+        runs["dummy"] = [dummy_scores(design, rows)]
         ratio = float((tested / learnt).mean())
         for name in scores:
             folds = np.mean([[fold[metric] for fold in run] for run in runs[name]], axis=0)
@@ -158,7 +167,7 @@ def _kinds(design: CVDesign) -> NDArray[np.intp]:
     """Return the class of each group; for numbers, they are all of one kind."""
     if design.task == "classification":
         return np.unique(main_class(design.value, design.group), return_inverse=True)[1]
-    return np.zeros(design.fold.shape[1], dtype=np.intp)
+    return np.zeros(design.n_groups, dtype=np.intp)
 
 
 def _kept(kinds: NDArray[np.intp], share: float) -> NDArray[np.intp]:

@@ -15,31 +15,15 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-__all__ = [
-    "BLOCK_MM",
-    "Blocks",
-    "HiddenBlocks",
-    "describe_map",
-    "find_inside",
-    "hidden_features",
-    "lay_blocks",
-    "spread_changes",
-    "where",
-]
-
 BLOCK_MM = 24.0
 """Edge of a block; about a gyrus with its neighbors, several voxels of a coarse volume."""
-
 
 _LEAST_INSIDE = 0.25
 """Blocks with a smaller share of inside are not laid."""
 
-
 _BATCH_VOXELS = 2**22
 
-
 _CHUNK = 512
-
 
 Float32 = NDArray[np.float32]
 
@@ -160,7 +144,7 @@ class HiddenBlocks(Dataset[Tensor]):
     """A volume as it is, then with each block hidden, as tensors of shape (1, d, h, w).
 
     What is inside of a block is set to the volume's mean inside: plain gray that knows nothing of
-    the place; the outline stays.
+    the region; the outline stays.
 
     Parameters
     ----------
@@ -255,14 +239,14 @@ def describe_map(
     of : str
         What is predicted, for sentences.
     table : DataFrame
-        Columns ``x``, ``y``, ``z``, ``place`` and ``change`` of every block, the strongest first.
+        Columns ``x``, ``y``, ``z``, ``region`` and ``change`` of every block, the strongest first.
     mean, untrained : ndarray, shape (n_few,)
         Changes on the mean brain of the blocks that were hidden in all volumes, by the encoder and
         by one that was not trained.
     own : ndarray, shape (n_participants, n_few)
         Changes of the same blocks on participants' own volumes.
     """
-    changes, place = table["change"].to_numpy(), str(table["place"].iloc[0])
+    changes, region = table["change"].to_numpy(), str(table["region"].iloc[0])
     x, y, z = (float(v) for v in table[["x", "y", "z"]].iloc[0])
     total = np.abs(changes).sum()
     tenth = max(1, round(len(changes) / 10))
@@ -275,7 +259,7 @@ def describe_map(
     sentences = [
         (
             f"Hiding a block of the mean brain changes the prediction of {of} ({units}) by up to "
-            f"{abs(changes[0]):.3g}: at x {x:.0f}, y {y:.0f}, z {z:.0f} mm ({place}), what is there "
+            f"{abs(changes[0]):.3g}: at x {x:.0f}, y {y:.0f}, z {z:.0f} mm ({region}), what is there "
             f"makes it {'higher' if changes[0] > 0 else 'lower'}. Over all blocks it adds "
             f"{changes.min():.3g} to {changes.max():.3g}."
         )
@@ -309,7 +293,7 @@ def describe_map(
         "Maximum": float(changes.max()),
         "Peak": [x, y, z],
         "PeakChange": float(changes[0]),
-        "PeakPlace": place,
+        "PeakRegion": region,
         "StrongestTenth": held,
         "CorrelationParticipants": with_own,
         "CorrelationAmongParticipants": among,
@@ -318,8 +302,14 @@ def describe_map(
     }
 
 
-def where(x: float, y: float, z: float) -> str:
-    """Say roughly where a place lies from the middle of the volume."""
+def name_region(x: float, y: float, z: float) -> str:
+    """Name roughly where a point lies, in mm from the middle of the volume.
+
+    Parameters
+    ----------
+    x, y, z : float
+        To the right, front and top.
+    """
     words = [
         low if value < -15 else high
         for value, low, high in ((x, "left", "right"), (y, "back", "front"), (z, "low", "high"))

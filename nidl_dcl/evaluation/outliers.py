@@ -1,6 +1,6 @@
 """Which images stand out from the others, and why: a list for a person to look at.
 
-Ranks tables of measures; it removes nobody, and nothing else is told of its ranks.
+Ranks tables of measures; nobody is removed, and nothing else depends on the ranks.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-__all__ = ["FLAGGED_ABOVE", "OUTLIER_MEASURES", "Measure", "rank_outliers", "robust_z"]
-
 FLAGGED_ABOVE = 3.5
 """Robust z above which an image is flagged (Iglewicz and Hoaglin, 1993)."""
-
 
 _LEAST = 5
 """Images, fewer of which have no usual range."""
@@ -44,7 +41,7 @@ OUTLIER_MEASURES: Mapping[str, Measure] = {
     "sharpness": Measure(-1, "blurred"),
     "contrast_to_noise": Measure(-1, "low contrast to noise"),
 }
-"""Column to measure, in the order in which reasons are told."""
+"""Column to measure, in the order of the reasons."""
 
 
 def robust_z(values: pd.Series) -> pd.Series:
@@ -74,7 +71,7 @@ def rank_outliers(table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     table : DataFrame
-        One row per image; any of the columns `MEASURES`, and others, which are kept.
+        One row per image; any of the columns `OUTLIER_MEASURES`, and others, which are kept.
 
     Returns
     -------
@@ -102,5 +99,7 @@ def rank_outliers(table: pd.DataFrame) -> pd.DataFrame:
 
 def _reasons(z: pd.Series) -> str | None:
     odd = z[z > FLAGGED_ABOVE].sort_values(ascending=False, kind="stable")
-    told = [f"{OUTLIER_MEASURES[str(name)].words} (z {value:.1f})" for name, value in odd.items()]
-    return "; ".join(told) or None
+    reasons = [
+        f"{OUTLIER_MEASURES[str(name)].words} (z {value:.1f})" for name, value in odd.items()
+    ]
+    return "; ".join(reasons) or None

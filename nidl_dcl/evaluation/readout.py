@@ -1,11 +1,10 @@
-"""The readout of all participants as numbers: fitted once, applied to rows it never saw.
+"""The readout of all participants: fitted once by scikit-learn, applied to rows it never saw.
 
-Fitted by scikit-learn; the file that keeps it is `readout_file`'s business, scoring it `external`'s.
+Its file is written in `readout_file`; in another cohort it is scored in `external_validation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +15,11 @@ from sklearn.linear_model import Ridge as RidgeRegression
 from sklearn.preprocessing import StandardScaler
 
 from nidl_dcl.errors import UsageError
+from nidl_dcl.evaluation.confounds import EncodedConfounds
+from nidl_dcl.evaluation.cross_validation import make_estimator
 from nidl_dcl.evaluation.features import Features, Source
 from nidl_dcl.evaluation.folds import CVDesign
-from nidl_dcl.evaluation.linear_models import Logistic, Ridge, tuned_strength
-
-__all__ = ["ConfoundModel", "FittedReadout", "fit_readout"]
+from nidl_dcl.evaluation.linear_models import tuned_strength
 
 Array = NDArray[np.float64]
 
@@ -58,7 +57,7 @@ class FittedReadout:
     intercept : ndarray, shape (n_outputs,)
     strength : float
         What tuning chose, see `nidl_dcl.evaluation.linear_models`.
-    confounds : Confounds, optional
+    confounds : ConfoundModel, optional
         Taken away before anything else.
     """
 
@@ -129,20 +128,20 @@ def fit_readout(
     matrix: Array,
     *,
     source: Source | None = None,
-    names: Sequence[str] = (),
-    values: Array | None = None,
+    confounds: EncodedConfounds | None = None,
 ) -> FittedReadout:
     """Fit the readout on every used row, its strength chosen over the folds of the design.
 
     Parameters
     ----------
-    design : Design
+    design : CVDesign
     matrix : ndarray, shape (n_used, n_features)
         The used rows.
     source : Source, optional
         What was cross-validated, from which the strength is chosen; default: the features alone.
-    names, values : sequence of str, ndarray of shape (n_used, n_confounds), optional
-        Confounds of the used rows; their linear effect on the standardized features is taken away.
+    confounds : EncodedConfounds, optional
+        Their first rows are the used ones; their linear effect on the standardized features is taken
+        away.
 
     Returns
     -------
@@ -150,19 +149,20 @@ def fit_readout(
         That of scikit-learn's Pipeline(StandardScaler, Ridge or class-balanced LogisticRegression).
     """
     targets = design.value[design.unit]
-    regression = design.task == "regression"
-    tuned = Ridge() if regression else Logistic(len(design.labels))
-    folds = np.stack([design.row_folds(repeat) for repeat in range(len(design.fold))])
-    known = np.arange(len(matrix))
-    strength = tuned_strength(source or Features(matrix), targets, known, folds, tuned)
+    regression, estimator = design.task == "regression", make_estimator(design)
+    train = np.arange(len(matrix))
+    strength = tuned_strength(
+        source or Features(matrix), targets, train, design.row_folds, estimator
+    )
     scaler = StandardScaler().fit(matrix)
-    rows, confounds = scaler.transform(matrix), None
-    if values is not None:
+    rows, removed = scaler.transform(matrix), None
+    if confounds is not None:
+        values = confounds.matrix[train]
         means, spread = values.mean(axis=0), values.std(axis=0)
         spread = np.where(spread > 0, spread, 1.0)
         effect = np.linalg.pinv((values - means) / spread) @ rows / spread[:, None]
         rows = rows - (values - means) @ effect
-        confounds = ConfoundModel(tuple(names), means, effect * scaler.scale_)
+        removed = ConfoundModel(confounds.names, means, effect * scaler.scale_)
     # Of standardized features: n x d, but for those that are constant.
     total = float((rows**2).sum()) or 1.0
     if regression:
@@ -180,5 +180,5 @@ def fit_readout(
         coefficients=np.atleast_2d(fitted.coef_),
         intercept=np.atleast_1d(fitted.intercept_),
         strength=strength,
-        confounds=confounds,
+        confounds=removed,
     )

@@ -1,12 +1,12 @@
-"""What a phenotype column is: its task, its values, what is left out and why, its name in files.
+"""A phenotype column: its task, its values, what is left out and why, its name in files.
 
-Reads one column of values; files are the work of `phenotypes`, predicting that of `prediction`.
+Reading tables is for `nidl_dcl.bids.phenotypes`, predicting for `prediction`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,43 +16,22 @@ from numpy.typing import NDArray
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.io.formats import camel_case
 
-__all__ = [
-    "HELD_OUT",
-    "MIN_CLASS",
-    "TASKS",
-    "Target",
-    "Values",
-    "read_apart",
-    "read_known_target",
-    "read_target",
-    "read_values",
-    "target_labels",
-]
-
 TASKS = ("auto", "classification", "regression")
-
 
 MIN_CLASS = 3
 """Participants (groups) a class needs: one to test on, one to tune on, one to learn from."""
 
-
 HELD_OUT = "held out"
-
 
 MISSING = "target missing"
 
-
 NOT_FINITE = "target not finite"
-
 
 NOT_A_NUMBER = "target not a number"
 
-
 UNKNOWN_CLASS = "class unknown to the readout"
 
-
 RARE_CLASS = f"class with fewer than {MIN_CLASS} participants"
-
 
 NEW_CLASS = "class that no participant in the cross-validation has"
 
@@ -125,6 +104,7 @@ def read_target(
     y: Sequence[Any] | NDArray[Any] | pd.Series[Any],
     groups: Sequence[Hashable] | NDArray[Any] | pd.Series[Any],
     *,
+    held_out: NDArray[np.bool_] | None = None,
     name: str = "target",
     task: str = "auto",
 ) -> Target:
@@ -146,6 +126,9 @@ def read_target(
         Numbers, bools or labels. None, NaN, NA, empty text and ``n/a`` are missing.
     groups : array-like, shape (n_images,)
         Participants (or families): a class is counted in them.
+    held_out : ndarray of bool, shape (n_images,), optional
+        The other rows alone decide what the column is. Of these, those that have a value of the
+        target get the reason `HELD_OUT`; their numbers are there, but decide nothing.
     name : str
         The column, for messages.
     task : {"auto", "classification", "regression"}
@@ -155,9 +138,30 @@ def read_target(
     UsageError
         For an unknown task.
     InputsUnusableError
-        When every value is missing, the target is constant, or fewer than two classes have
-        ``MIN_CLASS`` participants. A smaller class beside two others is left out with a reason.
+        When every value is missing, every row is held out, the target is constant, or fewer than
+        two classes have ``MIN_CLASS`` participants. A smaller class beside two others is left out
+        with a reason.
     """
+    if held_out is None or not held_out.any():
+        return _read_target(y, groups, name, task)
+    if held_out.all():
+        raise InputsUnusableError("Every participant is held out. Choose a smaller --holdout.")
+    series, labels = pd.Series(y).reset_index(drop=True), np.asarray(groups, dtype=object)
+    rest = _read_target(series[~held_out], labels[~held_out], name, task)
+    last = read_known_target(series[held_out], name=name, task=rest.task, labels=rest.labels)
+    last.reasons[last.reasons == UNKNOWN_CLASS] = NEW_CLASS
+    last.reasons[last.reasons == ""] = HELD_OUT
+    order = np.argsort(np.concatenate([np.flatnonzero(~held_out), np.flatnonzero(held_out)]))
+    return replace(
+        rest,
+        numbers=np.concatenate([rest.numbers, last.numbers])[order],
+        reasons=np.concatenate([rest.reasons, last.reasons])[order],
+        texts=np.concatenate([rest.texts, last.texts])[order],
+    )
+
+
+def _read_target(y: Any, groups: Any, name: str, task: str) -> Target:
+    """Read a column of which no row is held out."""
     read = read_values(y, groups, name=name, task=task)
     task, rule, raw, numbers, present = read.task, read.rule, read.raw, read.numbers, read.present
     units = pd.factorize(np.asarray(groups, dtype=object))[0]
@@ -234,57 +238,6 @@ def read_values(
     else:
         rule = f"{task}, as asked"
     return Values(raw, numbers, task, rule, categorical)
-
-
-def read_apart(
-    y: Sequence[Any] | NDArray[Any] | pd.Series[Any],
-    groups: NDArray[np.object_],
-    aside: NDArray[np.bool_],
-    *,
-    name: str = "target",
-    task: str = "auto",
-) -> Target:
-    """Read a column of which some rows are held out: the others alone decide what it is.
-
-    Parameters
-    ----------
-    y, groups, name, task
-        As for `read_target`.
-    aside : ndarray of bool, shape (n_images,)
-        Rows held out. Those that have a value of the target get the reason `HELD_OUT`; their
-        numbers are there, but were looked at for nothing else.
-
-    Raises
-    ------
-    UsageError, InputsUnusableError
-        As `read_target`, of the other rows.
-    """
-    if aside.all():
-        raise InputsUnusableError("Every participant is held out. Choose a smaller --holdout.")
-    series = pd.Series(y).reset_index(drop=True)
-    rest = read_target(series[~aside], groups[~aside], name=name, task=task)
-    if not aside.any():
-        return rest
-    n = len(series)
-    numbers = np.full(n, np.nan)
-    reasons, texts = np.full(n, "", dtype=object), np.full(n, None, dtype=object)
-    numbers[~aside], reasons[~aside], texts[~aside] = rest.numbers, rest.reasons, rest.texts
-    place = {label: float(k) for k, label in enumerate(rest.labels)}
-    for i in np.flatnonzero(aside):
-        value = _plain(series.iloc[i])
-        if value is None:
-            reasons[i] = MISSING
-            continue
-        texts[i] = _text(value)
-        if rest.task == "classification":
-            numbers[i] = place.get(texts[i], np.nan)
-            reasons[i] = HELD_OUT if texts[i] in place else NEW_CLASS
-        else:
-            number = _number(value)
-            numbers[i] = number if np.isfinite(number) else np.nan
-            wrong = NOT_A_NUMBER if np.isnan(number) else NOT_FINITE
-            reasons[i] = HELD_OUT if np.isfinite(number) else wrong
-    return Target(name, rest.task, rest.rule, numbers, rest.labels, reasons, texts)
 
 
 def read_known_target(
@@ -407,9 +360,9 @@ def _task_rule(
 
 
 def _no_classes(name: str, rule: str, texts: NDArray[np.object_], units: NDArray[np.intp]) -> str:
-    """Return why a column of classes has not two to tell apart."""
-    said = pd.DataFrame({"value": texts, "unit": units}).drop_duplicates()
-    sizes, people = said["value"].value_counts(), said["unit"].nunique()
+    """Return why a column has fewer than two classes."""
+    pairs = pd.DataFrame({"value": texts, "unit": units}).drop_duplicates()
+    sizes, people = pairs["value"].value_counts(), pairs["unit"].nunique()
     if np.isinf([_number(text) for text in texts]).all():
         return f"Target {name!r} has no finite number. Choose another target, or repair the table."
     if people < 2 * MIN_CLASS:

@@ -216,8 +216,8 @@ class SharingRules:
     def _readout(self, content: _Json) -> _Json:
         """Share a readout without hashes of ids, and without age and sex if nobody asked for them."""
         content["members"]["participants"] = []
-        confounds = (content.get("confounds") or {}).get("names", ())
-        hidden = self._not_asked_for([name.partition("=")[0] for name in confounds])
+        confounds = [name.partition("=")[0] for name in content.get("confounds") or ()]
+        hidden = self._not_asked_for(confounds)
         content["training"].update(dict.fromkeys(hidden))
         return content
 
@@ -306,6 +306,7 @@ _RULES: dict[str, Callable[[SharingRules, Any], Any]] = {
     r"logs/run\.json": SharingRules._run,
     rf"models/{_ANY}/model\.json": SharingRules._model,
     rf"models/{_ANY}/{_ANY}_readout\.json": SharingRules._readout,
+    rf"models/{_ANY}/{_ANY}_readout\.safetensors": SharingRules._same,
     rf"models/{_ANY}/README\.md": SharingRules._card,
     rf"models/{_ANY}/weights\.safetensors|logs/metrics\.csv": SharingRules._same,
     rf"figures/{_ANY}_occlusion\.nii\.gz": SharingRules._same,

@@ -1,6 +1,6 @@
 """Where each readout looks, as the report shows it: maps on the mean brain, drawn by nilearn.
 
-Takes the files that `occlusion_files` wrote; computes nothing.
+Takes the files of `nidl_dcl.workflow.occlusion_maps`; computes nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from nidl_dcl.report.svg import STYLE, clean
 _COLD_WARM = LinearSegmentedColormap.from_list(
     "cold_warm", ["#c4ecff", "#56b4e9", "#0060a8", "#101418", "#a13a00", "#e69f00", "#fff0b8"]
 )
-"""Blue below 0, orange above: color-blind readers tell both ends apart, also where they are pale."""
+"""Blue below 0, orange above: color-blind readers see both ends apart, also where they are pale."""
 
 _MOST_OUTPUTS = 4
 
-_MOST_PLACES = 10
+_MOST_REGIONS = 10
 
-_COLUMNS = {"place": "place", "x": "x", "y": "y", "z": "z", "change": "what it adds"}
+_COLUMNS = {"region": "region", "x": "x", "y": "y", "z": "z", "change": "what it adds"}
 
 
 def show_occlusion(results: Results, gallery: Gallery) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ def _average(results: Results, image: Any) -> Any:
 def _show(
     results: Results, gallery: Gallery, found: TargetResult, stem: str, brain: Any
 ) -> dict[str, Any]:
-    about, places = results.json(f"{stem}.json"), results.numbers(f"{stem}.tsv")
+    about, table = results.json(f"{stem}.json"), results.numbers(f"{stem}.tsv")
     maps = [
         (f"{stem}.nii.gz", "occlusion", "the mean brain"),
         (
@@ -91,14 +91,14 @@ def _show(
                 pictures.append(
                     _picture(gallery, file, drawn, alt, of, str(output.get("Units")), source)
                 )
-        rows = places[places["output"].astype(str) == name] if "output" in places else places
-        rows = rows.head(_MOST_PLACES).reindex(columns=list(_COLUMNS))
+        rows = table[table["output"].astype(str) == name] if "output" in table else table
+        rows = rows.head(_MOST_REGIONS).reindex(columns=list(_COLUMNS))
         shown.append(
             {
                 "name": title,
                 "sentences": [str(s) for s in as_list(output.get("Sentences"))],
                 "pictures": pictures,
-                "places": Table(
+                "regions": Table(
                     tuple(_COLUMNS.values()),
                     rows.to_numpy(dtype=object).tolist(),
                     numeric=tuple(_COLUMNS.values())[1:],
@@ -135,7 +135,7 @@ def _extremes(output: dict[str, Any]) -> str:
         return "Extremes unknown."
     return (
         f"Blocks add {low:.3g} to {high:.3g} {clean(output.get('Units'))}; the strongest lies at "
-        f"{clean(output.get('PeakPlace'))}."
+        f"{clean(output.get('PeakRegion'))}."
     )
 
 
@@ -155,7 +155,7 @@ def _image(results: Results, name: str) -> Any:
 def _draw(image: Any, k: int, brain: Any, peak: list[Any], problems: list[str]) -> bytes | None:
     """Draw slices of a map through its peak, as a PNG on black; None where there is nothing."""
     with warnings.catch_warnings():
-        # nilearn tells of headless backends, and of images that it resamples.
+        # nilearn warns of headless backends, and of images that it resamples.
         warnings.simplefilter("ignore")
         from nilearn import plotting
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from nidl_dcl.data.datamodule import BIDSDataModule
-from nidl_dcl.evaluation.features import Baseline
+from nidl_dcl.evaluation.baselines import Baseline
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.models.dcl import DCL
 from nidl_dcl.models.inference import embed_volumes

@@ -1,6 +1,7 @@
 """Readouts between cohorts, as files: keeps the one fitted here, applies another cohort's.
 
-The thin part of the stage `predict` about them; what is computed is in `external`.
+The thin part of the stage `predict` about them; what is computed is in
+`nidl_dcl.evaluation.external_validation`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation.cohort import describe_cohort
 from nidl_dcl.evaluation.external_validation import find_overlap, validate_externally
 from nidl_dcl.evaluation.prediction import PhenotypeResult
-from nidl_dcl.evaluation.readout_file import ReadoutFile, find_readout, write_readout
+from nidl_dcl.evaluation.readout_file import (
+    ReadoutFile,
+    find_readout,
+    remove_readout,
+    write_readout,
+)
 from nidl_dcl.evaluation.targets import target_labels
 from nidl_dcl.io.formats import beside, write_json, write_tsv
 from nidl_dcl.io.hashing import salted
@@ -62,6 +68,16 @@ class EmbeddedDataset:
     persons: list[str] | None = None
     seen_by: list[str | None] | None = None
 
+    @property
+    def ids(self) -> pd.DataFrame:
+        """Whom each image is of, as `nidl_dcl.predict_phenotype` takes it."""
+        ids = self.images[["participant_id", "session_id", "run", "source"]].copy()
+        ids["seen"] = pd.array(self.seen, dtype="boolean")
+        for column, values in (("person_id", self.persons), ("seen_by", self.seen_by)):
+            if values is not None:
+                ids[column] = values
+        return ids
+
 
 def find_readouts(
     output_dir: Path,
@@ -72,6 +88,17 @@ def find_readouts(
     model_sha256: str | None,
 ) -> dict[str, ReadoutFile]:
     """Return the readout of each target in another output folder; none without one.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The folder of this study.
+    readout : Path or None
+        The other one.
+    targets : sequence of str
+        Columns.
+    model, model_sha256
+        As for `nidl_dcl.evaluation.readout_file.find_readout`.
 
     Raises
     ------
@@ -99,13 +126,14 @@ def keep_readout(
 ) -> None:
     """Write the readout of all used participants, with what is needed to apply it elsewhere.
 
-    Harmonized features have none: a file of before is removed.
+    Harmonized features have none: one of before is removed.
 
     Parameters
     ----------
     file : Path
+        Its description.
     result : PhenotypeResult
-    cohort : Cohort
+    cohort : EmbeddedDataset
         Its rows are those of the result.
     columns : mapping
         See `nidl_dcl.evaluation.cohort.cohort_columns`.
@@ -113,7 +141,7 @@ def keep_readout(
         Of the target.
     """
     if result.readout is None:
-        file.unlink(missing_ok=True)
+        remove_readout(file)
         return
     metrics = result.metrics
     used = result.fitted_on
@@ -132,8 +160,8 @@ def keep_readout(
         linear=result.readout,
         n_participants=metrics["n_participants"],
         model_sha256=str(cohort.model_sha256),
-        cohort=training,
-        scores={
+        training=training,
+        internal={
             name: {"mean": score["mean"], "ci95": score["ci95"]}
             for name, score in metrics["scores"].items()
         },
@@ -170,7 +198,7 @@ def apply_readout(
     Parameters
     ----------
     stored : ReadoutFile
-    cohort : Cohort
+    cohort : EmbeddedDataset
     columns : mapping
         See `nidl_dcl.evaluation.cohort.cohort_columns`.
     stem : Path
@@ -185,25 +213,18 @@ def apply_readout(
     dict
         ``summary`` and ``cross_validation`` (the reason `why`).
     """
-    overlapping, overlap = find_overlap(
-        stored,
-        list(cohort.images["participant_id"]),
-        cohort.contents,
-        other_people=bool(basis["other_people"]),
-        persons=cohort.persons,
+    overlap = find_overlap(
+        stored, cohort.ids, cohort.contents, other_people=bool(basis["other_people"])
     )
     result = validate_externally(
         stored,
         cohort.features,
         cohort.images,
         cohort.groups,
-        overlapping=overlapping,
+        ids=cohort.ids,
         overlap=overlap,
         columns=columns,
         quality=cohort.quality(),
-        seen=cohort.seen,
-        seen_by=cohort.seen_by,
-        persons=cohort.persons,
         units=basis["units"],
         random_state=cohort.random_seed,
     )
@@ -212,11 +233,6 @@ def apply_readout(
     write_json(_beside(stem, "predictions.json"), result.columns)
     write_json(_beside(stem, "metrics.json"), {**result.metrics, **done, "provenance": basis})
     return done
-
-
-def told(outside: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what the row of a target says of external validity."""
-    return {} if outside is None else {"external": outside["summary"]}
 
 
 def _beside(stem: Path, ending: str) -> Path:

@@ -1,7 +1,7 @@
 """Where the readout of each target looks, as maps and tables in ``figures/``.
 
-The thin part of the stage `predict` about it: whose volumes are taken and what is written; what is
-computed is in `occlusion`, the pictures are `occlusion_figure`'s.
+The thin part of the stage `predict` about it: whose volumes are taken and what is written. Maps are
+computed in `nidl_dcl.evaluation.occlusion`, pictures drawn in `nidl_dcl.report.occlusion`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.data.datamodule import BIDSDataModule
-from nidl_dcl.evaluation.confounds import encode_confounds, read_confounds, read_target_beside
+from nidl_dcl.evaluation.confounds import (
+    EncodedConfounds,
+    encode_confounds,
+    read_confounds,
+    read_target_beside,
+)
 from nidl_dcl.evaluation.folds import CVDesign, make_design
 from nidl_dcl.evaluation.occlusion import (
     BLOCK_MM,
@@ -30,8 +35,8 @@ from nidl_dcl.evaluation.occlusion import (
     find_inside,
     hidden_features,
     lay_blocks,
+    name_region,
     spread_changes,
-    where,
 )
 from nidl_dcl.evaluation.readout import FittedReadout, fit_readout
 from nidl_dcl.evaluation.readout_file import ReadoutFile, read_readout, readout_path
@@ -78,7 +83,7 @@ class Occlusion:
         Set up.
     numbers : sequence of int
         Of the images in the module.
-    cohort : Cohort
+    cohort : EmbeddedDataset
     held_out : ndarray of bool, shape (n_images,)
         Nothing is taken from these.
     untrained : ndarray of shape (n_images, n_features), optional
@@ -117,7 +122,7 @@ class _Task:
     stem: Path
     stored: ReadoutFile
     design: CVDesign
-    confounds: tuple[tuple[str, ...], Array] | None
+    confounds: EncodedConfounds | None
     people: list[int]
     basis: dict[str, Any]
 
@@ -169,25 +174,24 @@ def occlude(
     untrained = study.untrained
     if untrained is None:
         untrained = embed_untrained(fresh, study.module, study.numbers, "untrained encoder")
-    place = study.work_dir / "features"
-    tick = _Counter(
+    kept = study.work_dir / "features"
+    counter = _Counter(
         2 + len(blocks) + len(few) + sum(len(t.people) for t in missing) * (1 + len(few))
     )
-    trained = _features_of(model, place / str(study.cohort.model_sha256)[:16] / "occlusion")
-    whole = trained(brain, blocks, mean_of, tick)
-    before = _features_of(fresh, None)(brain, blocks.chosen(few), "", tick)
+    trained = _features_of(model, kept / str(study.cohort.model_sha256)[:16] / "occlusion")
+    whole = trained(brain, blocks, mean_of, counter)
+    before = _features_of(fresh, None)(brain, blocks.chosen(few), "", counter)
     # The one file of these that shows a head; pictures are drawn without it, too.
     file = study.figures / f"desc-{run.model_name}_meanbrain.nii.gz"
     write_bytes(file, _nifti(brain, blocks.spacing))
     for task in missing:
         used = untrained[task.design.rows].astype(np.float64)
-        names, values = task.confounds or ((), None)
-        other = fit_readout(task.design, used, names=names, values=values)
+        other = fit_readout(task.design, used, confounds=task.confounds)
         own = np.stack(
             [
                 _changes(
                     task.stored.linear,
-                    trained(study.volume(row), blocks.chosen(few), study.name(row), tick),
+                    trained(study.volume(row), blocks.chosen(few), study.name(row), counter),
                 )
                 for row in task.people
             ]
@@ -258,12 +262,7 @@ def _task(
         "people": _digest(study.name(row) for row in people),
     }
     stem = study.figures / f"desc-{run.model_name}{label}_occlusion"
-    return _Task(
-        *(target, stem, stored, design),
-        None if removed is None else (removed.names, removed.matrix),
-        people,
-        basis,
-    )
+    return _Task(target, stem, stored, design, removed, people, basis)
 
 
 def _spread_people(design: CVDesign, persons: NDArray[np.object_], seed: int) -> list[int]:
@@ -284,26 +283,26 @@ def _spread_people(design: CVDesign, persons: NDArray[np.object_], seed: int) ->
 
 
 def _features_of(
-    model: DCL, place: Path | None
+    model: DCL, folder: Path | None
 ) -> Callable[[NDArray[np.float32], Blocks, str, _Counter], NDArray[np.float32]]:
     """Return a function to the features of a volume with blocks hidden, kept in a folder."""
 
     def features(
-        volume: NDArray[np.float32], blocks: Blocks, name: str, tick: _Counter
+        volume: NDArray[np.float32], blocks: Blocks, name: str, counter: _Counter
     ) -> NDArray[np.float32]:
         laid = hashlib.blake2b(repr((RULES, blocks.size, blocks.corners.tolist())).encode())
         laid.update(np.packbits(blocks.inside).tobytes())
-        file = None if place is None else place / f"{name}-{laid.hexdigest()[:16]}.npy"
+        file = None if folder is None else folder / f"{name}-{laid.hexdigest()[:16]}.npy"
         if file is not None and file.is_file():
             try:
                 known: NDArray[np.float32] = np.load(file, allow_pickle=False)
                 if len(known) == 1 + len(blocks):
-                    tick(len(known))
+                    counter(len(known))
                     return known
             except (OSError, ValueError, EOFError):
                 pass  # made again
         found = hidden_features(
-            volume, blocks, lambda loader: model.transform(loader).numpy(), tick
+            volume, blocks, lambda loader: model.transform(loader).numpy(), counter
         )
         if file is not None:
             write_npy(file, found)
@@ -353,7 +352,7 @@ def _write(
         of = f"{task.target} {name}" if linear.labels else task.target
         average = own[:, :, k].mean(axis=0)
         table = pd.DataFrame(blocks.centres_mm.round(1) + 0.0, columns=["x", "y", "z"])
-        table["place"] = [where(*row) for row in table[["x", "y", "z"]].to_numpy()]
+        table["region"] = [name_region(*row) for row in table[["x", "y", "z"]].to_numpy()]
         table["change"] = mean[:, k]
         for column, values in (
             ("change_participants", average),
@@ -371,7 +370,7 @@ def _write(
             describe_map(name, units, of, tables[-1], mean[few, k], own[:, :, k], untrained[:, k])
         )
     sidecar = {
-        "Description": "What each place of the volume adds to the prediction: that of the whole "
+        "Description": "What each region of the volume adds to the prediction: that of the whole "
         "volume less that of the volume with a block hidden, mean over the blocks that hold a voxel",
         "Positive": "What is there makes the prediction higher (the class more likely) than plain "
         "gray would",
@@ -420,7 +419,7 @@ def _is_made(task: _Task) -> bool:
 
 
 def _made_of(stem: Path) -> dict[str, Any]:
-    """Return what a map was made from, nothing where that cannot be told."""
+    """Return what a map was made from, nothing where that is not known."""
     try:
         return dict(json.loads(beside(stem, ".json").read_text("utf-8"))["provenance"])
     except (OSError, ValueError, KeyError, TypeError):

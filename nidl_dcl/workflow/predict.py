@@ -23,8 +23,8 @@ from nidl_dcl.data.exposure import recognize, records_images
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation.cohort import cohort_columns
 from nidl_dcl.evaluation.prediction import PhenotypeResult, predict_phenotype
-from nidl_dcl.evaluation.readout_file import ReadoutFile, readout_path
-from nidl_dcl.evaluation.site_effects import site_audit
+from nidl_dcl.evaluation.readout_file import ReadoutFile, readout_exists, readout_path
+from nidl_dcl.evaluation.site_effects import AuditedSites, site_audit
 from nidl_dcl.io.console import progress_of
 from nidl_dcl.io.formats import beside, keep_tsv, to_tsv, write_json, write_tsv
 from nidl_dcl.models.serialization import load_model, read_description
@@ -37,7 +37,6 @@ from nidl_dcl.workflow.external import (
     apply_readout,
     find_readouts,
     keep_readout,
-    told,
 )
 from nidl_dcl.workflow.factory import refuse_changes
 from nidl_dcl.workflow.figure_data import write_outliers, write_retrieval
@@ -279,7 +278,9 @@ def _predict_target(cohort: _Cohort, name: str) -> _Found:
         applied = True
     if why:
         _LOGGER.info(f"{name}: only the other cohort's readout is applied. {why}")
-    row = {**(done or {"target": name}), **told(outside)}
+    row = dict(done or {"target": name})
+    if outside is not None:
+        row["external"] = outside["summary"]
     return _Found(row=row, computed=computed, applied=applied)
 
 
@@ -294,7 +295,7 @@ def _done_before(target: _Target) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):
         return None
     refuse_changes(provenance.get("config", {}), target.config, file)
-    if not (target.readout.is_file() or target.config["harmonize"]):
+    if not (readout_exists(target.readout) or target.config["harmonize"]):
         return None
     return dict(summary) if provenance.get("data") == target.fingerprint else None
 
@@ -310,15 +311,11 @@ def _cross_validate(
         embedded.groups,
         target=target.name,
         baselines=baselines,
-        site=None if target.site is None else images[target.site],
-        audit=audit,
+        site=None if audit is None else AuditedSites(images[target.site], audit),
         confounds=images[confounds] if confounds else None,
         harmonize=cohort.prediction.harmonize,
-        seen=embedded.seen,
-        seen_by=embedded.seen_by,
-        persons=embedded.persons,
         held_out=cohort.held_out,
-        ids=images[["participant_id", "session_id", "run", "source"]],
+        ids=embedded.ids,
         random_state=cohort.study.run.random_seed,
         progress=progress_of(f"predicting {target.name}"),
     )
