@@ -88,7 +88,12 @@ def index_bids(
 
     Examples
     --------
-    >>> index_bids("ds000001", participant_label=["01", "02"])  # doctest: +SKIP
+    ``MY_DATASET`` is a BIDS dataset.
+
+    >>> from nidl_dcl import index_bids
+    >>> images = index_bids("MY_DATASET", participant_label=["01", "03"], phenotypes=True)
+    >>> images[["participant_id", "session_id", "age"]].values.tolist()
+    [['sub-01', 'ses-01', 48.0], ['sub-03', 'ses-01', 68.0], ['sub-03', 'ses-02', 68.0]]
     """
     index = find_images(
         bids_dir,

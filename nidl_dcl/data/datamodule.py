@@ -78,8 +78,14 @@ class BIDSDataModule(L.LightningDataModule):
 
     Examples
     --------
-    >>> data = BIDSDataModule("ds000001", spacing=4.0)  # doctest: +SKIP
-    >>> DCL(StridedCNN, proj_input_dim=512).fit(data)  # doctest: +SKIP
+    ``MY_DATASET`` is a BIDS dataset.
+
+    >>> from nidl_dcl import BIDSDataModule
+    >>> data = BIDSDataModule("MY_DATASET", spacing=8.0, batch_size=5)
+    >>> first, second = next(iter(data.train_dataloader()))
+    >>> first.shape
+    torch.Size([5, 1, 24, 24, 24])
+    >>> embeddings = DCL(StridedCNN, proj_input_dim=512).fit(data).transform(data)  # doctest: +SKIP
     """
 
     def __init__(

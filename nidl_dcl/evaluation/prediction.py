@@ -226,6 +226,19 @@ def predict_phenotype(
     components, permutations or the site audit. At the end one readout of all other rows, tuned by
     their folds, predicts them; embeddings and baselines are scored, once, in ``metrics["holdout"]``,
     with percentile intervals over resampled participants. Of fewer than five nothing is scored.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nidl_dcl import predict_phenotype
+    >>> rng = np.random.default_rng(0)
+    >>> embeddings = rng.normal(size=(60, 8))
+    >>> age = 50 + 10 * embeddings[:, 0] + rng.normal(size=60)
+    >>> people = [f"sub-{i:02d}" for i in range(60)]
+    >>> result = predict_phenotype(embeddings, age, people, target="age", n_permutations=20)
+    >>> row = result.summary()
+    >>> row["metric"], row["score"] < 2 < row["dummy"]
+    ('mae', True)
     """
     check_counts(n_splits, n_repeats, n_permutations)
     check_shares(learning_curve)

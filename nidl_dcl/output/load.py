@@ -68,7 +68,13 @@ def load_embeddings(
 
     Examples
     --------
-    >>> table, matrix = load_embeddings("MY_OUTPUT")  # doctest: +SKIP
+    ``MY_OUTPUT`` is the output folder of a study.
+
+    >>> from nidl_dcl import load_embeddings
+    >>> table, matrix = load_embeddings("MY_OUTPUT")
+    >>> len(table) == len(matrix), matrix.dtype
+    (True, dtype('float32'))
+    >>> ages = table["age"]
     """
     folder = Path(output_dir).expanduser()
     if not folder.is_dir():
