@@ -123,13 +123,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
 
     # -- fitting -----------------------------------------------------------------------------
 
-    def fit(
-        self,
-        X: Any,
-        y: Any = None,
-        val_dataloader: Any = None,
-        ckpt_path: Any = None,
-    ) -> Self:
+    def fit(self, X: Any, y: Any = None, val_dataloader: Any = None, ckpt_path: Any = None) -> Self:
         """Train on two views of each sample.
 
         Parameters

@@ -14,12 +14,7 @@ import sklearn.base
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    RandomSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from nidl_dcl.data.batches import first_bad_sample, single_view
 from nidl_dcl.data.datasets import ImageSamples
@@ -164,13 +159,7 @@ class _Rows(L.Callback):
         self.pieces: list[tuple[int, np.ndarray, Any]] = []
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         _, y = single_view(batch)
         features = outputs.detach().to("cpu", torch.float32).numpy().copy()
