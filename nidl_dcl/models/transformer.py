@@ -157,13 +157,7 @@ class _Rows(L.Callback):
         self.pieces: list[tuple[int, np.ndarray, Any]] = []
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         _, y = single_view(batch)
         features = outputs.detach().to("cpu", torch.float32).numpy().copy()
