@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,7 @@ def layout(
         home, _ = search_datasets(datasets, derivatives, found, {}, None, None)
         children |= {} if home == "raw" else {home: datasets[home]}
 
-    def fill(new: Any) -> None:
-        _fill_layout(new, found)
-
+    fill = partial(_fill_layout, preset=found)
     parent = BIDSLayout(root, validate=False, indexer=fill)
     for name, folder in children.items():
         parent.derivatives[name] = BIDSLayout(

@@ -144,16 +144,14 @@ def finish_together(folder: Path, name: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes | memoryview, *, lasting: bool = True) -> None:
-    """Write a file in one step, as `replacing` does.
+    """Write a file in one step.
 
     Parameters
     ----------
-    path : Path
-        The file.
+    path, lasting
+        As in `replacing`.
     data : bytes
         Its content.
-    lasting : bool, default=True
-        As `replacing`.
     """
     with replacing(path, lasting=lasting) as beside:
         beside.write_bytes(data)
