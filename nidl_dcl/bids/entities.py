@@ -201,16 +201,11 @@ class NameRule:
 
 
 def read_filters(filters: Mapping[str, Any] | None, preset: Preset) -> dict[str, Allowed]:
-    """Return the allowed values of each entity in a BIDS filter.
+    """Return the allowed values of each entity in a BIDS filter for the images of a preset.
 
-    Parameters
-    ----------
-    filters : mapping or None
-        Entity to value, list of values, None (absent) or ``"*"`` (present, any value); or, as in
-        fMRIPrep's filter files, ``{"t1w": {entity: value}}``, of which the part named like the
-        preset's suffix, or ``t1w``, is used. Entities by pybids' name or by their BIDS key.
-    preset : Preset
-        The images that the filter is for.
+    It maps entities, by pybids' name or by their BIDS key, to a value, a list of values, None
+    (absent) or ``"*"`` (present, any value). Or it is ``{"t1w": {entity: value}}``, as in
+    fMRIPrep's filter files, of which the part named like the preset's suffix, or ``t1w``, is used.
 
     Raises
     ------

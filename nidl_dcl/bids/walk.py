@@ -151,7 +151,12 @@ class DatasetWalker:
                 self.sessions.add(session)
             yield from self._visit(inside + name, step, participant, session)
             self._done += 1
-            now, last = time.monotonic(), name == visited[-1][0]
-            if self.progress is not None and (last or now - self._reported >= _EVERY):
-                self._reported = now
-                self.progress("indexing", self._done, self._total)
+            if time.monotonic() - self._reported >= _EVERY:
+                self._report()
+        if visited:
+            self._report()
+
+    def _report(self) -> None:
+        self._reported = time.monotonic()
+        if self.progress is not None:
+            self.progress("indexing", self._done, self._total)
