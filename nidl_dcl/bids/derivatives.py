@@ -59,13 +59,8 @@ def as_list(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
 def named_datasets(root: Path, given: Sequence[str | Path]) -> dict[str, Path]:
     """Return datasets by name: ``raw``, the derivatives given, the folders of ``derivatives/``.
 
-    Parameters
-    ----------
-    root : Path
-        The dataset.
-    given : sequence of str or path
-        ``PATH`` or ``NAME=PATH``; a relative path may start at ``derivatives/``. The name is that
-        of the folder unless one is given, with ``-`` for what BIDS URIs do not allow.
+    Those given are ``PATH`` or ``NAME=PATH``; a relative path may start at ``derivatives/``. The
+    name is that of the folder unless one is given, with ``-`` for what BIDS URIs do not allow.
 
     Raises
     ------

@@ -42,12 +42,13 @@ _OTHER_NAMES = {
 _OWN_ENTITIES = ("preproc",)  # OpenBHB and brainprep; pybids does not know it
 _LABEL = re.compile(LABEL).fullmatch
 
+_Search = Callable[[str], re.Match[str] | None]
 Allowed = list[str | int | None] | Literal["*"]
 """The values an entity may have (None: absent), or ``"*"``: present, whatever its value."""
 
 
 @cache
-def _grammar() -> tuple[tuple[str, str, Callable[[str], re.Match[str] | None], bool], ...]:
+def _grammar() -> tuple[tuple[str, str, _Search, bool], ...]:
     """Return (entity, text that any match contains, search, is a number) of each pybids pattern.
 
     The patterns are read from pybids' JSON files, because importing pybids takes seconds.
@@ -56,16 +57,13 @@ def _grammar() -> tuple[tuple[str, str, Callable[[str], re.Match[str] | None], b
     if spec is None or not spec.submodule_search_locations:
         raise UsageError("pybids is not installed. Run: pip install pybids")
     folder = Path(spec.submodule_search_locations[0]) / "layout" / "config"
-    rows: dict[str, tuple[str, str, Callable[[str], re.Match[str] | None], bool]] = {}
+    rows: dict[str, tuple[str, str, _Search, bool]] = {}
     for name in ("bids.json", "derivatives.json"):
         for entity in json.loads((folder / name).read_text("utf-8"))["entities"]:
             key = re.search("([a-z]+-)\\(", entity["pattern"])
-            rows[entity["name"]] = (
-                entity["name"],
-                key[1] if key else "",
-                re.compile(entity["pattern"]).search,
-                entity.get("dtype") == "int",
-            )
+            needed, number = key[1] if key else "", entity.get("dtype") == "int"
+            search = re.compile(entity["pattern"]).search
+            rows[entity["name"]] = entity["name"], needed, search, number
     return tuple(rows.values())
 
 
@@ -79,18 +77,10 @@ def _entity_names() -> dict[str, str]:
 
 
 def entities_of(path: str) -> dict[str, str | int]:
-    """Return the entities that pybids reads from a path.
+    """Return the entities that pybids reads from a path, by pybids' names; ``run`` is a number.
 
-    Parameters
-    ----------
-    path : str
-        Relative to the root of its dataset (folders above it could look like entities).
-
-    Returns
-    -------
-    dict of str to (str or int)
-        pybids' names of entities (``subject``, ``run`` …) and their values; ``run`` is a number.
-        ``preproc``, which pybids does not know, is read too.
+    The path is relative to the root of its dataset (folders above it could look like entities).
+    ``preproc``, which pybids does not know, is read too.
     """
     text = f"/{path}"
     found: dict[str, str | int] = {}
@@ -156,9 +146,7 @@ class NameRule:
         """Return the name without its extension if it is a candidate, else None."""
         if self.preset.file_name:
             return name.split(".")[0] if name == self.preset.file_name else None
-        if name.startswith("."):
-            return None
-        if not name.startswith(self.preset.prefixes):
+        if name.startswith(".") or not name.startswith(self.preset.prefixes):
             return None
         match = self._loose.fullmatch(name)
         return None if match is None else name[: match.start(1)]
@@ -213,16 +201,11 @@ class NameRule:
 
 
 def read_filters(filters: Mapping[str, Any] | None, preset: Preset) -> dict[str, Allowed]:
-    """Return the allowed values of each entity in a BIDS filter.
+    """Return the allowed values of each entity in a BIDS filter for the images of a preset.
 
-    Parameters
-    ----------
-    filters : mapping or None
-        Entity to value, list of values, None (absent) or ``"*"`` (present, any value); or, as in
-        fMRIPrep's filter files, ``{"t1w": {entity: value}}``, of which the part named like the
-        preset's suffix, or ``t1w``, is used. Entities by pybids' name or by their BIDS key.
-    preset : Preset
-        The images that the filter is for.
+    It maps entities, by pybids' name or by their BIDS key, to a value, a list of values, None
+    (absent) or ``"*"`` (present, any value). Or it is ``{"t1w": {entity: value}}``, as in
+    fMRIPrep's filter files, of which the part named like the preset's suffix, or ``t1w``, is used.
 
     Raises
     ------
@@ -279,8 +262,7 @@ def _plain_value(name: str, value: Any) -> str | int | None:
         )
     if isinstance(value, str):
         # For values that repeat their key, pybids finds nothing and says nothing.
-        for key in {"subject": ("sub-",), "session": ("ses-",)}.get(name, ()):
-            value = value.removeprefix(key)
+        value = value.removeprefix({"subject": "sub-", "session": "ses-"}.get(name, ""))
         if name == "extension" and not value.startswith("."):
             value = f".{value}"
     return value

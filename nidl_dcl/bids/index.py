@@ -24,7 +24,6 @@ from nidl_dcl.bids.search import Candidate, SearchResult, select_images
 from nidl_dcl.bids.subject_ids import match_ids
 from nidl_dcl.bids.walk import Progress
 from nidl_dcl.errors import UsageError
-from nidl_dcl.status import Code
 
 INPUT_COLUMNS = ["participant_id", "session_id", "path", "status", "code", "message"]
 
@@ -285,28 +284,20 @@ def _images(
 def _inputs(found: SearchResult, base: str, expected: set[str], table: set[str]) -> pd.DataFrame:
     """Return the rows of ``inputs.tsv``: the candidates, and participants without any."""
     rows = [
-        (_utf8(c.participant), c.session and _utf8(c.session), _utf8(base + c.path), *_verdict(c))
+        (*map(_utf8, (c.participant, c.session, base + c.path)), c.status, c.code, c.message)
         for c in found.candidates
     ]
     have = {c.participant for c in found.candidates}
     for participant in sorted(expected - have):
         where = "in participants.tsv" if participant in table else "as a folder"
-        if is_label(participant.removeprefix("sub-")):
-            row: tuple[Code, str] = (
-                "no_image",
-                f"listed {where}, without an image that was asked for",
-            )
-        else:
-            row = "bad_id", f"listed {where}; labels are letters and digits only"
-        rows.append((_utf8(participant), None, "n/a", "skip", *row))
+        code, message = "no_image", f"listed {where}, without an image that was asked for"
+        if not is_label(participant.removeprefix("sub-")):
+            code, message = "bad_id", f"listed {where}; labels are letters and digits only"
+        rows.append((_utf8(participant), None, "n/a", "skip", code, message))
     rows.sort(key=lambda row: row[0])
     return pd.DataFrame(rows, columns=INPUT_COLUMNS).astype("string")
 
 
-def _verdict(candidate: Candidate) -> tuple[str, str, str]:
-    return candidate.status, candidate.code, candidate.message
-
-
-def _utf8(text: str) -> str:
+def _utf8(text: str | None) -> Any:
     """Return a name as UTF-8 can hold it: bytes that are not text become escapes."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text and text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,7 @@ def layout(
         home, _ = search_datasets(datasets, derivatives, found, {}, None, None)
         children |= {} if home == "raw" else {home: datasets[home]}
 
-    def fill(new: Any) -> None:
-        _fill_layout(new, found)
-
+    fill = partial(_fill_layout, preset=found)
     parent = BIDSLayout(root, validate=False, indexer=fill)
     for name, folder in children.items():
         parent.derivatives[name] = BIDSLayout(
@@ -74,14 +73,11 @@ def _fill_layout(new: Any, preset: Preset) -> None:
     names = [("", name) for name in _files(os.scandir(root))]
     for folder in DatasetWalker(root, Preset("", folders=folders)):
         names += [(folder.path, name) for name in _files(folder.entries)]
-    classes: dict[str, str] = {}
+    class_of = cache(lambda ending: make_bidsfile(f"x.{ending}").class_)
     files, tags = [], []
     for folder_path, name in dict.fromkeys(names):
         if name.startswith("."):
             continue
-        ending = name.partition(".")[2]
-        if ending not in classes:
-            classes[ending] = make_bidsfile(f"x.{ending}").class_
         path = f"{folder_path}/{name}" if folder_path else name
         files.append(
             {
@@ -89,7 +85,7 @@ def _fill_layout(new: Any, preset: Preset) -> None:
                 "filename": name,
                 "dirname": f"{root}/{folder_path}".rstrip("/"),
                 "is_dir": False,
-                "class_": classes[ending],
+                "class_": class_of(name.partition(".")[2]),
             }
         )
         tags += [

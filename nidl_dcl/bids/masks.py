@@ -75,11 +75,14 @@ def pair_masks(
         own = [home] if preset.derivatives else []
         names = own + [name for name in datasets if name not in ("raw", home)]
     held: dict[str, Pairs] = {}
+    participants = {image.participant for image in images}
     for name in names:
-        participants = {image.participant for image in images}
         mask_preset = _mask_preset(preset, own=name == home)
         masks = search(datasets[name], mask_preset, {}, participants, progress=progress).usable
-        pairs = _pairs(images, masks)
+        of: defaultdict[tuple[str, str | None], list[Candidate]] = defaultdict(list)
+        for found in masks:
+            of[found.participant, found.session].append(found)
+        pairs = [_best(image, of[image.participant, image.session]) for image in images]
         if any(pairs):
             held[name] = pairs
             if name == home:
@@ -119,18 +122,12 @@ def _mask_preset(preset: Preset, *, own: bool) -> Preset:
     )
 
 
-def _pairs(images: Sequence[Candidate], masks: Sequence[Candidate]) -> Pairs:
-    """Return the path of each image's mask, None where there is not exactly one."""
-    of: defaultdict[tuple[str, str | None], list[Candidate]] = defaultdict(list)
-    for mask in masks:
-        of[mask.participant, mask.session].append(mask)
-    return [_best(image, of[image.participant, image.session]) for image in images]
-
-
 def _best(image: Candidate, masks: Sequence[Candidate]) -> str | None:
+    """Return the path of the mask of an image, None unless exactly one fits best."""
     scores: defaultdict[int, list[Candidate]] = defaultdict(list)
     for mask in masks:
-        if not _same_space(image, mask):
+        spaces = image.entities.get("space"), mask.entities.get("space")
+        if spaces[0] != spaces[1] and not set(spaces) <= _NATIVE:
             continue
         if mask.entities.get("modality") not in (None, image.entities.get("suffix")):
             continue
@@ -140,8 +137,3 @@ def _best(image: Candidate, masks: Sequence[Candidate]) -> str | None:
             scores[len(both) - alone].append(mask)
     fitting = scores[max(scores)] if scores else []
     return fitting[0].path if len(fitting) == 1 else None
-
-
-def _same_space(image: Candidate, mask: Candidate) -> bool:
-    spaces = image.entities.get("space"), mask.entities.get("space")
-    return spaces[0] == spaces[1] or set(spaces) <= _NATIVE

@@ -208,13 +208,10 @@ class _Join:
 
     def result(self) -> Phenotypes:
         """Return the table as it stands."""
-        table = pd.DataFrame(
-            {name: as_series(column.values) for name, column in self.columns.items()},
-            index=pd.RangeIndex(len(self.paths)),
-        )
-        matches = pd.DataFrame(
-            self.matches, columns=["participant_id", "id", "rule", "source"]
-        ).astype("string")
+        series = {name: as_series(column.values) for name, column in self.columns.items()}
+        table = pd.DataFrame(series, index=pd.RangeIndex(len(self.paths)))
+        names = ["participant_id", "id", "rule", "source"]
+        matches = pd.DataFrame(self.matches, columns=names).astype("string")
         about = {name: dict(c.about) for name, c in self.columns.items() if c.about}
         return Phenotypes(table, matches, self.notes, about)
 
@@ -300,11 +297,8 @@ class _Join:
             f"{len(have)} of {len(self.sessions_of)} participants with images have a row"
             + (f" (ids matched: {how})" if how else "")
         ]
-        without = sum(
-            not any(levels)
-            for name, levels in zip(self.participants, rows, strict=True)
-            if name in have
-        )
+        images = zip(self.participants, rows, strict=True)
+        without = sum(not any(levels) for name, levels in images if name in have)
         if without:
             said.append(f"{without} of their images have no row for their session")
         strange = [text for text in texts if text not in who]
@@ -341,10 +335,8 @@ class _Join:
         flat = [[number for level in levels for number in level] for levels in rows]
         sole = [numbers[0] if len(numbers) == 1 else -1 for numbers in flat]
         several = [image for image, numbers in enumerate(flat) if len(numbers) > 1]
-        names = [name for at, name in enumerate(table.columns) if at not in skip]
-        for at, name in enumerate(table.columns):
-            if at in skip:
-                continue
+        names = {at: name for at, name in enumerate(table.columns) if at not in skip}
+        for at, name in names.items():
             column, more = decode(name, [row[at] for row in table.rows], about.get(name, {}))
             for key, numbers in doubles.items():
                 _refuse_contradiction(table, key, name, column, numbers)
@@ -352,7 +344,9 @@ class _Join:
             values = [column[number] for number in sole]
             for image in several:
                 values[image] = _closest(column, rows[image])
-            notes += more + self._lay(table, clash, name, values, about.get(name, {}), names)
+            notes += more + self._lay(
+                table, clash, name, values, about.get(name, {}), names.values()
+            )
         self._add_notes(table, [*table.notes, *notes])
 
     def _add_notes(self, table: Table, notes: Sequence[str]) -> None:
@@ -368,7 +362,7 @@ class _Join:
         name: str,
         values: _Values,
         about: Mapping[str, Any],
-        names: Sequence[str],
+        names: Collection[str],
     ) -> list[str]:
         """Lay one column over what is there, and return notes."""
         notes = []
@@ -424,15 +418,12 @@ def _refuse_contradiction(
     said = [number for number in numbers if column[number] is not None]
     other = next((n for n in said if not same_value(column[said[0]], column[n])), None)
     if other is not None:
+        person = "participant (and session, in a column session_id)"
         raise UsageError(
             f"{table.path if not table.files else table.path.parent}: "
             f"{_lines(table, [said[0], other])} contradict each other for {_key_name(key)}: "
             f"{name} is {str(column[said[0]])[:60]!r} and {str(column[other])[:60]!r}. "
-            + (
-                "Keep one row per scan."
-                if table.columns[0] == "path"
-                else "Keep one row per participant (and session, in a column session_id)."
-            )
+            f"Keep one row per {'scan' if table.columns[0] == 'path' else person}."
         )
 
 
@@ -473,14 +464,14 @@ def _home(bids_dir: Path) -> Path:
 
 def _id_column(table: Table) -> int:
     at = table.find(_PARTICIPANT)
-    if at is None:
-        if len(table.columns) == 1 and len(table.columns[0].split()) > 1:
-            raise UsageError(
-                f"{table.path} has blanks between the names of its columns. Put one tab there, and "
-                "between the cells of each line."
-            )
+    if at is not None:
+        return at
+    if len(table.columns) == 1 and len(table.columns[0].split()) > 1:
         raise UsageError(
-            f"{table.path} has no column participant_id (its columns: "
-            f"{', '.join(table.columns[:8])}). Name the column of ids participant_id."
+            f"{table.path} has blanks between the names of its columns. Put one tab there, and "
+            "between the cells of each line."
         )
-    return at
+    raise UsageError(
+        f"{table.path} has no column participant_id (its columns: {', '.join(table.columns[:8])}). "
+        "Name the column of ids participant_id."
+    )

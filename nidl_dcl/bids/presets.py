@@ -13,64 +13,35 @@ _BIDS = ("sub-*/anat", "sub-*/ses-*/anat")
 
 @dataclass(frozen=True)
 class Preset:
-    """Folders and names of one kind of images.
+    """Folders and names of one kind of images."""
 
-    Attributes
-    ----------
-    summary : str
-        Description of the images, for a table in the documentation.
-    suffix : str
-        Last part of the name, before the extension.
-    entities : mapping of str to (str or None)
-        pybids entities and the value each must have; None: the entity must be absent.
-    folders : tuple of str
-        Where images lie below the root; the only wildcards are ``sub-*`` and ``ses-*``.
-    extensions : tuple of str
-        Accepted ones; of two files that differ by extension alone the earlier one is used.
-    derivatives : tuple of str
-        How the name of the pipeline's folder under ``derivatives/`` begins, in lower case; empty
-        for raw data.
-    kind : {"intensity", "probability", "signed"}
-        Kind of the values, which decides how they are normalized and augmented.
-    prefixes : tuple of str
-        Accepted text before ``sub-`` in the name; names with other text are other images.
-    file_name : str or None
-        The whole name, where it holds no entities. A folder ``sub-<label>_ses-<label>`` is then a
-        session; longitudinal runs (``….long.…``) and the template of a participant who has
-        sessions are not images of their own.
-    session_in_name : bool
-        The name repeats the session of its folder.
-    bare_suffix : bool
-        The name may hold the suffix in its middle as well (older versions of Clinica).
-    one_resolution : bool
-        Files that differ only in ``res-`` are one scan, of which the finest resolution is used.
-    mask_suffix, mask_desc : str and (str or None)
-        Suffix and ``desc-`` of the pipeline's own brain masks.
-    space : str
-        Space of the images where names have no entity for it: ``"native"`` or a template.
-    stripped : bool
-        The images are skull-stripped, though no mask is paired with them.
-    masks : {"any", "own", "none"}
-        Masks that ``mask="auto"`` may pair: of any derivative, of the pipeline itself, or none
-        (tissue maps and images that are skull-stripped already).
-    """
-
-    summary: str
-    suffix: str = "T1w"
+    summary: str  # description of the images, for a table in the documentation
+    suffix: str = "T1w"  # last part of the name, before the extension
+    # pybids entities and the value each must have; None: the entity must be absent.
     entities: Mapping[str, str | None] = field(default_factory=dict)
+    # Where images lie below the root; the only wildcards are sub-* and ses-*.
     folders: tuple[str, ...] = _BIDS
+    # Accepted ones; of two files that differ by extension alone the earlier one is used.
     extensions: tuple[str, ...] = (".nii.gz", ".nii")
+    # How the pipeline's folder under derivatives/ begins, in lower case; empty for raw data.
     derivatives: tuple[str, ...] = ()
+    # Of the values: intensity, probability or signed; decides how they are normalized, augmented.
     kind: str = "intensity"
+    # Accepted text before sub- in the name; names with other text are other images.
     prefixes: tuple[str, ...] = ("",)
+    # The whole name, where it holds no entities. A folder sub-<label>_ses-<label> is then a
+    # session; longitudinal runs (….long.…) and the template of a participant who has sessions are
+    # not images of their own.
     file_name: str | None = None
-    session_in_name: bool = True
-    bare_suffix: bool = False
-    one_resolution: bool = False
-    mask_suffix: str = "mask"
+    session_in_name: bool = True  # the name repeats the session of its folder
+    bare_suffix: bool = False  # the suffix may be in the middle as well (older versions of Clinica)
+    one_resolution: bool = False  # of files that differ only in res-, the finest one is used
+    mask_suffix: str = "mask"  # suffix and desc- of the pipeline's own brain masks
     mask_desc: str | None = "brain"
-    space: str = "native"
-    stripped: bool = False
+    space: str = "native"  # or a template: of the images where names have no entity for it
+    stripped: bool = False  # the images are skull-stripped, though no mask is paired with them
+    # Masks that mask="auto" may pair: of any derivative, of the pipeline itself (own), or none
+    # (tissue maps and images that are skull-stripped already).
     masks: str = "any"
 
     @property

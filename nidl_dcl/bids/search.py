@@ -26,30 +26,21 @@ _NUMBERED = re.compile("(run|echo|inv|flip|chunk)-0+(?=[0-9])")
 
 @dataclass(slots=True)
 class Candidate:
-    """One file that could be an image, or a folder that cannot be read.
+    """One file that could be an image, or a folder that cannot be read."""
 
-    Attributes
-    ----------
-    participant, session : str and (str or None)
-        Names of the folders.
-    path : str
-        POSIX, relative to the root that was searched.
-    entry : os.DirEntry or None
-        The file; None for a folder.
-    entities : dict
-        As pybids reads them; empty for a folder.
-    status, code, message : str
-        The columns of ``inputs.tsv``.
-    """
-
-    participant: str
+    participant: str  # names of the folders
     session: str | None
-    path: str
-    entry: os.DirEntry[str] | None = None
-    entities: dict[str, str | int] = field(default_factory=dict)
-    status: str = "ok"
+    path: str  # POSIX, relative to the root that was searched
+    entry: os.DirEntry[str] | None = None  # None for a folder
+    entities: dict[str, str | int] = field(default_factory=dict)  # as pybids reads them
+    status: str = "ok"  # this and the rest: columns of inputs.tsv
     code: Code = "ok"
     message: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.path.rpartition("/")[2]
 
     def leave_out(self, code: Code, message: str) -> None:
         """Mark the candidate as not usable."""
@@ -58,27 +49,13 @@ class Candidate:
 
 @dataclass
 class SearchResult:
-    """The candidate images, participants and sessions of one dataset.
-
-    Attributes
-    ----------
-    root : Path
-        The dataset.
-    candidates : list of Candidate
-        In the order of their folders and names.
-    participants : list of str
-        Folders ``sub-…``, selected or not, whatever they hold.
-    sessions : set of str
-        Sessions of the selected participants.
-    kept : list of (str, int)
-        Each step of the selection, and how many usable images were left after it.
-    """
+    """The candidate images, participants and sessions of one dataset."""
 
     root: Path
-    candidates: list[Candidate] = field(default_factory=list)
-    participants: list[str] = field(default_factory=list)
-    sessions: set[str] = field(default_factory=set)
-    kept: list[tuple[str, int]] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)  # by folder, then name
+    participants: list[str] = field(default_factory=list)  # all sub-*, selected or not
+    sessions: set[str] = field(default_factory=set)  # of the selected participants
+    kept: list[tuple[str, int]] = field(default_factory=list)  # steps, and usable images after each
 
     @property
     def usable(self) -> list[Candidate]:
@@ -209,21 +186,17 @@ class _Reader:
 
 def select_images(found: SearchResult, select: str) -> None:
     """Keep one usable image of each session, the first or last by acquisition, run and path."""
-    sessions: defaultdict[tuple[str, str | None], list[Candidate]] = defaultdict(list)
-    for candidate in found.usable:
-        sessions[candidate.participant, candidate.session].append(candidate)
-    dropped: set[int] = set()
-    for images in sessions.values():
-        images.sort(
-            key=lambda c: (
-                natural_key(str(c.entities.get("acquisition", ""))),
-                c.entities.get("run", -1),
-                natural_key(c.path),
-            )
-        )
-        chosen = images[0 if select == "first" else -1]
-        dropped |= {id(c) for c in images if c is not chosen}
-    found.candidates = [c for c in found.candidates if id(c) not in dropped]
+    images = sorted(
+        found.usable,
+        key=lambda c: (
+            natural_key(str(c.entities.get("acquisition", ""))),
+            c.entities.get("run", -1),
+            natural_key(c.path),
+        ),
+        reverse=select == "first",  # the last of a session stays
+    )
+    kept = set({(c.participant, c.session): id(c) for c in images}.values())
+    found.candidates = [c for c in found.candidates if c.status == "skip" or id(c) in kept]
     found.count(f"{select} image of each session")
 
 
@@ -241,17 +214,13 @@ def _drop_resolutions(found: SearchResult) -> None:
     They are one scan, resampled to several grids. Templates number their resolutions from the
     finest.
     """
-    first: dict[str, Candidate] = {}
-    for candidate in sorted(found.candidates, key=lambda c: natural_key(_res(c))):
-        first.setdefault(_RESOLUTION.sub("", candidate.path), candidate)
-    kept = {id(candidate) for candidate in first.values()}
+    first: dict[str, int] = {}
+    for c in sorted(found.candidates, key=lambda c: natural_key(str(c.entities.get("res", "")))):
+        first.setdefault(_RESOLUTION.sub("", c.path), id(c))
+    kept = set(first.values())
     if len(kept) < len(found.candidates):
         found.candidates = [c for c in found.candidates if id(c) in kept]
         found.count("finest resolution of each")
-
-
-def _res(candidate: Candidate) -> str:
-    return str(candidate.entities.get("res", ""))
 
 
 def _texts(allowed: Allowed) -> list[str]:
@@ -290,13 +259,10 @@ def _judge_kind(candidate: Candidate) -> None:
         elif isinstance(error, PermissionError):
             candidate.leave_out("permission", f"the link cannot be followed: {error.strerror}")
         else:
-            annexed = "annex/objects/" in os.readlink(entry)  # noqa: PTH115
-            candidate.leave_out(
-                "not_fetched",
-                f"its content has not been fetched; run: datalad get {candidate.path}"
-                if annexed
-                else "a link to a file that does not exist",
-            )
+            message = "a link to a file that does not exist"
+            if "annex/objects/" in os.readlink(entry):  # noqa: PTH115
+                message = f"its content has not been fetched; run: datalad get {candidate.path}"
+            candidate.leave_out("not_fetched", message)
         return
     if not stat.S_ISREG(mode):
         candidate.leave_out("not_a_file", "a link to something that is not a file")
@@ -306,7 +272,7 @@ def _judge_doubles(here: Sequence[Candidate], rule: NameRule, remaining: set[int
     """Leave out a second file of one name; warn of names in a folder that mean the same."""
     stems: defaultdict[str, list[Candidate]] = defaultdict(list)
     for candidate in here:
-        stems[rule.stem(_name(candidate)) or ""].append(candidate)
+        stems[rule.stem(candidate.name) or ""].append(candidate)
     meanings: dict[frozenset[str], Candidate] = {}
     for stem, same in stems.items():
         usable = [c for c in same if id(c) in remaining and c.status != "skip"]
@@ -314,20 +280,12 @@ def _judge_doubles(here: Sequence[Candidate], rule: NameRule, remaining: set[int
             continue
         first = usable[0]
         if len(same) > 1:
-            first = min(usable, key=lambda c: rule.extensions.index(_ending(c, stem)))
+            first = min(usable, key=lambda c: rule.extensions.index(c.name.removeprefix(stem)))
             for other in same:
                 if other is not first and (other.status != "skip" or other.code == "extension"):
-                    other.leave_out("duplicate", f"the image is used as {_name(first)}")
+                    other.leave_out("duplicate", f"the image is used as {first.name}")
         meaning = frozenset(_NUMBERED.sub(r"\1-", part) for part in stem.split("_"))
         twin = meanings.setdefault(meaning, first)
         if twin is not first:
             first.status, first.code = "warn", "ambiguous"
-            first.message = f"the name means the same as {_name(twin)}; both are used"
-
-
-def _name(candidate: Candidate) -> str:
-    return candidate.path.rsplit("/", 1)[-1]
-
-
-def _ending(candidate: Candidate, stem: str) -> str:
-    return _name(candidate)[len(stem) :]
+            first.message = f"the name means the same as {twin.name}; both are used"

@@ -9,6 +9,7 @@ import gzip
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,11 @@ def write_demo_dataset(
     people = [_person(seed, i) for i in range(n_participants)]
     template: _Template | None = None
     for done, person in enumerate(people, 1):
-        for session, (image, mask) in enumerate(_paths(folder, person)):
-            if not (image.is_file() and mask.is_file()):
+        for session, files in enumerate(_paths(folder, person)):
+            if not all(file.is_file() for file in files):
                 template = template or _template()
-                drawn, inside = _draw(template, person, session)
-                write_bytes(image, _compressed(drawn))
-                write_bytes(mask, _compressed(inside))
+                for file, image in zip(files, _draw(template, person, session), strict=True):
+                    write_bytes(file, gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
         if progress is not None:
             progress(done, n_participants)
     _write_tables(folder, people)
@@ -171,10 +171,6 @@ def _paths(folder: Path, person: _Person) -> Iterator[tuple[Path, Path]]:
 
 def _session(number: int) -> str:
     return f"ses-{number + 1:02d}"
-
-
-def _compressed(image: nib.Nifti1Image) -> bytes:
-    return gzip.compress(image.to_bytes(), compresslevel=3, mtime=0)
 
 
 def _write_tables(folder: Path, people: list[_Person]) -> None:
@@ -263,29 +259,20 @@ def _generator(*key: object) -> np.random.Generator:
 class _Template:
     """Maps of an average head on one grid.
 
-    Attributes
-    ----------
-    origin : ndarray, shape (3, 1)
-        Millimeters of the first voxel.
-    maps : dict of str to ndarray
-        ``csf``, ``gray``, ``white``: logarithms of tissue shares; ``detail``: brightness beyond
-        them; ``surface``, ``ventricles``: millimeters outside the brain and the ventricles, inside
-        negative; ``x``, ``y``, ``z``: direction away from the ventricles, fading with distance;
-        ``head``: brightness of everything but the brain.
+    They are ``csf``, ``gray``, ``white``: logarithms of tissue shares; ``detail``: brightness
+    beyond them; ``surface``, ``ventricles``: millimeters outside the brain and the ventricles,
+    inside negative; ``x``, ``y``, ``z``: direction away from the ventricles, fading with distance;
+    ``head``: brightness of everything but the brain.
     """
 
-    origin: Floats
+    origin: Floats  # (3, 1), millimeters of the first voxel
     maps: dict[str, Floats]
 
     def at(self, points: Floats, *names: str) -> Floats:
         """Return maps at `points`, shape (3, n) in mm: (n_maps, n), or (n,) for a single one."""
         where = (points - self.origin) / np.float32(_STEP)
-        found = [
-            ndimage.map_coordinates(
-                self.maps[name], where, output=np.float32, order=1, mode="nearest"
-            )
-            for name in names
-        ]
+        linear = partial(ndimage.map_coordinates, output=np.float32, order=1, mode="nearest")
+        found = [linear(self.maps[name], where) for name in names]
         return np.stack(found) if len(names) > 1 else found[0]
 
 

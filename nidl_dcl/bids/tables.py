@@ -11,6 +11,7 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +27,16 @@ _BOMS = (("utf-8-sig", b"\xef\xbb\xbf"), ("utf-16", b"\xff\xfe"), ("utf-16", b"\
 
 @dataclass
 class Table:
-    """A table of text.
+    """A table of text."""
 
-    Attributes
-    ----------
-    path : Path
-        Where it was read.
-    columns : list of str
-        Unique names.
-    rows : list of list of (str or None)
-        Stripped text, None where missing; as long as `columns`.
-    lines : list of int
-        Line of the file each row stands in, from 1.
-    notes : list of str
-        What was repaired while reading.
-    files : list of Path
-        File of each row, where several were joined; else empty.
-    about : dict of str to dict
-        Descriptions of the columns in the sidecars of `files`.
-    """
-
-    path: Path
-    columns: list[str]
+    path: Path  # where it was read
+    columns: list[str]  # unique
+    # Stripped text, None where missing; as long as the columns.
     rows: list[list[str | None]] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    about: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lines: list[int] = field(default_factory=list)  # of the file each row stands in, from 1
+    notes: list[str] = field(default_factory=list)  # what was repaired
+    files: list[Path] = field(default_factory=list)  # of each row, where several were joined
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)  # of columns, by the sidecars
 
     def find(self, names: Iterable[str]) -> int | None:
         """Return the position of the first column with one of the `names`, in any case."""
@@ -60,22 +44,13 @@ class Table:
         return next((plain.index(name) for name in names if name in plain), None)
 
 
-def is_missing(text: str | None) -> bool:
-    """Return whether a cell is a missing value: ``n/a``, ``NA``, ``null`` …, in any case."""
-    return text is None or text.strip().lower() in _MISSING
-
-
 def read_table(path: Path) -> Table:
     """Read a table as text.
 
     Cells are separated by tabs if the header holds one, else by semicolons or commas. Between tabs,
     unless the name ends in ``.csv``, quotes are text; elsewhere they are CSV's quoting. Byte order
-    marks and all kinds of line ends are accepted; short rows are filled with missing values.
-
-    Parameters
-    ----------
-    path : Path
-        A file of at most 256 MB.
+    marks and all kinds of line ends are accepted; short rows are filled with missing values. The
+    file has at most 256 MB.
 
     Raises
     ------
@@ -86,14 +61,15 @@ def read_table(path: Path) -> Table:
     notes: list[str] = []
     text = _text(path, notes)
     table: Table | None = None
-    cells = _Cells()
+    # Each text is looked at once, since tables repeat themselves.
+    value_of = cache(lambda cell: None if (text := cell.strip()).lower() in _MISSING else text)
     short: list[int] = []
     for number, row in _rows(path, text, notes):
         if table is None:
             table = Table(path, _unique([cell.strip() for cell in row], notes), notes=notes)
             width = len(table.columns)
             continue
-        values = list(map(cells.__getitem__, row))
+        values = list(map(value_of, row))
         if len(values) > width:
             if any(value is not None for value in values[width:]):
                 raise UsageError(
@@ -117,17 +93,9 @@ def read_table(path: Path) -> Table:
 
 
 def read_sidecar(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return the descriptions of columns in the JSON file beside a table, and notes.
+    """Return the descriptions of columns in the JSON file beside a table, by column, and notes.
 
-    Parameters
-    ----------
-    path : Path
-        The table; its sidecar has the same name and ends in ``.json``.
-
-    Returns
-    -------
-    (dict, list of str)
-        Column to its description (empty without a sidecar); a broken sidecar is a note.
+    There is none without a sidecar; a broken sidecar is a note.
     """
     sidecar = path.with_name(f"{path.stem}.json")
     if not os.path.lexists(sidecar):
@@ -141,14 +109,6 @@ def read_sidecar(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     if not isinstance(content, dict):
         return {}, [f"{sidecar.name} is no JSON object; columns are used without it"]
     return {str(k).strip(): v for k, v in content.items() if isinstance(v, dict)}, []
-
-
-class _Cells(dict[str, "str | None"]):
-    """The values of cells by their text, each computed once, since tables repeat themselves."""
-
-    def __missing__(self, cell: str) -> str | None:
-        self[cell] = None if is_missing(cell) else cell.strip()
-        return self[cell]
 
 
 def _rows(path: Path, text: str, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
@@ -256,12 +216,7 @@ def session_tables(root: Path, participants: Iterable[str], session: Iterable[st
 def scan_tables(root: Path, folders: Iterable[str]) -> Table:
     """Return all ``*_scans.tsv`` of `folders` as one table, paths below the root first.
 
-    Parameters
-    ----------
-    root : Path
-        The dataset.
-    folders : iterable of str
-        Folders of participants and their sessions.
+    The folders are those of participants and their sessions.
     """
 
     def path(folder: str, name: str | None) -> list[str | None]:
@@ -289,8 +244,7 @@ def _gather(
         if at is None:
             notes[f"no column {key[0]}, so it is not used"].append(name)
             continue
-        more = _take_sidecar(whole, part)
-        for note in (*part.notes, *more):
+        for note in (*part.notes, *_take_sidecar(whole, part)):
             notes[note].append(name)
         if own[0] in part.columns[:at] + part.columns[at + 1 :]:
             texts = {row[part.columns.index(own[0])] or owner for row in part.rows}

@@ -37,28 +37,14 @@ def subfolders(entries: Iterable[os.DirEntry[str]], prefix: str = "") -> list[st
 
 @dataclass(slots=True)
 class Folder:
-    """A folder where images lie: its entries, or the error that reading it gave.
+    """A folder where images lie: its entries, or the error that reading it gave."""
 
-    Attributes
-    ----------
-    participant, session : str and (str or None)
-        As the folders above say, right or wrong.
-    path : str
-        Relative to the root, POSIX.
-    pattern : str
-        The folder of the preset that it is, such as ``sub-*/anat``.
-    entries : list of os.DirEntry
-        What it holds, in no order.
-    error : OSError or None
-        Why it, or a folder on the way, could not be read.
-    """
-
-    participant: str
+    participant: str  # as the folders above say, right or wrong; so is the session
     session: str | None
-    path: str
-    pattern: str
-    entries: list[os.DirEntry[str]]
-    error: OSError | None = None
+    path: str  # relative to the root, POSIX
+    pattern: str  # the folder of the preset that it is, such as sub-*/anat
+    entries: list[os.DirEntry[str]]  # in no order
+    error: OSError | None = None  # why it, or a folder on the way, could not be read
 
 
 @dataclass(slots=True)
@@ -97,13 +83,6 @@ class DatasetWalker:
     progress : callable, optional
         Called with ("indexing", participants done, participants in total) now and then, and at the
         end of every folder that holds participants.
-
-    Attributes
-    ----------
-    participants : dict of str to None
-        The participants' folders met so far, selected or not, in order.
-    sessions : set of str
-        The sessions of the selected participants met so far.
     """
 
     def __init__(
@@ -117,8 +96,8 @@ class DatasetWalker:
         self.selected = selected
         self.progress = progress
         self._sessions_in_names = preset.file_name is not None
-        self.participants: dict[str, None] = {}
-        self.sessions: set[str] = set()
+        self.participants: dict[str, None] = {}  # met so far, selected or not, in order
+        self.sessions: set[str] = set()  # met so far, of the selected participants
         self._done = self._total = 0
         self._reported = time.monotonic()
         self._top = _Step("")
@@ -162,7 +141,7 @@ class DatasetWalker:
             if self._sessions_in_names and ".long." in name:
                 continue  # the same scans again, processed together with those of other sessions
             match = _PARTICIPANT_SESSION.fullmatch(name) if self._sessions_in_names else None
-            participant, session = (match[1], match[2]) if match else (name, None)
+            participant, session = match.groups() if match else (name, None)
             self.participants[participant] = None
             if self.selected is None or participant in self.selected:
                 visited.append((name, participant, session))
@@ -172,12 +151,12 @@ class DatasetWalker:
                 self.sessions.add(session)
             yield from self._visit(inside + name, step, participant, session)
             self._done += 1
-            if self.progress is not None and time.monotonic() - self._reported >= _EVERY:
+            if time.monotonic() - self._reported >= _EVERY:
                 self._report()
         if visited:
             self._report()
 
     def _report(self) -> None:
+        self._reported = time.monotonic()
         if self.progress is not None:
-            self._reported = time.monotonic()
             self.progress("indexing", self._done, self._total)

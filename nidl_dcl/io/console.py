@@ -47,14 +47,9 @@ def progress_in(record: logging.LogRecord) -> tuple[str, int, int] | None:
 
 @contextmanager
 def handled_by(handler: logging.Handler, *, alone: bool = False) -> Iterator[None]:
-    """Give the messages of the package to a handler for the length of a block.
+    """Give the messages of the package to a handler, closed at the end of a block.
 
-    Parameters
-    ----------
-    handler : logging.Handler
-        Closed at the end.
-    alone : bool, default=False
-        Keep them from the root logger.
+    With `alone`, the root logger does not get them.
     """
     level, propagate = _LOGGER.level, _LOGGER.propagate
     _LOGGER.addHandler(handler)
@@ -70,12 +65,9 @@ def handled_by(handler: logging.Handler, *, alone: bool = False) -> Iterator[Non
 
 
 class ConsoleHandler(logging.Handler):
-    """Messages and progress on a stream.
+    """Messages and progress on a stream, by default stderr.
 
-    Parameters
-    ----------
-    stream : text stream, default=sys.stderr
-        Bars are drawn if it is a terminal; elsewhere there is a line now and then.
+    Bars are drawn if it is a terminal; elsewhere there is a line now and then.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:

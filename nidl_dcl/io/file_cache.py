@@ -28,12 +28,8 @@ _SAVE_EVERY = 20.0
 class FileMemory:
     """Facts about files, in memory and in a JSON file that several processes may use.
 
-    The last process to save wins; facts that others saved meanwhile are computed again.
-
-    Parameters
-    ----------
-    path : Path or None
-        The JSON file; None remembers within this process only. A damaged file counts as empty.
+    The last process to save wins; facts that others saved meanwhile are computed again. A damaged
+    file counts as empty; without a `path`, facts are remembered within this process only.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -47,7 +43,13 @@ class FileMemory:
             with suppress(OSError, ValueError, RecursionError):
                 known = json.loads(path.read_text(encoding="utf-8"))
                 if isinstance(known, dict):
-                    self._known = {k: v for k, v in known.items() if _is_entry(v)}
+                    self._known = {
+                        name: entry
+                        for name, entry in known.items()
+                        if isinstance(entry, list)
+                        and len(entry) == 2
+                        and isinstance(entry[1], dict)
+                    }
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": None, "known": self._known}
@@ -120,7 +122,3 @@ def file_status(file: Path) -> list[int]:
     """Return device, inode, size and times of a file, of which one changes when the file does."""
     status = file.stat()
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _is_entry(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict)

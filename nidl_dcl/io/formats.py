@@ -23,11 +23,7 @@ def write_text(path: Path, text: str) -> None:
 
     Bytes of file names that are no text, which Python holds as surrogates, become ``\udcNN``.
     """
-    write_bytes(path, _encoded(text))
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -74,7 +70,7 @@ def write_tsv(path: Path, table: pd.DataFrame) -> None:
 
 def keep_tsv(path: Path, table: pd.DataFrame) -> None:
     """Write `table` as `write_tsv` does, unless `path` holds just that already."""
-    keep_bytes(path, _encoded(to_tsv(table)))
+    keep_bytes(path, to_tsv(table).encode("utf-8", "backslashreplace"))
 
 
 def to_tsv(table: pd.DataFrame) -> str:
@@ -88,9 +84,7 @@ def _cell(value: Any) -> str:
     if value is None or value is pd.NA or value is pd.NaT:
         return "n/a"
     if isinstance(value, float | np.floating):
-        if np.isnan(value):
-            return "n/a"
-        return f"{float(value):.10g}"
+        return "n/a" if np.isnan(value) else f"{float(value):.10g}"
     return escape_control(str(value)) or "n/a"
 
 
@@ -121,14 +115,7 @@ LARGEST = 64 * 2**20
 
 
 def read_json(file: Path, largest: int = LARGEST) -> Any:
-    """Return what a JSON file holds.
-
-    Parameters
-    ----------
-    file : Path
-        UTF-8, with or without byte order mark.
-    largest : int
-        Bytes that it may have.
+    """Return what a JSON file of at most `largest` bytes holds (UTF-8, byte order mark or not).
 
     Raises
     ------

@@ -20,35 +20,22 @@ _MOST_BLOCKS = 2048
 class Average:
     """Result of `average_volumes`.
 
-    Attributes
-    ----------
-    mean, sd : ndarray of float32, shape (d, h, w)
-        Of each voxel over the volumes.
-    distance : ndarray of float64, shape (n,)
-        Of each volume from the mean: root mean square difference of block means, in units of the
-        volumes.
-    block : tuple of int
-        Voxels along the sides of a block.
+    The distance of each volume from the mean is the root mean square difference of block means, in
+    units of the volumes.
     """
 
-    mean: NDArray[np.float32]
+    mean: NDArray[np.float32]  # (d, h, w), of each voxel over the volumes; so is sd
     sd: NDArray[np.float32]
-    distance: NDArray[np.float64]
-    block: tuple[int, int, int]
+    distance: NDArray[np.float64]  # (n,)
+    block: tuple[int, int, int]  # voxels along the sides of a block
 
 
 def average_volumes(volumes: Iterable[NDArray[np.floating]], shape: Sequence[int]) -> Average:
-    """Return the mean of volumes, its spread and each one's distance from it.
+    """Return the mean of volumes of a `shape`, its spread and each one's distance from it.
 
-    Memory holds two volumes in double precision and, for each volume, the means of at most 2048
-    blocks: the distance to the mean can be computed only when all volumes have been read.
-
-    Parameters
-    ----------
-    volumes : iterable of ndarray of shape (d, h, w)
-        At least one, all finite.
-    shape : sequence of three int
-        Their shape (d, h, w).
+    There is at least one volume, and all are finite. Memory holds two volumes in double precision
+    and, for each volume, the means of at most 2048 blocks: the distance to the mean can be computed
+    only when all volumes have been read.
     """
     d, h, w = shape
     edge = 1

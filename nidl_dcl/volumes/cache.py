@@ -92,12 +92,15 @@ class PreparedVolumes(Dataset[Tensor]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        image, mask = self.images[index], self.masks[index]
         if self.folder is None:
-            return torch.from_numpy(prepare_volume(image, self.preparation, mask))
+            return self._prepare(index)
         entry = self._entry(index)
         volume = self._read(entry)
         return self._write(entry, index) if volume is None else volume
+
+    def _prepare(self, index: int) -> Tensor:
+        image, mask = self.images[index], self.masks[index]
+        return torch.from_numpy(prepare_volume(image, self.preparation, mask))
 
     @property
     def entry_bytes(self) -> int:
@@ -113,14 +116,9 @@ class PreparedVolumes(Dataset[Tensor]):
     def fill(
         self, workers: int = 1, faults: dict[int, UnreadableVolumeError] | None = None
     ) -> Generator[tuple[int, int], None, None]:
-        """Write the entries that are missing; yield (written, to be written) after each.
+        """Write the missing entries in several threads; yield (written, to be written) after each.
 
-        Parameters
-        ----------
-        workers : int
-            Threads.
-        faults : dict, optional
-            Filled with the errors of volumes that cannot be prepared; without it they are raised.
+        The errors of volumes that cannot be prepared go to `faults`; without it they are raised.
 
         Raises
         ------
@@ -151,13 +149,10 @@ class PreparedVolumes(Dataset[Tensor]):
     def name(self, index: int) -> str:
         """Return a name that changes with the content of image and mask, and with the rules."""
         mask = self.masks[index]
-        key = [
-            _FORMAT,
-            self.memory.sha256(self.images[index]),
-            # The mask of another model's preparation changes nothing in this one.
-            mask and self.preparation.masked and self.memory.sha256(mask),
-            self._rules,
-        ]
+        image_sum = self.memory.sha256(self.images[index])
+        # The mask of another model's preparation changes nothing in this one.
+        mask_sum = mask and self.preparation.masked and self.memory.sha256(mask)
+        key = [_FORMAT, image_sum, mask_sum, self._rules]
         return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
 
     def _entry(self, index: int) -> Path:
@@ -172,9 +167,7 @@ class PreparedVolumes(Dataset[Tensor]):
             return False
 
     def _write(self, entry: Path, index: int) -> Tensor:
-        prepared = torch.from_numpy(
-            prepare_volume(self.images[index], self.preparation, self.masks[index])
-        )
+        prepared = self._prepare(index)
         raw = prepared.half().numpy().astype("<f2", copy=False).tobytes()
         try:
             write_bytes(entry, raw + _crc32(raw).to_bytes(_DIGEST, "little"), lasting=False)
@@ -202,15 +195,13 @@ class PreparedVolumes(Dataset[Tensor]):
                 content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if size else b""
         except FileNotFoundError:
             return None
-        body = memoryview(content)[:-_DIGEST]
-        if size == self.entry_bytes and _crc32(body) == int.from_bytes(
-            content[-_DIGEST:], "little"
-        ):
+        body, digest = memoryview(content)[:-_DIGEST], content[-_DIGEST:]
+        if size == self.entry_bytes and _crc32(body) == int.from_bytes(digest, "little"):
             if sys.byteorder == "big":
-                return torch.from_numpy(np.frombuffer(body, "<f2").astype(np.float32)).view(
-                    self.shape
-                )
-            return torch.frombuffer(body, dtype=torch.float16).to(torch.float32).view(self.shape)
+                values = torch.from_numpy(np.frombuffer(body, "<f2").astype(np.float32))
+            else:
+                values = torch.frombuffer(body, dtype=torch.float16).to(torch.float32)
+            return values.view(self.shape)
         warnings.warn(f"{entry} is damaged; it is made again.", stacklevel=2)
         return None
 

@@ -60,12 +60,9 @@ def check_images(
                 progress(what, number + 1, len(rows))
                 i = rows[number]
                 if column == "path":
-                    fault = _sidecar_fault(paths[number]) if check.code == "ok" else ""
-                    found[i] = (
-                        replace(check, status="warn", code="sidecar", message=fault)
-                        if fault
-                        else check
-                    )
+                    found[i] = check
+                    if check.code == "ok" and (fault := _sidecar_fault(paths[number])):
+                        found[i] = replace(check, status="warn", code="sidecar", message=fault)
                 elif check.status == "skip" and found[i].status != "skip":
                     about = f"mask {images[column].iloc[i]}: {check.message}"
                     found[i] = replace(found[i], status="skip", code=check.code, message=about)
@@ -130,25 +127,17 @@ def record_checks(inputs: pd.DataFrame, images: pd.DataFrame, checks: list[Check
     """
     recorded = inputs.copy()
     row_of = {path: row for row, path in zip(recorded.index, recorded["path"], strict=True)}
+    columns = ["status", "code", "message"]
     for path, check in zip(images["path"], checks, strict=True):
         if check.code != "ok":
-            recorded.loc[row_of[path], ["status", "code", "message"]] = [
-                check.status,
-                check.code,
-                check.message,
-            ]
+            recorded.loc[row_of[path], columns] = [getattr(check, name) for name in columns]
     return recorded
 
 
 def how_to_fetch(root: Path, inputs: pd.DataFrame) -> str:
-    """Return in one line how to get images that have not been fetched; empty if there are none.
+    """Return in one line how to get the `inputs` of a DataLad dataset that have not been fetched.
 
-    Parameters
-    ----------
-    root : Path
-        A DataLad dataset, or a clone of one.
-    inputs : DataFrame
-        Candidates, some with the code ``not_fetched``.
+    It is empty if there are none.
     """
     absent = inputs.loc[inputs["code"] == "not_fetched", "path"].astype(str)
     if absent.empty:

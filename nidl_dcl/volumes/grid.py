@@ -24,34 +24,16 @@ Shape = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What a header says of an image, checked by itself but not against the data.
+    """What a header says of an image, checked by itself but not against the data."""
 
-    Attributes
-    ----------
-    shape : tuple of three int
-        Voxels along the stored axes, without axes of length one before or after them.
-    affine : ndarray of float64, shape (4, 4)
-        From voxels to mm (right, front, up).
-    dtype : dtype
-        Of the stored numbers: real, 8 to 64 bits.
-    offset : int
-        Byte of the content, inflated if need be, at which the numbers start.
-    slope, inter : float
-        The value of a voxel is ``number * slope + inter``.
-    order : {"F", "C"}
-        Whether the first or the last axis runs fastest.
-    repairs : list of Check
-        Warnings of what was repaired.
-    """
-
-    shape: Shape
-    affine: NDArray[np.float64]
-    dtype: np.dtype[Any]
-    offset: int
-    slope: float = 1.0
+    shape: Shape  # along the stored axes, without axes of length one before or after them
+    affine: NDArray[np.float64]  # (4, 4), from voxels to mm (right, front, up)
+    dtype: np.dtype[Any]  # of the stored numbers: real, 8 to 64 bits
+    offset: int  # byte of the content, inflated if need be, at which the numbers start
+    slope: float = 1.0  # the value of a voxel is number * slope + inter
     inter: float = 0.0
-    order: Literal["F", "C"] = "F"
-    repairs: list[Check] = dataclasses.field(default_factory=list)
+    order: Literal["F", "C"] = "F"  # whether the first or the last axis runs fastest
+    repairs: list[Check] = dataclasses.field(default_factory=list)  # warnings of what was repaired
 
 
 def spatial_shape(lengths: Sequence[int]) -> Shape:

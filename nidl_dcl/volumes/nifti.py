@@ -71,11 +71,7 @@ def parse(block: bytes) -> Grid:
 
 def _affine(header: Any) -> tuple[NDArray[np.float64], list[Check]]:
     """Return the sform, else the qform, else nibabel's guess from the voxel sizes."""
-    forms = [
-        (name, get)
-        for name, get in (("sform", header.get_sform), ("qform", header.get_qform))
-        if int(header[f"{name}_code"]) > 0
-    ]
+    forms = [name for name in ("sform", "qform") if int(header[f"{name}_code"]) > 0]
     if not forms:
         affine = np.asarray(header.get_base_affine(), np.float64)
         require_affine(affine)
@@ -83,9 +79,9 @@ def _affine(header: Any) -> tuple[NDArray[np.float64], list[Check]]:
             Check("warn", "affine", "No orientation is stored; nibabel's default (LAS) is assumed.")
         ]
     failed: UnreadableVolumeError | None = None
-    for name, get in forms:
+    for name in forms:
         try:
-            affine = np.asarray(get(), np.float64)
+            affine = np.asarray(getattr(header, f"get_{name}")(), np.float64)
             require_affine(affine)
         except UnreadableVolumeError as error:
             failed = failed or error

@@ -6,6 +6,7 @@ The file around it, and the numbers after it, are left to `reading`.
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import numpy as np
 
@@ -78,9 +79,8 @@ def parse(block: bytes) -> Grid:
     if not width or len(block) < start + length:
         raise UnreadableVolumeError("The file ends inside the header.", "truncated")
     found = _HEADER.fullmatch(block[start : start + length].decode("latin-1"))
-    fields = (
-        {} if found is None else dict(zip(found.groups()[::2], found.groups()[1::2], strict=True))
-    )
+    groups = () if found is None else found.groups()
+    fields = dict(zip(groups[::2], groups[1::2], strict=True))
     fortran, lengths = fields.get("fortran_order", ""), fields.get("shape", "")
     if fortran not in ("True", "False") or not lengths.startswith("(") or "descr" not in fields:
         raise UnreadableVolumeError("The header of the NumPy array makes no sense.", "not_nifti")
@@ -93,13 +93,8 @@ def parse(block: bytes) -> Grid:
             f"they lie, which is known for {known} alone. Save the image as NIfTI.",
             "affine",
         )
-    return Grid(
-        shape,
-        GRIDS[shape].copy(),
-        dtype,
-        offset=start + length,
-        order="F" if fortran == "True" else "C",
-    )
+    order: Literal["F", "C"] = "F" if fortran == "True" else "C"
+    return Grid(shape, GRIDS[shape].copy(), dtype, start + length, order=order)
 
 
 def _dtype(text: str) -> np.dtype[np.generic]:

@@ -39,24 +39,12 @@ MASKED_FIELD_MM = (160.0, 192.0, 160.0)  # right-left, front-back, up-down: hold
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """The images that a model was trained on, as they were before preparation.
+    """The images that a model was trained on, as they were before preparation."""
 
-    Attributes
-    ----------
-    contrast : str
-        BIDS suffix: ``"T1w"``, ``"probseg"`` …
-    space : str
-        ``"native"``, or the template whose space they are in.
-    stripped : bool
-        Without skull already when they were read.
-    coarsest : float
-        Longest side of a voxel among all images, in mm.
-    """
-
-    contrast: str
-    space: str
-    stripped: bool = False
-    coarsest: float = 0.0
+    contrast: str  # BIDS suffix: T1w, probseg …
+    space: str  # native, or the template whose space they are in
+    stripped: bool = False  # without skull already when they were read
+    coarsest: float = 0.0  # longest side of a voxel among all images, in mm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +81,10 @@ class Preparation:
     def __post_init__(self) -> None:
         # Equality must mean the same numbers, whether they came from YAML, JSON or the caller.
         object.__setattr__(self, "spacing", tuple(float(mm) for mm in self.spacing))
-        if len(self.spacing) != 3 or not all(
-            VOXEL_MM[0] <= mm <= VOXEL_MM[1] for mm in self.spacing
-        ):
+        low, high = VOXEL_MM
+        if len(self.spacing) != 3 or not all(low <= mm <= high for mm in self.spacing):
             raise UsageError(
-                f"spacing takes three sizes from {VOXEL_MM[0]} to {VOXEL_MM[1]} mm, "
-                f"got {self.spacing}."
+                f"spacing takes three sizes from {low} to {high} mm, got {self.spacing}."
             )
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))

@@ -34,7 +34,9 @@ with suppress(ImportError):  # twice as fast as zlib, where it is installed
     _GzipFile = igzip.IGzipFile
     _DAMAGE = (*_DAMAGE, isal_zlib.error)
 
-INTENSITIES = ("robust", "probability", "signed")
+# By intensity rule: the least and the greatest value that it takes.
+_RANGES = {"robust": (-math.inf, math.inf), "probability": (-0.1, 10.0), "signed": (-6e4, 6e4)}
+INTENSITIES = tuple(_RANGES)
 
 # By the end of a name: how to read the header, and how many bytes of the file that takes at most.
 _FORMATS: dict[str, tuple[Callable[[bytes], Grid], int]] = {
@@ -59,19 +61,9 @@ Float32 = NDArray[np.float32]
 
 
 def check_volume(path: str | os.PathLike[str], *, intensity: str = "robust") -> Check:
-    """Read an image to its end and return whether it can be used.
+    """Read an image to its end and return whether it can be used by an `intensity` rule.
 
-    Parameters
-    ----------
-    path : path-like
-        A ``.nii``, ``.nii.gz``, ``.mgz``, ``.mgh`` or ``.npy`` file.
-    intensity : {"robust", "probability", "signed"}
-        The intensity rule that the values have to suit.
-
-    Returns
-    -------
-    Check
-        Never an exception, whatever the file holds.
+    It never raises, whatever the file holds.
     """
     content = hashlib.blake2b(digest_size=16)
     try:
@@ -117,8 +109,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, int, bool]]:
             plain.seek(0)
             if start.startswith(_POINTERS):
                 raise UnreadableVolumeError(_FETCH, "not_fetched")
-            compressed = start.startswith(b"\x1f\x8b")
-            if compressed:
+            if start.startswith(b"\x1f\x8b"):
                 with _GzipFile(fileobj=plain, mode="rb") as inflating:
                     yield inflating, status.st_size, True
             else:
@@ -154,16 +145,10 @@ def _format(path: Path) -> tuple[Callable[[bytes], Grid], int]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Volume:
-    """A three-dimensional image in memory. A nibabel image takes ten times as long to make.
+    """A three-dimensional image in memory. A nibabel image takes ten times as long to make."""
 
-    Attributes
-    ----------
-    dataobj : ndarray of float32, shape (i, j, k)
-    affine : ndarray of float64, shape (4, 4)
-    """
-
-    dataobj: Float32
-    affine: NDArray[np.float64]
+    dataobj: Float32  # (i, j, k)
+    affine: NDArray[np.float64]  # (4, 4)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -215,15 +200,8 @@ def _read(
 ) -> tuple[Grid, Float32, _Survey, list[Check]]:
     """Read an image to the end of its file, where the checksum of a compressed one stands.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    keep : bool
-        Return all values in the order of the file; otherwise only those read last, so that memory
-        does not grow with the image.
-    content : hash, optional
-        Updated with the shape and the values.
+    Return all values in the order of the file, or without `keep` only those read last, so that
+    memory does not grow with the image. The hash `content` gets the shape and the values.
     """
     parse, length = _format(path)
     with _opened(path) as (stream, size, compressed):
@@ -257,16 +235,8 @@ def _read(
 def _pieces(stream: Any, lead: bytes, grid: Grid, values: Float32) -> Iterator[Float32]:
     """Yield the scaled values in the order of the file, a piece at a time.
 
-    Parameters
-    ----------
-    stream : binary stream
-        Where the rest of the values follows.
-    lead : bytes
-        The first values, read with the header.
-    grid : Grid
-        How many there are, and of which type.
-    values : ndarray of float32
-        Where they go: all of them, or one piece after the other where there is room for one only.
+    `lead` holds the first of them, read with the header. They go to `values`: all of them, or one
+    piece after the other where there is room for one only.
     """
     count, size = math.prod(grid.shape), grid.dtype.itemsize
     raw_piece = np.empty(min(count, _PIECE) * size, np.uint8)
@@ -314,13 +284,7 @@ def _scale(raw: NDArray[Any], slope: float, inter: float, out: Float32) -> None:
 
 
 class _Survey:
-    """The range of values that come piece by piece; voxels that are not finite are set to 0.
-
-    Attributes
-    ----------
-    low, high : float
-        Smallest and largest of the repaired values.
-    """
+    """The range of values that come piece by piece; voxels that are not finite are set to 0."""
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
@@ -358,9 +322,7 @@ def require_range(data: Float32, intensity: str) -> None:
 
 
 def _require_within(low: float, high: float, intensity: str) -> None:
-    if intensity == "robust":
-        return
-    lower, upper = {"probability": (-0.1, 10.0), "signed": (-6e4, 6e4)}[intensity]
+    lower, upper = _RANGES[intensity]
     if low < lower or high > upper:
         raise UnreadableVolumeError(
             f"Values from {low:g} to {high:g}; intensity rule {intensity!r} takes "
