@@ -200,10 +200,7 @@ TABLES: dict[str, tuple[bytes, str]] = {
         "",
     ),
     "infinities": (b"participant_id\tage\nsub-01\t1e999\nsub-02\t-inf\nsub-03\tNaN\n", ""),
-    "many columns": (
-        b"participant_id\t" + b"\t".join(b"c%d" % i for i in range(5000)) + b"\n",
-        "",
-    ),
+    "many columns": (b"participant_id\t" + b"\t".join(b"c%d" % i for i in range(5000)) + b"\n", ""),
     "a long cell": (b"participant_id\tage\nsub-01\t" + b"9" * 10**6 + b"\n", ""),
 }
 
