@@ -106,11 +106,7 @@ def main(rounds: int = 5) -> list[dict[str, Any]]:
 
         batches = [list(batch) for batch in data().train_dataloader()]
         for round_ in range(rounds + 1):
-            seconds = {
-                "ours": ours(data()),
-                "ours, 1 worker": ours(data(1)),
-                "bare": bare(batches),
-            }
+            seconds = {"ours": ours(data()), "ours, 1 worker": ours(data(1)), "bare": bare(batches)}
             if round_:
                 for name, taken in seconds.items():
                     found[name].append(taken)

@@ -126,10 +126,7 @@ class FreshNoise(Noise):
 
 
 def random_box(
-    R: np.random.RandomState,
-    shape: Any,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    R: np.random.RandomState, shape: Any, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> list[tuple[int, int]]:
     """Return first voxel and side, along each axis, of a box that fits in.
 

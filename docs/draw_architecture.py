@@ -39,10 +39,7 @@ STEPS = [
     (
         "predictions",
         "predict: folds by participant, baselines",
-        (
-            "desc-<model><Target>_predictions.tsv",
-            "desc-<model><Target>_metrics.json",
-        ),
+        ("desc-<model><Target>_predictions.tsv", "desc-<model><Target>_metrics.json"),
     ),
     ("report", "report: from the files alone", ("report.html", "figures/")),
 ]

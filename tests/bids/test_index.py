@@ -359,9 +359,7 @@ LAYOUTS = {
         ],
     ),
     "clinica-t1-linear": (
-        [
-            f"{CAPS}_desc-Crop_res-1x1x1_T1w.nii.gz",
-        ],
+        [f"{CAPS}_desc-Crop_res-1x1x1_T1w.nii.gz"],
         [f"{CAPS}_res-1x1x1_T1w.nii.gz"],
     ),
     "brainprep-quasiraw": (

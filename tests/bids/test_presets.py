@@ -474,8 +474,7 @@ def test_flips_are_left_right_only(kind):
 
 
 @pytest.mark.parametrize(
-    ("select", "runs"),
-    [("all", [None, 1, 2, 10, 1]), ("first", [None]), ("last", [1])],
+    ("select", "runs"), [("all", [None, 1, 2, 10, 1]), ("first", [None]), ("last", [1])]
 )
 def test_one_of_a_session_is_chosen_by_acquisition_then_run_then_path(select, runs, tmp_path):
     names = ["T1w", "run-10_T1w", "run-2_T1w", "run-1_T1w", "acq-b_run-1_T1w"]

@@ -65,7 +65,7 @@ def test_without_a_record_nobody_is_called_unseen():
 def test_what_the_first_weights_saw_stays_seen():
     further = after(SEEN, exposure_of(["sub-03"], ["cc"], "other"))
     assert recognize(["a", "b", "sub-02", "x"], ["aa", "cc", "", ""], further) == [
-        *("image", "image", "id", ""),
+        *("image", "image", "id", "")
     ]
     assert after(further, exposure_of(["sub-03"], ["cc"], "other")) == further
 

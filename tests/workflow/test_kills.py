@@ -220,10 +220,7 @@ def test_a_study_killed_between_two_files_of_a_stage_writes_the_others_when_it_g
 # -- checkpoints and the curve -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["cut", "empty", "no note", "odd note", "other bytes"],
-)
+@pytest.mark.parametrize("damage", ["cut", "empty", "no note", "odd note", "other bytes"])
 def test_a_damaged_last_checkpoint_is_said_and_the_one_before_is_used(
     damage: str, tmp_path: Path
 ) -> None:
@@ -538,12 +535,7 @@ def test_each_line_of_a_log_has_time_stage_and_memory_and_the_last_says_how_it_e
     assert memory == sorted(memory)
     assert 100 < memory[-1] < 5000
     text = log.read_text()
-    for words in (
-        "training: 4 of 4",
-        "preparing volumes: 13 of 13",
-        "embed: done in",
-        "commit: ",
-    ):
+    for words in ("training: 4 of 4", "preparing volumes: 13 of 13", "embed: done in", "commit: "):
         assert words in text
     assert lines[-1].endswith("Done: exit status 0.")
 

@@ -70,8 +70,7 @@ def test_shellcheck_has_nothing_to_say() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("script", "shape"),
-    [("one_node.sh", "1 2 1"), ("several_nodes.sh", "2 1 1")],
+    ("script", "shape"), [("one_node.sh", "1 2 1"), ("several_nodes.sh", "2 1 1")]
 )
 def test_a_training_by_slurm_ends_with_a_model(
     script: str, shape: str, cluster: dict[str, str], heads_made: Path, tmp_path: Path

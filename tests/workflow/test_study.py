@@ -161,7 +161,7 @@ def test_the_same_command_again_changes_nothing(
     assert "half the labels" in done.out
     after = files_of(copied)
     assert {n for n in after if after[n] != before.get(n)} <= {
-        *("logs/run.json", "code/config.yaml"),
+        *("logs/run.json", "code/config.yaml")
     }
     record = record_of(copied)
     assert all(stage["skipped"] for stage in record["stages"])
@@ -681,11 +681,7 @@ def studied_for_long(heads_made: Path, tmp_path_factory: pytest.TempPathFactory)
     ("stop", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
 def test_a_stopped_study_goes_on_and_ends_with_the_same_embeddings(
-    stop: signal.Signals,
-    status: int,
-    heads_made: Path,
-    studied_for_long: Path,
-    tmp_path: Path,
+    stop: signal.Signals, status: int, heads_made: Path, studied_for_long: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     command = [
