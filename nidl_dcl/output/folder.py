@@ -37,15 +37,6 @@ class Output:
         For the record.
     config : mapping
         For the record.
-
-    Attributes
-    ----------
-    path, work : Path
-        The output folder and the work folder.
-    record : RunRecord
-        What this run did so far.
-    worked : bool
-        Whether any stage had something to do.
     """
 
     def __init__(
@@ -67,7 +58,7 @@ class Output:
         self.path = output_dir.resolve()
         self.work = self.path / ".work" if work_dir is None else work_dir.resolve()
         self.record = RunRecord(command, config)
-        self.worked = False
+        self.worked = False  # whether any stage had something to do
         self._log: RunLog | None = None
         self._lock: Lock | None = None
         self._folder: tuple[int, int] | None = None
@@ -130,7 +121,10 @@ class Output:
         """
         try:
             with self.record.stage(name) as entry:
-                self._enter(name)
+                self.save_record()  # so that a killed run shows where it was
+                if self._log is not None:
+                    self._log.stage = name
+                    self._log.write(f"{name}: begins")
                 yield entry
                 self._require_folder()
         except BaseException:
@@ -177,13 +171,6 @@ class Output:
         apart = [] if self.path in self.work.parents else [self.work]
         if stale := remove_stale([self.path, *apart]):
             log.write(f"Removed {len(stale)} temporary files of runs that were killed.")
-
-    def _enter(self, name: str) -> None:
-        """Note that a stage begins, so that a killed run shows where it was."""
-        self.save_record()
-        if self._log is not None:
-            self._log.stage = name
-            self._log.write(f"{name}: begins")
 
     def _require_folder(self) -> None:
         """Refuse to continue in a folder that was removed, or whose disk is gone, since it was locked."""

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nidl_dcl.errors import OutputInUseError
@@ -47,13 +47,7 @@ class _Holder:
 
 
 class Lock:
-    """A lock file.
-
-    Parameters
-    ----------
-    path : Path
-        The file; its folder exists.
-    """
+    """A lock file, in a folder that exists."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -107,12 +101,7 @@ class Lock:
                 self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise if another run took this lock, because this one was silent for too long.
-
-        Raises
-        ------
-        OutputInUseError
-        """
+        """Raise OutputInUseError if another run took this lock, as this one was silent too long."""
         if self._lost:
             holder, _ = self._read()
             raise OutputInUseError(
@@ -123,7 +112,7 @@ class Lock:
     # -- parts -------------------------------------------------------------------------------
 
     def _try(self) -> bool:
-        self.own = _Holder(**{**asdict(self.own), "token": secrets.token_hex(8)})
+        self.own = replace(self.own, token=secrets.token_hex(8))
         try:
             handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
@@ -191,18 +180,7 @@ class Lock:
 
 @contextmanager
 def held(path: Path) -> Iterator[Lock]:
-    """Hold a lock for the length of a block.
-
-    Parameters
-    ----------
-    path : Path
-        The lock file.
-
-    Raises
-    ------
-    OutputInUseError
-        Naming the holder.
-    """
+    """Hold a lock file for the length of a block; see `Lock.acquire`."""
     lock = Lock(path)
     lock.acquire()
     try:

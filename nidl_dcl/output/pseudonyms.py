@@ -24,10 +24,7 @@ _TOKEN = re.compile(r"(?<![A-Za-z0-9])(sub|ses)-[A-Za-z0-9+]+")
 class Pseudonyms:
     """What stands for participants, sessions and images; the same key gives the same names.
 
-    Parameters
-    ----------
-    key : bytes
-        Secret: whoever has it can find the pseudonym of an id by trying.
+    The key is secret: whoever has it can find the pseudonym of an id by trying.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -58,14 +55,9 @@ class Pseudonyms:
         return str(10**9 + int(self._hash("run", text, 7), 16))
 
     def image(self, path: str, participant: str) -> str:
-        """Return what stands for the path of an image, or for a BIDS URI of it.
+        """Return what stands for the path of an image in the dataset, or for a BIDS URI of it.
 
-        Parameters
-        ----------
-        path : str
-            Relative to the dataset; a URI has the pseudonym of its path.
-        participant : str
-            The pseudonym of the participant, or ``n/a``.
+        `participant` is a pseudonym, or ``n/a``; a URI has the pseudonym of its path.
         """
         home, _, inside = path.removeprefix("bids:").partition(":")
         if path.startswith("bids:"):

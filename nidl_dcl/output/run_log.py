@@ -27,14 +27,8 @@ class RunLog(logging.Handler):
     """A log file that grows line by line: UTC time, stage, peak memory, text.
 
     Of an activity it has the beginning, a line a minute and the end. A line that cannot be written
-    is left out: what made that fail stops the run elsewhere, with a message.
-
-    Parameters
-    ----------
-    folder : Path
-        Gets ``<UTC time>_<command>.log``.
-    command : str
-        Part of the file's name.
+    is left out: what made that fail stops the run elsewhere, with a message. The file is called
+    ``<UTC time>_<command>.log``.
     """
 
     def __init__(self, folder: Path, command: str) -> None:

@@ -21,20 +21,7 @@ _MOST_EARLIER = 50
 
 
 class RunRecord:
-    """What a command did, kept true while it runs.
-
-    Parameters
-    ----------
-    command : sequence of str
-        Its words.
-    config : mapping
-        Its options.
-
-    Attributes
-    ----------
-    content : dict
-        What ``logs/run.json`` holds.
-    """
+    """What a command with some options did, kept true while it runs; `content` goes to the file."""
 
     def __init__(self, command: Sequence[str], config: Mapping[str, Any] | None = None) -> None:
         self.content: dict[str, Any] = {

@@ -17,13 +17,7 @@ from nidl_dcl.output.embeddings import COLUMNS, Embeddings
 
 @dataclass(frozen=True)
 class Selection:
-    """Participants and sessions that a run was restricted to.
-
-    Attributes
-    ----------
-    participants, sessions : tuple of str
-        ``sub-…`` and ``ses-…``; empty: all.
-    """
+    """Participants ``sub-…`` and sessions ``ses-…`` that a run was restricted to; empty: all."""
 
     participants: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
@@ -65,12 +59,10 @@ def merge_embeddings(
     """
     if before is None or not selection:
         return now
-    kept = np.flatnonzero(~selection.holds(before.table))
-    fresh = set(now.table["source"])
-    kept = kept[[before.table["source"].iloc[i] not in fresh for i in kept]]
-    table = pd.concat(
-        [before.table.iloc[kept].astype(object), now.table.astype(object)], ignore_index=True
-    )
+    again = before.table["source"].isin(now.table["source"]).to_numpy(dtype=bool)
+    kept = ~(selection.holds(before.table) | again)
+    both = [before.table[kept].astype(object), now.table.astype(object)]
+    table = pd.concat(both, ignore_index=True)
     matrix = np.concatenate([before.matrix[kept], now.matrix])
     order = _order(table, "source")
     return Embeddings(table.iloc[order][list(COLUMNS)], matrix[order], now.config)
@@ -155,14 +147,10 @@ def _rows(table: pd.DataFrame) -> list[tuple[Any, ...]]:
 
 def _order(table: pd.DataFrame, path: str) -> list[int]:
     """Return the order of a whole run: participant, session, then names with numbers in order."""
+    named = table[["session_id", path]].astype(object)
+    texts = named.where(named.notna(), "").to_numpy().tolist()
     keys = [
-        (
-            str(who),
-            "" if pd.isna(session) else str(session),
-            natural_key("" if pd.isna(name) else str(name)),
-        )
-        for who, session, name in zip(
-            table["participant_id"], table["session_id"], table[path], strict=True
-        )
+        (str(who), str(session), natural_key(str(name)))
+        for who, (session, name) in zip(table["participant_id"], texts, strict=True)
     ]
     return sorted(range(len(table)), key=keys.__getitem__)

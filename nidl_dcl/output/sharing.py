@@ -30,16 +30,6 @@ _LOGGER = logging.getLogger(__name__)
 
 _ASIDE = ".sharing"
 
-_ABOUT = """
-## Shared
-
-This folder was written by `nidl-dcl share`. Participants, sessions and images have pseudonyms, made with
-a key that is not here; rows are in the order of the pseudonyms. Left out are single heads, logs,
-paths, names of the dataset, of the computer and of its user, phenotypes that were not predicted, and
-the hashes of ids in the model, so that participants of a training are recognized by their images alone.
-The documentation of nidl_dcl (sharing) says what is not protected.
-"""
-
 _LEFT_OUT = {
     r"logs/[^/]*\.log": "logs of runs, which quote ids, paths and names",
     r"logs/phenotypes\.tsv": "true ids beside those of the phenotype tables",
@@ -181,7 +171,7 @@ def _files(folder: Path) -> set[str]:
 
 def _copy(rules: SharingRules, shared: Path, aside: Path) -> None:
     """Write the copy, but for its report."""
-    describe_copy(aside, rules.names.dataset, _ABOUT)
+    describe_copy(aside, rules.names.dataset)
     for name in _files(aside):
         if (shared / name).is_file():  # its owner may have added to it, a license for instance
             write_bytes(aside / name, (shared / name).read_bytes())

@@ -56,15 +56,7 @@ def is_shared(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class SharingRules:
-    """The rules for the files of one output.
-
-    Parameters
-    ----------
-    output_dir : Path
-        The output, with real ids.
-    names : Pseudonyms
-        What ids become.
-    """
+    """The rules for the files of one output, which has real ids; `names` is what they become."""
 
     output_dir: Path
     names: Pseudonyms

@@ -51,15 +51,7 @@ class Picture:
 
 
 class Gallery:
-    """Writes each picture, and the table behind it, into ``figures/``.
-
-    Parameters
-    ----------
-    folder : Path
-        OUTPUT_DIR.
-    model : str
-        The label that begins the names of files.
-    """
+    """Writes each picture, and the table behind it, into ``figures/`` of an output folder."""
 
     def __init__(self, folder: Path, model: str) -> None:
         self.folder, self.model = folder / "figures", model
@@ -186,18 +178,23 @@ def render_page(context: Mapping[str, Any]) -> str:
     The policy in its head allows the page's own style and script, by their hashes, and images
     inside the page; nothing is loaded.
     """
-    loader = jinja2.FileSystemLoader(_TEMPLATES)
-    pages = jinja2.Environment(loader=loader, autoescape=True, **_OPTIONS)
-    texts = jinja2.Environment(loader=loader, autoescape=False, **_OPTIONS)  # noqa: S701
-    for environment in (pages, texts):
-        environment.filters.update(_FILTERS)
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        # The methods are plain text for a paper: escaped as a whole when they enter the page.
+        autoescape=jinja2.select_autoescape(["html.jinja"], default=False),
+        finalize=_shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(number=format_number, score=format_score, exact=_exact)
+    templates.filters.update(cell=format_cell, sides=_sides, block=_block)
     style, script = (
         (_TEMPLATES / name).read_text(encoding="utf-8").strip()
         for name in ("report.css", "report.js")
     )
-    # Plain text for a paper: escaped as a whole when it enters the page.
-    methods = texts.get_template("methods.txt.jinja").render(context).strip()
-    return pages.get_template("report.html.jinja").render(
+    methods = templates.get_template("methods.txt.jinja").render(context).strip()
+    return templates.get_template("report.html.jinja").render(
         context,
         methods=re.sub(r"\n{3,}", "\n\n", methods),
         style=Markup(style),  # noqa: S704 (ours)
@@ -225,8 +222,7 @@ def _plain(value: Any) -> float | None:
 def _sides(value: Any) -> str:
     """Return one size, or three as 40 × 48 × 40."""
     values = value if isinstance(value, list | tuple) else [value]
-    texts = [format_number(v) if as_number(v) is not None else format_cell(v) for v in values]
-    return " × ".join(texts)
+    return " × ".join(format_cell(v) if as_number(v) is None else format_number(v) for v in values)
 
 
 def _block(text: str) -> Markup:
@@ -239,20 +235,3 @@ def _shown(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Markup):
         return escape_control(value)
     return value
-
-
-_OPTIONS: dict[str, Any] = {
-    "finalize": _shown,
-    "undefined": jinja2.StrictUndefined,
-    "trim_blocks": True,
-    "lstrip_blocks": True,
-}
-
-_FILTERS: dict[str, Any] = {
-    "number": format_number,
-    "score": format_score,
-    "exact": _exact,
-    "cell": format_cell,
-    "sides": _sides,
-    "block": _block,
-}

@@ -31,13 +31,6 @@ class LivePage(Checkpoint):
     A callback of training, too: a `Checkpoint` for Lightning, as `training.TrainingCurve` is, so that
     the curves hold the epoch that ended. A finished page of earlier runs is left until this one has
     something new.
-
-    Parameters
-    ----------
-    folder : Path
-        OUTPUT_DIR.
-    model : str
-        The model's label.
     """
 
     def __init__(self, folder: Path, model: str) -> None:
@@ -65,13 +58,7 @@ class LivePage(Checkpoint):
             raise
 
     def write(self, *, error: str = "") -> None:
-        """Write the page now; a failure is told, and nothing else.
-
-        Parameters
-        ----------
-        error : str, optional
-            What ended the run.
-        """
+        """Write the page now, with the error that ended the run; a failure is told, and that is all."""
         start = time.monotonic()
         try:
             write_report(self.folder, model=self.model, under_way=True, error=error)

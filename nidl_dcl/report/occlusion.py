@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from nibabel.filebasedimages import ImageFileError
 
-from nidl_dcl.report.html import Gallery, Picture, Table
+from nidl_dcl.report.html import Gallery, Table
 from nidl_dcl.report.reader import Results, TargetResult, as_dict, as_list, as_number
 from nidl_dcl.report.svg import STYLE, clean
 
@@ -29,18 +29,13 @@ _MOST_OUTPUTS = 4
 
 _MOST_REGIONS = 10
 
-_COLUMNS = {"region": "region", "x": "x", "y": "y", "z": "z", "change": "what it adds"}
+_COLUMNS = ("region", "x", "y", "z", "what it adds")
 
 
 def show_occlusion(results: Results, gallery: Gallery) -> list[dict[str, Any]]:
     """Return what the page says of the maps of each target, and write its pictures.
 
-    Parameters
-    ----------
-    results : Results
-        A target without maps is left out; a map that cannot be read is a problem on the page.
-    gallery : Gallery
-        Where pictures go.
+    A target without maps is left out; a map that cannot be read is a problem on the page.
     """
     stems = [(t, f"figures/desc-{results.model}{t.label}_occlusion") for t in results.targets()]
     there = [(found, stem) for found, stem in stems if results.has(f"{stem}.json")]
@@ -60,14 +55,11 @@ def _show(
     results: Results, gallery: Gallery, found: TargetResult, stem: str, brain: Any
 ) -> dict[str, Any]:
     about, table = results.json(f"{stem}.json"), results.numbers(f"{stem}.tsv")
-    maps = [
-        (f"{stem}.nii.gz", "occlusion", "the mean brain"),
-        (
-            *(f"{stem}participants.nii.gz", "occlusionparticipants"),
-            f"the volumes of {about.get('Participants')} participants, on average",
-        ),
+    of_people = f"the volumes of {about.get('Participants')} participants, on average"
+    images = [
+        (_image(results, f"{stem}{kind}.nii.gz"), kind, of)
+        for kind, of in (("", "the mean brain"), ("participants", of_people))
     ]
-    images = [(_image(results, file), file, kind, of) for file, kind, of in maps]
     behind = f"the mean of {about.get('MeanOf')} prepared volumes"
     if brain is None:
         brain = _average(results, images[0][0])
@@ -81,28 +73,24 @@ def _show(
         suffix = f"class{k + 1}" if len(outputs) > 1 else ""
         peak = [as_number(v) for v in as_list(output.get("Peak"))]
         pictures = []
-        for image, source, kind, of in images:
+        for image, kind, of in images:
             if image is None or len(peak) != 3 or None in peak:
                 continue
-            alt = f"Map of {clean(title)} on {of}. " + _extremes(output)
             drawn = _draw(image, k, brain, peak, results.problems)
             if drawn is not None:
-                file = f"desc-{gallery.model}{found.label}_{kind}{suffix}"
-                pictures.append(
-                    _picture(gallery, file, drawn, alt, of, str(output.get("Units")), source)
-                )
+                file = f"desc-{gallery.model}{found.label}_occlusion{kind}{suffix}"
+                alt = f"Map of {clean(title)} on {of}. {_extremes(output)}"
+                caption = f"Hiding blocks of {of}; {clean(output.get('Units'))}."
+                pictures.append(gallery.volume(file, drawn, alt, caption, f"{stem}{kind}.nii.gz"))
         rows = table[table["output"].astype(str) == name] if "output" in table else table
-        rows = rows.head(_MOST_REGIONS).reindex(columns=list(_COLUMNS))
+        rows = rows.head(_MOST_REGIONS).reindex(columns=["region", "x", "y", "z", "change"])
+        cells = rows.to_numpy(dtype=object).tolist()
         shown.append(
             {
                 "name": title,
                 "sentences": [str(s) for s in as_list(output.get("Sentences"))],
                 "pictures": pictures,
-                "regions": Table(
-                    tuple(_COLUMNS.values()),
-                    rows.to_numpy(dtype=object).tolist(),
-                    numeric=tuple(_COLUMNS.values())[1:],
-                ),
+                "regions": Table(_COLUMNS, cells, numeric=_COLUMNS[1:]),
             }
         )
     return {
@@ -120,13 +108,6 @@ def _show(
         "background": behind,
         "participants": as_number(about.get("Participants")),
     }
-
-
-def _picture(
-    gallery: Gallery, file: str, drawn: bytes, alt: str, of: str, units: str, source: str
-) -> Picture:
-    caption = f"Hiding blocks of {of}; {clean(units)}."
-    return gallery.volume(file, drawn, alt, caption, source)
 
 
 def _extremes(output: dict[str, Any]) -> str:
