@@ -42,12 +42,7 @@ def by_itself(alone: bool = True) -> Iterator[None]:
     """Let this process count as the only one inside the block, whatever group it belongs to.
 
     A group may be running while a trainer uses one device: gathering would otherwise wait for
-    processes that do something else.
-
-    Parameters
-    ----------
-    alone : bool, default=True
-        Whether it does.
+    processes that do something else. `alone` says whether it does.
     """
     token = _BY_ITSELF.set(alone)
     try:
@@ -87,21 +82,10 @@ def first_value(value: Any) -> Any:
 
 
 def gather_targets(y: Any, n: int) -> Any:
-    """Return the targets of all processes as those of one batch.
+    """Return the targets of all processes, of `n` samples on this one, as those of one batch.
 
-    Parameters
-    ----------
-    y : Tensor, sequence, mapping or anything else
-        This process's targets as a loader collates them: one per sample, or a mapping or sequence
-        of such.
-    n : int
-        Number of this process's samples.
-
-    Returns
-    -------
-    object
-        Of the same form, in rank order; a list with one element per process for what is not one
-        value per sample.
+    They are as a loader collates them: one per sample, or a mapping or sequence of such. The result
+    has the same form, in rank order; what is not one value per sample gives a list, one per process.
     """
     if world()[1] == 1 or y is None:
         return y

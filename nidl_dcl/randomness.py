@@ -18,10 +18,7 @@ import torch
 def key_seed(*key: object) -> int:
     """Return a seed in [0, 2**32) that depends on the text of the key's parts alone.
 
-    Parameters
-    ----------
-    *key : object
-        For a view: seed, epoch, participant, view number.
+    The key of a view: seed, epoch, participant, view number.
     """
     text = "\x1f".join(str(part) for part in key)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
@@ -45,22 +42,11 @@ def permutation(n: int, *key: object) -> np.ndarray:
 def keyed(*key: object) -> Iterator[int]:
     """Seed torch (on the CPU), numpy and random by `key` inside the block; restore them after it.
 
-    Parameters
-    ----------
-    *key : object
-        As in `key_seed`.
-
-    Yields
-    ------
-    int
-        The seed, for objects with generators of their own.
+    Yields the seed, for objects with generators of their own.
     """
     seed = key_seed(*key)
-    torch_state, numpy_state, python_state = (
-        torch.get_rng_state(),
-        np.random.get_state(),  # noqa: NPY002
-        random.getstate(),
-    )
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     random.seed(seed)

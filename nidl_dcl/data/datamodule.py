@@ -20,9 +20,8 @@ from nidl_dcl.data.exposure import exposure_of
 from nidl_dcl.data.grouping import connected_groups
 from nidl_dcl.data.image_table import ImageTable, Progress
 from nidl_dcl.data.input_contract import origin_of, require_contract
-from nidl_dcl.data.samplers import sync_with_trainer, two_view_loader
+from nidl_dcl.data.samplers import two_view_loader
 from nidl_dcl.data.views import volume_views
-from nidl_dcl.distributed import world
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.status import UnreadableVolumeError
@@ -116,7 +115,7 @@ class BIDSDataModule(L.LightningDataModule):
         self.bids_dir = self.table.bids_dir
         self.given_preparation = preparation
         self.spacing = _three(spacing)
-        self.shape = None if shape is None else tuple(int(n) for n in shape)
+        self.shape: Any = None if shape is None else tuple(int(n) for n in shape)
         self.views = views
         self.views_on_device = views_on_device
         self.batch_size = batch_size
@@ -142,8 +141,7 @@ class BIDSDataModule(L.LightningDataModule):
         """
         if self._images is None:
             images = self.table.images.copy()
-            groups = self._groups(self.group)
-            together = groups
+            groups = together = self._groups(self.group)
             if self.holdout_group != self.group:
                 together = self._groups(self.holdout_group)
             splits = [
@@ -183,14 +181,9 @@ class BIDSDataModule(L.LightningDataModule):
         self.table.check()
 
     def hold_out(self, share: float, group: str | None = None) -> None:
-        """Divide anew, with another share held out; no image is opened for it.
+        """Hold out another share, equal values of a column (perhaps not `group`) together.
 
-        Parameters
-        ----------
-        share : float
-            As `holdout`.
-        group : str, optional
-            Column whose equal values are held out together; it may differ from `group`.
+        No image is opened for it.
         """
         self.holdout, self.holdout_group, self._images = share, group, None
 
@@ -238,6 +231,7 @@ class BIDSDataModule(L.LightningDataModule):
         if self._preparation is None:
             images, intensity = self.images, self.table.intensity
             masked = bool(images["mask_path"].notna().all())
+            paths = [self.table.root / path for path in images["path"]]
             at = int(np.argmax(images["voxel_mm"]))
             coarsest = float(images["voxel_mm"].iloc[at])
             origin = origin_of(images["path"], PRESETS[self.table.preset], coarsest)
@@ -251,16 +245,12 @@ class BIDSDataModule(L.LightningDataModule):
                 )
             self._preparation = self.given_preparation or Preparation(
                 spacing=self.spacing,
-                shape=self.shape or self._common_shape(masked),  # type: ignore[arg-type]
+                shape=self.shape or common_shape(paths, self.spacing, masked),
                 masked=masked,
                 intensity=intensity,
                 origin=origin,
             )
         return self._preparation
-
-    def _common_shape(self, masked: bool) -> tuple[int, ...]:
-        paths = [self.table.root / path for path in self.images["path"]]
-        return common_shape(paths, self.spacing, masked)
 
     def plan(self) -> PreparedVolumes:
         """Return the volumes as they will be prepared; none is, until it is asked for."""
@@ -277,13 +267,7 @@ class BIDSDataModule(L.LightningDataModule):
         )
 
     def setup(self, stage: str | None = None) -> None:
-        """Index, check and prepare; all of it once.
-
-        Parameters
-        ----------
-        stage : str, optional
-            Ignored.
-        """
+        """Index, check and prepare; all of it once."""
         if self.volumes is not None:
             return
         volumes = self.plan()
@@ -316,10 +300,7 @@ class BIDSDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of two-view batches of the training participants."""
-        loader = self._loader("train", shuffle=True)
-        if self.trainer is not None:
-            sync_with_trainer(self.trainer, loader)
-        return loader
+        return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> Any:
         """Return the loader of the validation participants, none when there are none."""
@@ -329,14 +310,12 @@ class BIDSDataModule(L.LightningDataModule):
         samples = self.two_views(split)
         if len(samples) == 0:
             raise InputsUnusableError(f"No participant is left in the split {split!r}.")
-        rank, processes = world()
         return two_view_loader(
             samples,
             self.batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
-            rank=rank,
-            processes=processes,
+            trainer=self.trainer,
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -395,9 +374,8 @@ def split_of(participant: str, seed: int, validation: float, holdout: float) -> 
 
 
 def _three(spacing: float | Sequence[float]) -> tuple[float, float, float]:
-    values = [float(spacing)] if isinstance(spacing, int | float) else [float(s) for s in spacing]
-    if len(values) == 1:
-        values *= 3
-    if len(values) != 3:
+    values = [float(size) for size in np.ravel(spacing)]
+    if len(values) not in (1, 3):
         raise UsageError(f"spacing takes one or three sizes in mm, got {values}.")
-    return values[0], values[1], values[2]
+    x, y, z = values * (3 // len(values))
+    return x, y, z

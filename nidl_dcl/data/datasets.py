@@ -10,60 +10,39 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from nidl_dcl.data.views import KeyCheck, draw_pair, draw_view
+from nidl_dcl.data.views import KeyCheck, draw_pair
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.volumes.preparation import Preparation, prepare_volume
 
 
-class ArraySamples(Dataset[Any]):
-    """The rows of an array as float32 tensors.
+class ArraySamples(Dataset[Tensor]):
+    """The rows of an array or tensor of shape (n, ...) as float32 tensors."""
 
-    Parameters
-    ----------
-    array : ndarray or Tensor of shape (n, ...)
-        The samples.
-    targets : sequence of length n, optional
-        Then an item is ``(sample, target)``.
-    """
-
-    def __init__(self, array: Any, targets: Sequence[Any] | None = None) -> None:
+    def __init__(self, array: Any) -> None:
         self.array = array
-        self.targets = targets
 
     def __len__(self) -> int:
         return len(self.array)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Tensor:
         x = self.array[index]
         # A copy: arrays that several processes share are not writable.
         x = x if isinstance(x, Tensor) else torch.tensor(np.asarray(x, dtype=np.float32))
-        x = x.to(torch.float32)
-        return x if self.targets is None else (x, self.targets[index])
+        return x.to(torch.float32)
 
 
 class ImageSamples(Dataset[Tensor]):
-    """Images, prepared by a model's input contract.
+    """Images, prepared by an input contract: the `path` (or nibabel image) and `mask_path` of each."""
 
-    Parameters
-    ----------
-    images : sequence of path or nibabel image
-        The images.
-    preparation : Preparation
-        The input contract.
-    masks : sequence of path or None, optional
-        Brain mask of each image.
-    """
-
-    def __init__(
-        self, images: Sequence[Any], preparation: Preparation, masks: Sequence[Any] | None = None
-    ) -> None:
-        self.images = images
+    def __init__(self, images: pd.DataFrame, preparation: Preparation) -> None:
+        self.images = list(images["path"])
         self.preparation = preparation
-        self.masks = [None] * len(images) if masks is None else masks
+        self.masks = list(images["mask_path"])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,15 +54,7 @@ class ImageSamples(Dataset[Tensor]):
 
 
 class JitterTransform:
-    """A view of a sample that is not a volume: a little noise, and a tenth of the values set to zero.
-
-    Parameters
-    ----------
-    noise : float, default=0.1
-        Standard deviation of the noise, as a share of that of the sample.
-    drop : float, default=0.1
-        Probability that a value is set to zero.
-    """
+    """A view of a sample that is not a volume: noise (as a share of its spread), some values dropped."""
 
     def __init__(self, noise: float = 0.1, drop: float = 0.1) -> None:
         self.noise = noise
@@ -213,17 +184,10 @@ class LazyViews:
     def draw(self) -> Any:
         """Return ``[X1, X2]`` or ``([X1, X2], y)``."""
         assert self.views is not None
-        pair = [
-            torch.stack(
-                [
-                    draw_view(self.views, x, *key, view)
-                    for x, key in zip(self.x, self.keys, strict=True)
-                ]
-            )
-            for view in (1, 2)
-        ]
+        drawn = [draw_pair(self.views, x, *k) for x, k in zip(self.x, self.keys, strict=True)]
+        pair = [torch.stack(views) for views in zip(*drawn, strict=True)]
         if self.check is not None:
-            self.check.compare([views[0] for views in pair], self.x[0], *self.keys[0])
+            self.check.compare(drawn[0], self.x[0], *self.keys[0])
             self.check.warn()
         return pair if self.y is None else (pair, self.y)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -192,13 +193,7 @@ class ImageTable:
         self._assemble(index, images, found)
 
     def leave_out(self, faults: Mapping[Path, UnreadableVolumeError]) -> None:
-        """Leave out images that turned out unusable when they were prepared, as `check` would have.
-
-        Parameters
-        ----------
-        faults : mapping of Path to UnreadableVolumeError
-            By the path of the image.
-        """
+        """Leave out images that turned out unusable when they were prepared, as `check` would have."""
         index, images, found = self._checked
         checks = []
         for path, mask, check in zip(images["path"], images["mask_path"], found, strict=True):
@@ -225,8 +220,7 @@ class ImageTable:
         self._sidecars = phenotypes.columns
         own = [c for c in phenotypes.table.columns if c not in kept.columns]
         self._phenotype_columns = [str(c) for c in own]
-        checks = [check for check, is_usable in zip(found, usable, strict=True) if is_usable]
-        alike = [content for content, is_usable in zip(shared, usable, strict=True) if is_usable]
+        checks, alike = list(compress(found, usable)), list(compress(shared, usable))
         kept["person_id"] = connected_groups(kept["participant_id"], alike)
         kept["content"] = [check.content for check in checks]
         kept["voxel_mm"] = [check.coarsest for check in checks]
@@ -249,8 +243,7 @@ class ImageTable:
                 f"{self.bids_dir}: {skipped} of {len(candidates)} candidate images cannot be used "
                 f"({_reasons(candidates)}), more than the share of {self.max_skipped:g} that is "
                 "allowed. logs/inputs.tsv and `nidl-dcl index --check` name them; repair them, or "
-                "raise --max-skipped. "
-                f"{fetch}"
+                f"raise --max-skipped. {fetch}"
             )
 
 

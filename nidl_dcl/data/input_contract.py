@@ -72,28 +72,29 @@ def require_contract(
     if contract.intensity != intensity:
         raise UsageError(
             f"The model was trained on images of the intensity rule {contract.intensity!r} and "
-            f"these are {intensity!r}. {_presets_like(contract, intensity=True)} If they are "
+            f"these are {intensity!r}. {_presets_like(contract.intensity)} If they are "
             f"{contract.intensity!r} all the same: --intensity {contract.intensity}."
         )
     trained_on = contract.origin
     if trained_on is None:
         return
+    presets = _presets_like(contract.intensity, trained_on)
     if trained_on.contrast != origin.contrast:
         raise UsageError(
             f"The model was trained on {trained_on.contrast} images and these are {origin.contrast}. "
-            f"{_presets_like(contract)} A contrast is chosen with --bids-filter-file "
+            f"{presets} A contrast is chosen with --bids-filter-file "
             '({"suffix": "T2w"}, for instance).'
         )
     if _family(trained_on.space) != _family(origin.space):
         raise UsageError(
             f"The model was trained on images in the space {trained_on.space} and these are in "
-            f"{origin.space}. {_presets_like(contract)}"
+            f"{origin.space}. {presets}"
         )
     if trained_on.stripped != origin.stripped and not contract.masked:
         kinds = ("with skull", "without skull")
         raise UsageError(
             f"The model was trained on images {kinds[trained_on.stripped]} and these are "
-            f"{kinds[origin.stripped]}. {_presets_like(contract)}"
+            f"{kinds[origin.stripped]}. {presets}"
         )
     allowed = _COARSER * max(trained_on.coarsest, *contract.spacing)
     if origin.coarsest > allowed:
@@ -111,13 +112,12 @@ def _family(space: str) -> str:
     return "MNI152" if space.startswith("MNI152") else space
 
 
-def _presets_like(contract: Preparation, *, intensity: bool = False) -> str:
-    """Return which presets give images like those of the model, or of its intensity rule alone."""
-    trained_on = None if intensity else contract.origin
+def _presets_like(rule: str, origin: Origin | None = None) -> str:
+    """Return which presets give images like those of a model, or of its intensity rule alone."""
     fitting = [
         name
         for name, preset in PRESETS.items()
-        if preset.rule == contract.intensity and (trained_on is None or _like(preset, trained_on))
+        if preset.rule == rule and (origin is None or _like(preset, origin))
     ]
     if not fitting:
         return "Give it images like those it was trained on."

@@ -15,7 +15,7 @@ import lightning as L
 from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset
 
 from nidl_dcl.data.datasets import TwoViewSamples
-from nidl_dcl.data.samplers import sharded, sync_with_trainer, two_view_loader, with_batches
+from nidl_dcl.data.samplers import sharded, two_view_loader, with_batches
 from nidl_dcl.distributed import first_value, world
 
 
@@ -60,18 +60,13 @@ class Loaders(L.LightningDataModule):
         # A run that resumes, or has several processes, agrees on the seed after it was set up.
         module: Any = None if self.trainer is None else self.trainer.lightning_module
         data.seed = self.seed if module is None else module._seed
-        rank, processes = world()
-        loader = two_view_loader(
+        return two_view_loader(
             data,
             self.batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
-            rank=rank,
-            processes=processes,
+            trainer=self.trainer,
         )
-        if shuffle and self.trainer is not None:
-            sync_with_trainer(self.trainer, loader)
-        return loader
 
     def sample_name(self, epoch: int, batch: int, position: int) -> str | None:
         """Return the name of a sample of a training batch, None for a loader of the caller.
@@ -96,13 +91,7 @@ class Loaders(L.LightningDataModule):
 
 
 class PredictShards(L.LightningDataModule):
-    """Every process's part of the batches to encode.
-
-    Parameters
-    ----------
-    loader : DataLoader
-        Of the caller.
-    """
+    """Every process's part of the batches to encode, from a caller's loader."""
 
     allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -142,15 +131,7 @@ class _Batches:
 
 @contextmanager
 def shard_loader(data: Any, processes: int) -> Iterator[None]:
-    """Divide the batches of a caller's data module among the processes, inside the block.
-
-    Parameters
-    ----------
-    data : LightningDataModule
-        The caller's, or `Loaders`, which divide already.
-    processes : int
-        How many there are.
-    """
+    """Divide a data module's batches among the processes, inside the block; `Loaders` do already."""
     divided = isinstance(data, Loaders) or processes == 1
     names = [
         name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import itertools
 import multiprocessing
 import signal
@@ -55,7 +56,8 @@ class EpochBatches(BatchSampler):
         _check_enough(n, processes)
         wanted = -(-n // batch_size)
         self.count = max(1, min(wanted, n // max(2, processes))) if n else 0
-        self.position: Callable[[], tuple[int, int]] = _first if seed is None else _NextEpoch()
+        self.epoch = -1
+        self.position: Callable[[], tuple[int, int]] = self._next_epoch
 
     def __len__(self) -> int:
         return self.count
@@ -72,19 +74,9 @@ class EpochBatches(BatchSampler):
             part = np.array_split(whole, self.processes)[self.rank]
             yield [(epoch, int(i)) for i in part]
 
-
-def _first() -> tuple[int, int]:
-    return 0, 0
-
-
-class _NextEpoch:
-    """The position of a loader without a trainer: the start of the next epoch at each pass."""
-
-    def __init__(self) -> None:
-        self.epoch = -1
-
-    def __call__(self) -> tuple[int, int]:
-        self.epoch += 1
+    def _next_epoch(self) -> tuple[int, int]:
+        """Return the epoch and batch of the next pass of a loader that no trainer positions."""
+        self.epoch = 0 if self.seed is None else self.epoch + 1
         return self.epoch, 0
 
 
@@ -94,11 +86,9 @@ def two_view_loader(
     *,
     shuffle: bool = True,
     num_workers: int = 0,
-    rank: int = 0,
-    processes: int = 1,
-    pin_memory: bool | None = None,
+    trainer: Any = None,
 ) -> DataLoader[Any]:
-    """Return a loader of batches ``[X1, X2]`` or ``([X1, X2], y)`` over `samples`.
+    """Return a loader of this process's part of batches ``[X1, X2]`` or ``([X1, X2], y)``.
 
     Parameters
     ----------
@@ -111,18 +101,13 @@ def two_view_loader(
         key (`KeyCheck`). Otherwise the given order.
     num_workers : int, default=0
         Loading workers; they change no result.
-    rank, processes : int
-        This process and how many there are.
-    pin_memory : bool, optional
-        Whether batches are pinned; default: where there is a GPU.
+    trainer : lightning.Trainer, optional
+        For training: its optimizer steps say which epoch and batch come next, in mid-epoch too.
     """
-    batches = EpochBatches(
-        len(samples),
-        batch_size,
-        seed=samples.seed if shuffle else None,
-        rank=rank,
-        processes=processes,
-    )
+    seed, (rank, processes) = samples.seed if shuffle else None, world()
+    batches = EpochBatches(len(samples), batch_size, seed=seed, rank=rank, processes=processes)
+    if shuffle and trainer is not None:
+        batches.position = functools.partial(_position, trainer, len(batches))
     if shuffle and rank == 0:
         samples.check = samples.check or KeyCheck(samples.views)
         if num_workers > 0:
@@ -133,7 +118,7 @@ def two_view_loader(
         collate_fn=collate_lazy_views if samples.lazy else None,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+        pin_memory=torch.cuda.is_available(),
         worker_init_fn=outlast_sigterm,
         generator=torch.Generator().manual_seed(0),
     )
@@ -143,11 +128,6 @@ def outlast_sigterm(worker: int) -> None:
     """Let a loading worker ignore SIGTERM, which a cluster sends to every process of a job.
 
     The main process ends the step under way, for which it needs its workers, and then ends them.
-
-    Parameters
-    ----------
-    worker : int
-        Ignored.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -180,45 +160,22 @@ def _kill(workers: Sequence[Any]) -> None:
         worker.kill()
 
 
-def sync_with_trainer(trainer: Any, loader: DataLoader[Any]) -> None:
-    """Take a loader's epoch and batch from the trainer's optimizer steps, in mid-epoch too.
-
-    Parameters
-    ----------
-    trainer : lightning.Trainer
-        Its ``global_step`` says which epoch and batch come next, also right after a resume.
-    loader : DataLoader
-        From `two_view_loader`.
-    """
-    batches = loader.batch_sampler
-    if not isinstance(batches, EpochBatches):
-        raise TypeError("Only loaders of two_view_loader can be synchronized.")
-
-    def position() -> tuple[int, int]:
-        limit, whole = trainer.limit_train_batches, len(batches)
-        used = min(limit, whole) if isinstance(limit, int) else int(limit * whole)
-        accumulated = trainer.accumulate_grad_batches
-        epoch, done = divmod(trainer.global_step, max(1, -(-used // accumulated)))
-        return epoch, done * accumulated
-
-    batches.position = position
+def _position(trainer: Any, whole: int) -> tuple[int, int]:
+    """Return the epoch and batch after a trainer's optimizer steps, also right after a resume."""
+    limit, accumulated = trainer.limit_train_batches, trainer.accumulate_grad_batches
+    used = min(limit, whole) if isinstance(limit, int) else int(limit * whole)
+    epoch, done = divmod(trainer.global_step, max(1, -(-used // accumulated)))
+    return epoch, done * accumulated
 
 
 def with_batches(loader: DataLoader[Any], batches: Any) -> DataLoader[Any]:
     """Return a loader like `loader` that draws the given batches of indices."""
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=batches,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        generator=loader.generator,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
+    names = (
+        *("num_workers", "collate_fn", "pin_memory", "timeout", "generator", "worker_init_fn"),
+        *("multiprocessing_context", "prefetch_factor", "persistent_workers"),
     )
+    options: Any = {name: getattr(loader, name) for name in names}
+    return DataLoader(loader.dataset, batch_sampler=batches, **options)
 
 
 class JoinedBatches(BatchSampler):
@@ -227,32 +184,15 @@ class JoinedBatches(BatchSampler):
     As many batches as there are processes make one global batch; each process takes a nearly equal
     part, so that no sample is padded or repeated. The order is that of the first process. A rest
     with fewer samples than processes shares the samples of the batch before it. Of a sampler that
-    drops incomplete batches, incomplete global ones are dropped too.
-
-    Parameters
-    ----------
-    batches : iterable of list
-        The caller's batch sampler.
-    rank, processes : int
-        This process and how many there are.
-    share : callable
-        Returns the first process's value on every process.
-
-    Raises
-    ------
-    ValueError
-        When iterated, if there are fewer samples than processes.
+    drops incomplete batches, incomplete global ones are dropped too. Fewer samples than processes are
+    a ValueError when iterated.
     """
 
-    def __init__(
-        self, batches: Any, rank: int, processes: int, share: Callable[[Any], Any]
-    ) -> None:
+    def __init__(self, batches: Any) -> None:
         self.batches = batches
         # Trainers look here for a sampler whose set_epoch is to be called.
         self.sampler: Any = getattr(batches, "sampler", None)
-        self.rank = rank
-        self.processes = processes
-        self.share = share
+        self.rank, self.processes = world()
 
     def __len__(self) -> int:
         count = -(-self._used(len(self.batches)) // self.processes)
@@ -266,7 +206,7 @@ class JoinedBatches(BatchSampler):
         return given - rest if drops else given
 
     def __iter__(self) -> Iterator[list[Any]]:
-        given = self.share([list(b) for b in self.batches] if self.rank == 0 else None)
+        given = first_value([list(b) for b in self.batches] if self.rank == 0 else None)
         given = given[: self._used(len(given))]
         joined = [
             [i for batch in given[k : k + self.processes] for i in batch]
@@ -285,19 +225,9 @@ def sharded(loader: Any) -> Any:
 
     Loaders that divide already are returned as they are: those of `two_view_loader`, and those with
     a ``DistributedSampler``. A stream is left for the caller to divide; it ends on all processes
-    together.
-
-    Parameters
-    ----------
-    loader : DataLoader
-        Or anything else, which is returned.
-
-    Raises
-    ------
-    ValueError
-        For a loader without batch size, whose batches cannot be divided.
+    together. A loader without batch size cannot be divided: a ValueError.
     """
-    rank, processes = world()
+    _, processes = world()
     if processes == 1 or not isinstance(loader, DataLoader):
         return loader
     if isinstance(loader.dataset, IterableDataset):
@@ -317,7 +247,7 @@ def sharded(loader: Any) -> Any:
         raise ValueError(
             "On several processes a loader needs a batch size: batch_size=None cannot be divided."
         )
-    return with_batches(loader, JoinedBatches(batches, rank, processes, first_value))
+    return with_batches(loader, JoinedBatches(batches))
 
 
 class _InStep:

@@ -174,13 +174,6 @@ class TwoViews:
 class KeyCheck:
     """Whether views are the same again under one key, found out once, on the first sample drawn.
 
-    Parameters
-    ----------
-    views : callable
-        One input in, one view out.
-
-    Notes
-    -----
     This sees whatever is random in a function, in a transform of any package, or on a device. It does
     not see a change that happened to be absent, or alike, in both drawings, such as one that acts
     rarely. The generators of torch, numpy and `random` are left as they were; one that belongs to

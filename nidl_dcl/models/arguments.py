@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 
+from nidl_dcl.models.serialization import is_plain
 from nidl_dcl.randomness import fresh_seed
 
 TRAINER_OPTIONS = tuple(inspect.signature(L.Trainer.__init__).parameters)[1:]
@@ -34,39 +35,18 @@ OPTIONS: dict[str, Any] = {
 class Arguments:
     """Arguments of an estimator as a caller gave them, over the defaults of options not given.
 
-    Parameters
-    ----------
-    owner : type
-        Class of the estimator; the names in its constructor's signature are known ones.
-    given : mapping of str to object
-        Options that the caller gave.
-    options : mapping of str to object
-        Options of the class and their defaults; those of ``lightning.Trainer`` are known too.
-
-    Attributes
-    ----------
-    given : dict
-        What the caller gave, unchanged.
-    named : list of str
-        Names in the signature, ``**kwargs`` left out.
-
-    Raises
-    ------
-    TypeError
-        For an unknown option, naming the closest known one.
+    Known are the names in the constructor's signature (`named`), the options of the class and those
+    of ``lightning.Trainer``; a TypeError for another one names the closest known one.
     """
 
-    def __init__(
-        self, owner: type, given: Mapping[str, Any], options: Mapping[str, Any] = OPTIONS
-    ) -> None:
+    def __init__(self, owner: Any, given: Mapping[str, Any]) -> None:
         signature = inspect.signature(owner).parameters.values()
         self.named = [p.name for p in signature if p.kind is not p.VAR_KEYWORD]
         self.given: dict[str, Any] = dict(given)
         self._owner = owner.__name__
-        self._defaults = dict(options)
-        known = self._known()
+        self._defaults = {**OPTIONS, **owner._more_options}
         for name in self._unknown(given):
-            close = difflib.get_close_matches(name, known, n=1)
+            close = difflib.get_close_matches(name, self._known(), n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{self._owner} got an unknown option {name!r}.{hint}")
 
@@ -85,7 +65,7 @@ class Arguments:
     def plain(self) -> dict[str, Any]:
         """Return what was given that is numbers, texts or containers of such, less ``ignore``."""
         left_out = {"callbacks", *(self["ignore"] or ())}
-        return {k: v for k, v in self.given.items() if k not in left_out and _is_plain(v)}
+        return {k: v for k, v in self.given.items() if k not in left_out and is_plain(v)}
 
     def check(self) -> None:
         """Raise a ValueError or TypeError for an option of a value that it cannot have."""
@@ -116,11 +96,3 @@ class Arguments:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(v) for v in value)
-    return value is None or type(value) in (bool, int, float, str)

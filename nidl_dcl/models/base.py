@@ -23,19 +23,18 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
 
-from nidl_dcl.data.datasets import ArraySamples, TwoViewSamples
+from nidl_dcl.data.datasets import ArraySamples, ImageSamples, TwoViewSamples
 from nidl_dcl.data.exposure import after
 from nidl_dcl.data.loaders import Loaders, shard_loader
 from nidl_dcl.distributed import by_itself, first_value, share_buffers, world
 from nidl_dcl.errors import NonFiniteError
-from nidl_dcl.models.arguments import OPTIONS, Arguments
+from nidl_dcl.models.arguments import Arguments
 from nidl_dcl.models.context_managers import ignore_warnings, isolate_rng, keyboard_interrupt
 from nidl_dcl.models.inputs import (
     array_samples,
     choose_preparation,
     default_views,
     find_images,
-    image_samples,
     is_array,
 )
 from nidl_dcl.models.trainers import training_trainer
@@ -110,7 +109,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
-        self._arguments = Arguments(type(self), kwargs, {**OPTIONS, **self._more_options})
+        self._arguments = Arguments(type(self), kwargs)
         self._seed: int | None = None
         self._fitted = False
         self._preparation: Preparation | None = None
@@ -239,7 +238,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         if images is not None:
             if reset or self._preparation is None:
                 self._preparation = choose_preparation(images)
-            return image_samples(images, self._preparation)
+            return ImageSamples(images, self._preparation)
         if is_array(X):
             volumetric = any(type(module).__name__.endswith("3d") for module in self.modules())
             return array_samples(X, volumetric=volumetric)
@@ -269,19 +268,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     def start_from(self, other: BaseEstimator) -> Self:
         """Begin training with the weights of another estimator, and with its `exposure`.
 
-        Parameters
-        ----------
-        other : BaseEstimator
-            With networks of the same architecture.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        RuntimeError
-            When its architecture differs; the message names the weights.
+        A RuntimeError names the weights when its architecture differs.
         """
         self.load_state_dict(other.state_dict())
         self._first_weights = None
@@ -304,23 +291,11 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     # -- arguments, as scikit-learn asks for them --------------------------------------------
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the arguments as they were given, ``**kwargs`` included.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Without effect: arguments are not estimators.
-        """
+        """Return the arguments as given, ``**kwargs`` included; `deep` is without effect."""
         return dict(self._arguments.given)
 
     def set_params(self, **params: Any) -> Self:
-        """Set arguments or options by name.
-
-        Raises
-        ------
-        ValueError
-            For an unknown name.
-        """
+        """Set arguments or options by name; a ValueError refuses an unknown one."""
         self._arguments.update(params)
         self._arguments_changed(set(params))
         return self
@@ -362,13 +337,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     # -- hooks of Lightning ------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Share the seed with the other processes, and seed the generators of each by its rank.
-
-        Parameters
-        ----------
-        stage : str
-            As Lightning passes it.
-        """
+        """Share the seed with the other processes, and seed the generators of each by its rank."""
         if self._seed is None:
             self._seed = fresh_seed(self._arguments["random_state"])
         rank, processes = world()

@@ -54,12 +54,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class StepCheckpoint(Checkpoint):
     """Checkpoint after each epoch, and at SIGTERM after the step under way; two files are kept.
 
-    A `Checkpoint` for Lightning, which calls those after the estimator has logged its epoch.
-
-    Parameters
-    ----------
-    folder : Path
-        Where ``step-*.ckpt`` files go.
+    A `Checkpoint` for Lightning, which calls those after the estimator has logged its epoch. The
+    files are ``step-*.ckpt`` in `folder`.
     """
 
     training = False
@@ -137,8 +133,11 @@ def latest_valid_checkpoint(folder: Path, report: Callable[[str], None]) -> Path
     found = [path for path in folder.glob("step-*.ckpt") if path.stem[5:].isdecimal()]
     for path in sorted(found, key=step_of, reverse=True):
         note = path.with_suffix(".sha256")
-        if note.is_file() and note.read_bytes().strip() == _sha256(path):
-            return path
+        if note.is_file():
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            if note.read_bytes().strip() == digest.encode():
+                return path
         report(f"Checkpoint {path} is damaged; the one before it is used, if there is one.")
     return None
 
@@ -148,20 +147,19 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.stem[5:])
 
 
-def _sha256(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest().encode("ascii")
+_COLUMNS = (
+    *("epoch", "step", "loss/train", "loss/val", "learning_rate"),
+    *("alignment", "uniformity", "effective_rank", "collapse_loss"),
+)
+
+_NUMBER = re.compile(r"n/a|nan|-?inf|-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
 
 
 class TrainingCurve(Checkpoint):
-    """Table of the training curve, one row per epoch, rewritten whole after each.
+    """Table of the training curve (CSV), one row per epoch, rewritten whole after each.
 
     A `Checkpoint` for Lightning, as `StepCheckpoint` is, so that a row holds what its epoch logged.
-
-    Parameters
-    ----------
-    path : Path
-        The CSV file; on a resume, rows up to the resumed epoch are kept.
+    On a resume, rows up to the resumed epoch are kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -173,18 +171,10 @@ class TrainingCurve(Checkpoint):
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         if not trainer.is_global_zero:
             return
-        row = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            "loss/train": metrics.get("loss/train"),
-            "loss/val": metrics.get("loss/val"),
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "alignment": metrics.get("alignment"),
-            "uniformity": metrics.get("uniformity"),
-            "effective_rank": metrics.get("effective_rank"),
-            "collapse_loss": metrics.get("collapse_loss"),
-        }
-        text = {name: "n/a" if v is None else f"{v:.8g}" for name, v in row.items()}
+        metrics["epoch"] = trainer.current_epoch + 1
+        metrics["step"] = trainer.global_step
+        metrics["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        text = {name: f"{metrics[name]:.8g}" if name in metrics else "n/a" for name in _COLUMNS}
         rows = [*_rows_before(self.path, trainer.current_epoch + 1, list(text)), text]
         content = io.StringIO(newline="")
         table = csv.DictWriter(content, list(text), lineterminator="\n")
@@ -204,7 +194,9 @@ def _rows_before(path: Path, epoch: int, names: list[str]) -> list[dict[str, str
     lost = header != names or lines[-1] != ""
     for line in lines[1:-1]:
         cells = line.split(",")
-        valid = len(cells) == len(names) and cells[0].isdecimal() and all(map(_is_number, cells))
+        valid = (
+            len(cells) == len(names) and cells[0].isdecimal() and all(map(_NUMBER.fullmatch, cells))
+        )
         if header != names or not valid:
             lost = True
         elif int(cells[0]) < epoch:
@@ -214,18 +206,8 @@ def _rows_before(path: Path, epoch: int, names: list[str]) -> list[dict[str, str
     return [rows[number] for number in sorted(rows)]
 
 
-def _is_number(cell: str) -> bool:
-    return re.fullmatch(r"n/a|nan|-?inf|-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", cell) is not None
-
-
 class Progress(L.Callback):
-    """Callback that reports every training step to a progress function.
-
-    Parameters
-    ----------
-    progress : callable
-        Called with ("training", steps done, number of steps).
-    """
+    """Callback that calls `progress` ("training", steps done, number of steps) after every step."""
 
     def __init__(self, progress: Callable[[str, int, int], None]) -> None:
         self.progress = progress

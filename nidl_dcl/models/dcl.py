@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nidl_dcl.data.batches import describe, two_views
+from nidl_dcl.data.batches import describe, finite_rows, first_bad, two_views
 from nidl_dcl.data.datasets import LazyViews
 from nidl_dcl.distributed import (
     any_process,
@@ -39,6 +39,8 @@ from nidl_dcl.randomness import fresh_seed, key_seed, keyed
 
 _COLLAPSED = -1e-3
 """Uniformity above which embeddings count as one point; 0 is one point."""
+
+_SIZES = ("proj_input_dim", "proj_hidden_dim", "proj_output_dim")
 
 
 class DCL(TransformerMixin, BaseEstimator):
@@ -153,22 +155,9 @@ class DCL(TransformerMixin, BaseEstimator):
         lr_scheduler_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        given = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")}
         super().__init__(**kwargs)
-        self._set_arguments(
-            encoder=encoder,
-            encoder_kwargs=encoder_kwargs,
-            proj_input_dim=proj_input_dim,
-            proj_hidden_dim=proj_hidden_dim,
-            proj_output_dim=proj_output_dim,
-            temperature=temperature,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            exclude_bias_and_norm_wd=exclude_bias_and_norm_wd,
-            optimizer_kwargs=optimizer_kwargs,
-            lr_scheduler=lr_scheduler,
-            lr_scheduler_kwargs=lr_scheduler_kwargs,
-        )
+        self._set_arguments(**given)
         self._arguments_changed(set(self._arguments.given))
 
     # -- attributes that are arguments before fit and objects after it -------------------------
@@ -198,15 +187,7 @@ class DCL(TransformerMixin, BaseEstimator):
             setattr(self, name, self._arguments[name])
         if names & {"temperature", "weighting_sigma"}:
             self.loss = _unless_invalid(self._build_loss)
-        architecture = {
-            "encoder",
-            "encoder_kwargs",
-            "proj_input_dim",
-            "proj_hidden_dim",
-            "proj_output_dim",
-            "random_state",
-        }
-        if names & architecture:
+        if names & {"encoder", "encoder_kwargs", *_SIZES, "random_state"}:
             self._first_weights = None
             self._fitted = False
             with keyed(_unless_invalid(self._initial_seed), "weights"):
@@ -229,14 +210,11 @@ class DCL(TransformerMixin, BaseEstimator):
         )
 
     def _build_head(self) -> ProjectionHead:
-        sizes = {
-            name: self._arguments[name]
-            for name in ("proj_input_dim", "proj_hidden_dim", "proj_output_dim")
-        }
-        for name, size in sizes.items():
+        sizes = [self._arguments[name] for name in _SIZES]
+        for name, size in zip(_SIZES, sizes, strict=True):
             if isinstance(size, bool) or int(size) != size or size < 1:
                 raise ValueError(f"{name} must be a positive integer, got {size!r}.")
-        return ProjectionHead(*(int(size) for size in sizes.values()))
+        return ProjectionHead(*map(int, sizes))
 
     def _build_loss(self) -> DCLLoss:
         temperature, sigma = self._arguments["temperature"], self._arguments["weighting_sigma"]
@@ -324,22 +302,7 @@ class DCL(TransformerMixin, BaseEstimator):
     # -- steps -------------------------------------------------------------------------------
 
     def training_outputs(self, batch: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Any]:
-        """Return embeddings and projections of both views, and the targets.
-
-        Parameters
-        ----------
-        batch : sequence
-            As in `training_step`.
-
-        Returns
-        -------
-        h1, h2 : Tensor of shape (n, n_features)
-            Embeddings.
-        z1, z2 : Tensor of shape (n, proj_output_dim)
-            Projections.
-        y : object
-            Targets or None.
-        """
+        """Return embeddings (n, n_features) and projections of both views, and the targets or None."""
         (x1, x2), y = two_views(batch)
         h1, h2 = self._embed(x1), self._embed(x2)
         return h1, h2, self.projection_head(h1), self.projection_head(h2), y
@@ -371,10 +334,10 @@ class DCL(TransformerMixin, BaseEstimator):
         z1, z2 = both.chunk(2, dim=1)
         own = self.loss(z1, z2, rows=slice(start, start + n))
         if any_process(not bool(torch.isfinite(own)), own.device):
-            bad = ~torch.isfinite(both).all(1)
-            which = f"{self._sample(int(bad.int().argmax()), batch_idx, stage)} of " * bool(
-                bad.any()
-            )
+            good = torch.isfinite(both).all(1)
+            which = ""
+            if not bool(good.all()):
+                which = f"{self._sample(first_bad(good), batch_idx, stage)} of "
             raise NonFiniteError(
                 f"The loss of {which}{stage} batch {batch_idx} is not finite, so training stopped "
                 "with the weights of the last good step. Lower learning_rate, raise temperature, "
@@ -472,10 +435,10 @@ class DCL(TransformerMixin, BaseEstimator):
         return features
 
     def _check_finite(self, views: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> None:
-        good = _finite_rows(views[0]) & _finite_rows(views[1])
+        good = finite_rows(views[0]) & finite_rows(views[1])
         if not any_process(not bool(good.all()), views[0].device):
             return
-        own = None if bool(good.all()) else int((~good).int().argmax())
+        own = None if bool(good.all()) else first_bad(good)
         before = 0
         for length, bad in gather_objects((len(good), own)):
             if bad is not None:
@@ -564,56 +527,29 @@ class DCL(TransformerMixin, BaseEstimator):
             )
 
     def _run_identity(self) -> dict[str, Any]:
-        names = (
-            "temperature",
-            "learning_rate",
-            "weight_decay",
-            "proj_input_dim",
-            "proj_hidden_dim",
-            "proj_output_dim",
-        )
-        identity: dict[str, Any] = {name: getattr(self, name) for name in names}
-        for name in self._more_options:
-            identity[name] = self._arguments[name]
-        identity["processes"] = world()[1]
-        identity["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
+        names = ("temperature", "learning_rate", "weight_decay", *_SIZES)
         loaders: Any = getattr(self.trainer, "datamodule", None)
-        if hasattr(loaders, "identity"):
-            identity.update(loaders.identity())
-        return identity
+        return {
+            **{name: getattr(self, name) for name in names},
+            **{name: self._arguments[name] for name in self._more_options},
+            "processes": world()[1],
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            **getattr(loaders, "identity", dict)(),
+        }
 
     # -- model folder ------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model to a folder of safetensors and JSON; read it with `load_model`.
-
-        Parameters
-        ----------
-        folder : path
-            Made where missing.
-
-        Returns
-        -------
-        Path
-            The folder.
-        """
+        """Write the model to a folder of safetensors and JSON, and return it; see `load_model`."""
         from nidl_dcl.models.serialization import save_model
 
         return save_model(self, folder, preparation=self._preparation, exposure=self.exposure)
 
     def load_weights(self, file: str | Path) -> Self:
-        """Load weights from a checkpoint by state name, such as one of nidl's `DCL`.
+        """Load weights by state name, such as those of nidl's `DCL`; the estimator is fitted then.
 
-        Parameters
-        ----------
-        file : path
-            A Lightning checkpoint, a ``state_dict`` that ``torch.save`` wrote, or safetensors.
-            Objects in it are never unpickled.
-
-        Returns
-        -------
-        self
-            Fitted, with the encoder and the projection head of the file.
+        The file is a Lightning checkpoint, a ``state_dict`` that ``torch.save`` wrote, or
+        safetensors. Objects in it are never unpickled.
 
         Raises
         ------
@@ -646,11 +582,3 @@ def _unless_invalid(build: Callable[[], Any]) -> Any:
         return build()
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
-
-
-def _finite_rows(x: Tensor) -> Tensor:
-    """Return which samples hold only finite numbers."""
-    # The sum takes a tenth of the time, and is nearly always finite.
-    if len(x) == 0 or bool(torch.isfinite(x.sum())):
-        return torch.ones(len(x), dtype=torch.bool, device=x.device)
-    return torch.isfinite(x).flatten(1).all(1)

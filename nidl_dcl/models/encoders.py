@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 from monai.networks.nets import DenseNet121 as MonaiDenseNet121
@@ -68,18 +67,7 @@ class _MonaiEncoder(nn.Module):
 
 
 class ResNet18(_MonaiEncoder):
-    """MONAI's 3D ResNet18 with a stem of stride 2.
-
-    Parameters
-    ----------
-    in_channels : int, default=1
-        Channels of the volumes.
-
-    Attributes
-    ----------
-    n_features : int
-        512.
-    """
+    """MONAI's 3D ResNet18 with a stem of stride 2, for volumes of `in_channels`; 512 features."""
 
     _build: Callable[..., nn.Module] = staticmethod(resnet18)
     _n_features = 512
@@ -102,36 +90,14 @@ class ResNet18(_MonaiEncoder):
 
 
 class ResNet50(ResNet18):
-    """MONAI's 3D ResNet50 with a stem of stride 2.
-
-    Parameters
-    ----------
-    in_channels : int, default=1
-        Channels of the volumes.
-
-    Attributes
-    ----------
-    n_features : int
-        2048.
-    """
+    """MONAI's 3D ResNet50 with a stem of stride 2, for volumes of `in_channels`; 2048 features."""
 
     _build = staticmethod(resnet50)
     _n_features = 2048
 
 
 class DenseNet121(_MonaiEncoder):
-    """MONAI's 3D DenseNet121 without its classification layer.
-
-    Parameters
-    ----------
-    in_channels : int, default=1
-        Channels of the volumes.
-
-    Attributes
-    ----------
-    n_features : int
-        1024.
-    """
+    """MONAI's 3D DenseNet121 without classification, for volumes of `in_channels`; 1024 features."""
 
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__()
@@ -196,8 +162,6 @@ class _BlockPool(nn.Module):
         edges = [min(2, s) for s in size]
         counts = [s // e for s, e in zip(size, edges, strict=True)]
         d, h, w = (k * e for k, e in zip(counts, edges, strict=True))
-        interleaved: list[Any] = [n, c]
-        for count, edge in zip(counts, edges, strict=True):
-            interleaved += [count, edge]
-        blocks = x[:, :, :d, :h, :w].reshape(interleaved)
+        interleaved = [k for pair in zip(counts, edges, strict=True) for k in pair]
+        blocks = x[:, :, :d, :h, :w].reshape(n, c, *interleaved)
         return blocks.mean(dim=(3, 5, 7)) if self.kind == "mean" else blocks.amax(dim=(3, 5, 7))

@@ -15,7 +15,8 @@ import torch
 from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
-from nidl_dcl.data.datasets import ArraySamples, ImageSamples, JitterTransform
+from nidl_dcl.data.batches import finite_rows, first_bad
+from nidl_dcl.data.datasets import ArraySamples, JitterTransform
 from nidl_dcl.data.views import volume_views
 from nidl_dcl.errors import NonFiniteError
 from nidl_dcl.volumes.preparation import Preparation, common_shape
@@ -31,12 +32,7 @@ def is_array(X: Any) -> bool:
 def array_samples(X: Any, *, volumetric: bool) -> ArraySamples:
     """Return the samples of an array that `is_array`; volumes without channel axis get one.
 
-    Raises
-    ------
-    ValueError
-        When it does not hold real numbers.
-    NonFiniteError
-        Naming the first sample with NaN or infinite values.
+    A ValueError refuses what is not real numbers, a NonFiniteError names the first bad sample.
     """
     if isinstance(X, Tensor):
         array: Any = X.detach()
@@ -48,9 +44,9 @@ def array_samples(X: Any, *, volumetric: bool) -> ArraySamples:
             raise ValueError("Complex data not supported.")
     tensor = torch.as_tensor(array)
     if tensor.is_floating_point():
-        for row, x in enumerate(tensor):
-            if not bool(torch.isfinite(x).all()):
-                raise NonFiniteError(f"Sample {row} of X has NaN or infinite values.")
+        good = finite_rows(tensor)
+        if not bool(good.all()):
+            raise NonFiniteError(f"Sample {first_bad(good)} of X has NaN or infinite values.")
     return ArraySamples(array[:, None] if volumetric and array.ndim == 4 else array)
 
 
@@ -76,11 +72,6 @@ def choose_preparation(images: pd.DataFrame) -> Preparation:
     masked = bool(images["mask_path"].notna().all())
     shape = common_shape(list(images["path"]), spacing, masked)
     return Preparation(spacing=spacing, shape=shape, masked=masked)
-
-
-def image_samples(images: pd.DataFrame, preparation: Preparation) -> ImageSamples:
-    """Return the samples of the images found, prepared by an input contract."""
-    return ImageSamples(list(images["path"]), preparation, list(images["mask_path"]))
 
 
 def default_views(item: Any) -> Callable[[Tensor], Tensor]:

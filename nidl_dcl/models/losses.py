@@ -101,7 +101,10 @@ class DCLLoss(nn.Module):
             )
         with torch.autocast(z1.device.type, enabled=False):
             single = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
-            inner = _inner_dtype(single, z1)
+            # Nearly equal samples at a low temperature cancel to the fourth digit of single precision;
+            # in a batch this small double precision costs next to nothing.
+            small = len(z1) <= _DOUBLE_ROWS and z1.device.type in ("cpu", "cuda")
+            inner = torch.float64 if small else single
             loss = self._mean(z1.to(inner), z2.to(inner), slice(None) if rows is None else rows)
             return loss.to(single)
 
@@ -181,15 +184,6 @@ class _VonMisesFisher:
         return f"von_mises_fisher(sigma={self.sigma})"
 
 
-def _inner_dtype(single: torch.dtype, z: Tensor) -> torch.dtype:
-    """Return the precision to compute in.
-
-    Nearly equal samples at a low temperature cancel to the fourth digit of single precision; in a
-    batch this small double precision costs next to nothing.
-    """
-    return torch.float64 if len(z) <= _DOUBLE_ROWS and z.device.type in ("cpu", "cuda") else single
-
-
 def unit_rows(z: Tensor) -> Tensor:
     """Return the rows of `z`, shape (n, d), at length 1; rows of zeros stay zero, gradient included.
 
@@ -212,12 +206,9 @@ class _NegativesLogSumExp(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, anchors: Tensor, temperature: float) -> Tensor:
         ctx.temperature = temperature
         out = u.new_empty(len(anchors))
-        start = 0
-        for block, s in _similarities(u, anchors, temperature):
-            stop = start + len(block)
+        for at, _, s in _similarities(u, anchors, temperature):
             largest = s.amax(dim=1, keepdim=True)
-            out[start:stop] = s.sub_(largest).exp_().sum(1).log_().add_(largest[:, 0])
-            start = stop
+            out[at] = s.sub_(largest).exp_().sum(1).log_().add_(largest[:, 0])
         ctx.save_for_backward(u, anchors, out)
         return out
 
@@ -231,36 +222,30 @@ class _NegativesLogSumExp(torch.autograd.Function):
         if len(anchors) == len(u) and 2 / ctx.temperature + math.log(len(u)) <= _ONE_SCALE:
             top = out.amax()
             factor = tempered * (top - out).exp_()
-            grad_u, start = torch.empty_like(u), 0
-            for block, s in _similarities(u, anchors, ctx.temperature):
-                stop = start + len(block)
-                s.sub_(top).exp_().mul_(factor[start:stop, None] + factor)
-                torch.mm(s, u, out=grad_u[start:stop])
-                start = stop
+            grad_u = torch.empty_like(u)
+            for at, _, s in _similarities(u, anchors, ctx.temperature):
+                s.sub_(top).exp_().mul_(factor[at, None] + factor)
+                torch.mm(s, u, out=grad_u[at])
             return grad_u, None, None
         grad_u = torch.zeros_like(u)
-        start = 0
-        for block, s in _similarities(u, anchors, ctx.temperature):
-            stop = start + len(block)
-            s.sub_(out[start:stop, None]).exp_()
-            s.mul_(tempered[start:stop, None])
+        for at, block, s in _similarities(u, anchors, ctx.temperature):
+            s.sub_(out[at, None]).exp_().mul_(tempered[at, None])
             grad_u.addmm_(s.T, u[block])
             grad_u.index_add_(0, block, s @ u)
-            start = stop
         return grad_u, None, None
 
 
 def _similarities(u: Tensor, anchors: Tensor, temperature: float) -> Any:
-    """Yield blocks of anchors with their similarities / temperature, own sample masked by -inf.
+    """Yield slices of the anchors, the anchors, similarities / temperature (own sample: -inf).
 
     All blocks are computed in one buffer, which the allocator would not reuse by itself.
     """
     total = len(u)
     size = max(1, _BLOCK_VALUES // total)
     buffer = u.new_empty(min(size, len(anchors)), total)
-    for block in anchors.split(size):
+    for number, block in enumerate(anchors.split(size)):
         s = torch.mm(u[block], u.T, out=buffer[: len(block)]).div_(temperature)
         line = torch.arange(len(block), device=u.device)
         s[line, block] = -torch.inf
         s[line, (block + total // 2) % total] = -torch.inf
-        yield block, s
+        yield slice(number * size, number * size + len(block)), block, s

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
 
+from nidl_dcl.data.exposure import trainings
 from nidl_dcl.io.formats import escape_control
 
 METHOD = """\
@@ -25,23 +26,15 @@ _SHOWN_ELSEWHERE = ("encoder", "preparation", "preset", "holdout", "group", "ran
 
 
 def model_card(description: Mapping[str, Any]) -> str:
-    """Return the card of a model as Markdown, with the front matter that model hubs read.
+    """Return the card of a model, from its ``model.json``, as Markdown.
 
-    Parameters
-    ----------
-    description : mapping
-        Content of ``model.json``. The same description gives the same card.
-
-    Returns
-    -------
-    str
+    It has the front matter that model hubs read. The same description gives the same card.
     """
     provenance = description.get("provenance") or {}
     config = provenance.get("config") or {}
     encoder = description["encoder"]
     contract = description.get("input_contract")
-    origin = (contract or {}).get("origin")
-    trainings = list(_trainings(description.get("exposure") or {}))
+    parts = list(filter(None, trainings(description.get("exposure") or {})))
     known = {k: v for k, v in config.items() if k not in _SHOWN_ELSEWHERE}
     head = {
         "library_name": "nidl_dcl",
@@ -68,22 +61,14 @@ def model_card(description: Mapping[str, Any]) -> str:
         settings={**known, **description["arguments"]},
         weighted=description["arguments"].get("weighting_sigma") is not None,
         contract=contract,
-        origin=origin,
+        origin=(contract or {}).get("origin"),
         source=provenance.get("source"),
         config=config,
-        trainings=trainings,
-        complete=bool(trainings) and all("n_participants" in part for part in trainings),
-        names_hashed=any("participants" in part for part in trainings),
+        trainings=parts,
+        complete=bool(parts) and all("n_participants" in part for part in parts),
+        names_hashed=any("participants" in part for part in parts),
         method=METHOD,
     )
-
-
-def _trainings(exposure: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the exposure by each training, the last one first."""
-    if exposure:
-        yield exposure
-    for earlier in exposure.get("before") or ():
-        yield from _trainings(earlier)
 
 
 def _word(value: Any) -> str:

@@ -96,34 +96,17 @@ def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str
 
     Biases, parameters of normalization layers and parameters with fewer than two dimensions do not
     decay. A parameter shared by several layers appears once; it does not decay if it is one of these
-    in any of them.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Owner of the parameters.
-    weight_decay : float
-        For the first group.
-
-    Returns
-    -------
-    list of dict
-        Parameter groups as optimizers take them; empty ones are left out.
+    in any of them. Empty groups are left out.
     """
-    free: dict[int, bool] = {}
-    parameters: dict[int, nn.Parameter] = {}
+    free: dict[nn.Parameter, bool] = {}
     for owner in module.modules():
-        for name, parameter in owner.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            undecayed = isinstance(owner, _NORMS) or name.endswith("bias") or parameter.ndim <= 1
-            parameters[id(parameter)] = parameter
-            free[id(parameter)] = free.get(id(parameter), False) or undecayed
-    decayed = [p for key, p in parameters.items() if not free[key]]
-    undecayed_ = [p for key, p in parameters.items() if free[key]]
+        for name, p in owner.named_parameters(recurse=False):
+            if p.requires_grad:
+                undecayed = isinstance(owner, _NORMS) or name.endswith("bias") or p.ndim <= 1
+                free[p] = free.get(p, False) or undecayed
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed_, "weight_decay": 0.0},
+        {"params": [p for p in free if not free[p]], "weight_decay": weight_decay},
+        {"params": [p for p in free if free[p]], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -218,33 +201,25 @@ def build_scheduler(
         For anything else.
     """
     options = dict(lr_scheduler_kwargs or {})
+    given = dict(lr_scheduler) if isinstance(lr_scheduler, Mapping) else {"scheduler": lr_scheduler}
+    lr_scheduler = given.pop("scheduler", None)
     if lr_scheduler is None or (isinstance(lr_scheduler, str) and lr_scheduler.lower() == "none"):
         return None
-    if isinstance(lr_scheduler, Mapping):
-        config = dict(lr_scheduler)
-        inner = config.pop("scheduler", None)
-        built = build_scheduler(
-            inner,
-            optimizer,
-            lr_scheduler_kwargs=options,
-            total_steps=total_steps,
-            steps_per_epoch=steps_per_epoch,
-            given_optimizer=given_optimizer,
-        )
-        return built and {**built, **config}
     if isinstance(lr_scheduler, str):
         if lr_scheduler.lower() != "warmup_cosine":
             raise ValueError(
                 f"lr_scheduler must be 'warmup_cosine', 'none', None, a class or an instance, got "
                 f"{lr_scheduler!r}."
             )
-        return _warmup_cosine(optimizer, options, total_steps, steps_per_epoch)
+        return {**_warmup_cosine(optimizer, options, total_steps, steps_per_epoch), **given}
     interval = _interval(options.pop("interval", "epoch"))
     if isinstance(lr_scheduler, LRScheduler | ReduceLROnPlateau):
         scheduler = copy.copy(lr_scheduler)
         scheduler.optimizer = optimizer
         if lr_scheduler.optimizer is not given_optimizer:
-            for group, rate in zip(optimizer.param_groups, _base_rates(lr_scheduler), strict=False):
+            rates = getattr(lr_scheduler, "base_lrs", None)
+            rates = rates or [g["lr"] for g in lr_scheduler.optimizer.param_groups]
+            for group, rate in zip(optimizer.param_groups, rates, strict=False):
                 group.setdefault("initial_lr", rate)
     elif callable(lr_scheduler):
         scheduler = lr_scheduler(optimizer, **options)
@@ -253,7 +228,7 @@ def build_scheduler(
     config = {"scheduler": scheduler, "interval": interval, "frequency": 1}
     if isinstance(scheduler, ReduceLROnPlateau):
         config["monitor"] = "loss/train"
-    return config
+    return {**config, **given}
 
 
 def _warmup_cosine(
@@ -291,11 +266,6 @@ def _interval(value: Any) -> str:
     if value not in ("step", "epoch"):
         raise ValueError(f"interval must be 'step' or 'epoch', got {value!r}.")
     return str(value)
-
-
-def _base_rates(scheduler: Any) -> list[float]:
-    rates = list(getattr(scheduler, "base_lrs", []))
-    return rates or [g["lr"] for g in scheduler.optimizer.param_groups]
 
 
 def _copy_optimizer(

@@ -98,16 +98,13 @@ class Probe(L.Callback):
         if epoch % self.every and epoch != trainer.max_epochs:
             return
         features = embed_between_steps(pl_module, self.X)
-        self._check_lengths(len(features))
+        for what, values in (("y", self.y), ("groups", self.groups)):
+            if values is not None and len(values) != (n := len(features)):
+                raise ValueError(f"The probe has {n} samples in X and {len(values)} in {what}.")
         # One process scores, so that all log the same number.
         score = first_value(self._score(features) if world()[0] == 0 else None)
         self.scores.append((epoch, score))
         pl_module.log(f"probe/{self.name}", score, batch_size=1, sync_dist=True)
-
-    def _check_lengths(self, n: int) -> None:
-        for what, values in (("y", self.y), ("groups", self.groups)):
-            if values is not None and len(values) != n:
-                raise ValueError(f"The probe has {n} samples in X and {len(values)} in {what}.")
 
     def _score(self, features: np.ndarray) -> float:
         folds = KFold(self.cv, shuffle=True, random_state=0)
@@ -123,18 +120,9 @@ class Probe(L.Callback):
 
 
 def embed_between_steps(model: Any, X: Any) -> np.ndarray:
-    """Return the embeddings of X in input order, on every process, during a fit.
+    """Return what ``transform`` gives for X, float32, on every process, during a fit of the model.
 
-    Parameters
-    ----------
-    model : DCL
-        In training; its state does not change.
-    X : object
-        As for ``transform``.
-
-    Returns
-    -------
-    ndarray of shape (n, n_features), float32
+    The state of the model does not change.
     """
     loader = model._inference_loader(X)
     rank, processes = world()

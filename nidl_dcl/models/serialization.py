@@ -45,9 +45,11 @@ FORMAT = 1
 _MOVED = {"nidl_dcl.dcl": "nidl_dcl.models.dcl", "nidl_dcl.encoder": "nidl_dcl.models.encoders"}
 """Modules that older folders name, and where their classes are now."""
 
-_PLAIN = (bool, int, float, str, type(None))
-
-_RUN_OPTIONS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins")
+_NOT_ARGUMENTS = (
+    *("encoder", "encoder_kwargs"),
+    *("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins"),
+)
+"""What is described apart from the arguments, or says where a model runs."""
 
 _DISTRIBUTIONS = ("torch", "lightning", "monai", "nibabel", "pybids", "scikit-learn", "numpy")
 
@@ -172,8 +174,8 @@ def load_model(
         state = safetensors.torch.load(raw)
     except safetensors.SafetensorError as error:
         raise UsageError(f"{weights} is not a safetensors file ({error}).") from error
-    own = ("encoder", "encoder_kwargs", *_RUN_OPTIONS)  # never written there
-    arguments = {k: v for k, v in description["arguments"].items() if k not in own}
+    given = description["arguments"]
+    arguments = {k: v for k, v in given.items() if k not in _NOT_ARGUMENTS}  # never written there
     known = description["encoder"]
     if encoder is not None:
         arguments["encoder"] = encoder
@@ -259,17 +261,9 @@ def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> Non
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a file of weights, or of a Lightning checkpoint, by state name.
+    """Read, to the CPU, the tensors of safetensors or of what ``torch.save`` wrote, by state name.
 
-    Parameters
-    ----------
-    file : path
-        safetensors, or what ``torch.save`` wrote: a state, or a checkpoint with a ``state_dict``.
-
-    Returns
-    -------
-    dict of str to Tensor
-        On the CPU.
+    The latter is a state, or a checkpoint with a ``state_dict``.
 
     Raises
     ------
@@ -304,13 +298,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read and check the `model.json` of a model folder.
-
-    Raises
-    ------
-    UsageError
-        When it is missing, not JSON, or of a format that this version does not know.
-    """
+    """Read `model.json`; a UsageError where it is missing, not JSON or of an unknown format."""
     file = folder / "model.json"
     if not file.is_file():
         raise UsageError(f"{folder} is not a model folder: model.json is missing.")
@@ -342,17 +330,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]:
     """Return the nn.Module subclass at ``package.module:Class``.
 
-    Parameters
-    ----------
-    path : str
-        Import path.
-    trust : iterable of str
-        Packages allowed besides nidl_dcl, monai and torch.nn.
-
-    Raises
-    ------
-    UsageError
-        When the package is not trusted, or there is no such class.
+    A UsageError refuses other packages than nidl_dcl, monai, torch.nn and those of `trust`, and what
+    is no such class.
     """
     module = path.partition(":")[0]
     allowed = (*TRUSTED, *trust)
@@ -402,16 +381,14 @@ def _resolve(path: str) -> Any:
 
 
 def _describe_encoder(estimator: Any) -> dict[str, Any]:
-    given = estimator.get_params()["encoder"]
-    kind = given if inspect.isclass(given) else type(given)
-    path = _stable_path(kind)
-    if inspect.isclass(given):
-        arguments = estimator.get_params()["encoder_kwargs"] or {}
-    else:
-        arguments = getattr(given, "arguments", None)
-    if not _is_json(arguments):
-        arguments = None
-    return {"class": path, "arguments": arguments}
+    params = estimator.get_params()
+    kind, arguments = params["encoder"], params["encoder_kwargs"] or {}
+    if not inspect.isclass(kind):
+        kind, arguments = type(kind), getattr(kind, "arguments", None)
+    return {
+        "class": _stable_path(kind),
+        "arguments": arguments if is_plain(arguments, list) else None,
+    }
 
 
 def _describe_arguments(params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -422,23 +399,24 @@ def _describe_arguments(params: Mapping[str, Any]) -> tuple[dict[str, Any], list
     kept: dict[str, Any] = {}
     left_out = []
     for name, value in params.items():
-        if name in ("encoder", "encoder_kwargs") or name in _RUN_OPTIONS:
+        if name in _NOT_ARGUMENTS:
             continue
         if name == "optimizer" and inspect.isclass(value) and issubclass(value, Optimizer):
             value = value.__name__.lower()
-        if _is_json(value):
+        if is_plain(value, list):
             kept[name] = value
         else:
             left_out.append(name)
     return kept, left_out
 
 
-def _is_json(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(k, str) and _is_json(v) for k, v in value.items())
-    if isinstance(value, list):
-        return all(_is_json(v) for v in value)
-    return type(value) in _PLAIN
+def is_plain(value: Any, sequences: Any = (list, tuple)) -> bool:
+    """Return whether a value is numbers, texts or containers of such, `sequences` and dicts."""
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and is_plain(v, sequences) for k, v in value.items())
+    if isinstance(value, sequences):
+        return all(is_plain(v, sequences) for v in value)
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def weights_sha256(folder: Path) -> str:

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from nidl_dcl.data.batches import first_bad_sample, single_view
+from nidl_dcl.data.batches import finite_rows, first_bad, single_view
 from nidl_dcl.data.datasets import ImageSamples
 from nidl_dcl.data.loaders import PredictShards
 from nidl_dcl.distributed import by_itself, gather_objects, world
@@ -59,17 +59,10 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
         return torch.from_numpy(features) if isinstance(X, DataLoader | Tensor) else features
 
     def transform_with_targets(self: Any, X: Any) -> tuple[Any, Any]:
-        """Return (features, targets) of a loader whose batches are ``(x, y)``, in input order.
+        """Return (features, targets) of a loader, dataset or data module with items ``(x, y)``.
 
-        Parameters
-        ----------
-        X : DataLoader, Dataset or LightningDataModule
-            Items are ``(x, y)``; y may be a string.
-
-        Returns
-        -------
-        features, targets
-            As in `transform`; targets are a tensor or, for strings and objects, an array.
+        Both are in input order, features as in `transform`; targets are a tensor or, for strings and
+        objects, an array.
         """
         check_is_fitted(self)
         features, targets = self._encode(X)
@@ -101,9 +94,10 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
             Naming the first sample with NaN or infinite values.
         """
         x, _ = single_view(batch)
-        if not bool(torch.isfinite(x).all()):
+        good = finite_rows(x)
+        if not bool(good.all()):
             raise NonFiniteError(
-                f"{first_bad_sample(x)} of batch {_global_number(batch_idx)} has NaN or infinite "
+                f"Sample {first_bad(good)} of batch {_global_number(batch_idx)} has NaN or infinite "
                 "values; it cannot be encoded."
             )
         features: Tensor = self.transform_step(x, batch_idx, dataloader_idx)
@@ -157,13 +151,7 @@ class _Rows(L.Callback):
         self.pieces: list[tuple[int, np.ndarray, Any]] = []
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         _, y = single_view(batch)
         features = outputs.detach().to("cpu", torch.float32).numpy().copy()
