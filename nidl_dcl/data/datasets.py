@@ -37,7 +37,7 @@ class ArraySamples(Dataset[Tensor]):
 
 
 class ImageSamples(Dataset[Tensor]):
-    """Images, prepared by an input contract: the `path` (or nibabel image) and `mask_path` of each."""
+    """Images prepared by an input contract: `path` (or nibabel image) and `mask_path` of each."""
 
     def __init__(self, images: pd.DataFrame, preparation: Preparation) -> None:
         self.images = list(images["path"])
@@ -54,7 +54,7 @@ class ImageSamples(Dataset[Tensor]):
 
 
 class JitterTransform:
-    """A view of a sample that is not a volume: noise (as a share of its spread), some values dropped."""
+    """A view of a sample that is no volume: noise (a share of its spread), some values dropped."""
 
     def __init__(self, noise: float = 0.1, drop: float = 0.1) -> None:
         self.noise = noise

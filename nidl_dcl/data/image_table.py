@@ -193,7 +193,7 @@ class ImageTable:
         self._assemble(index, images, found)
 
     def leave_out(self, faults: Mapping[Path, UnreadableVolumeError]) -> None:
-        """Leave out images that turned out unusable when they were prepared, as `check` would have."""
+        """Leave out images that turned out unusable when prepared, as `check` would have."""
         index, images, found = self._checked
         checks = []
         for path, mask, check in zip(images["path"], images["mask_path"], found, strict=True):

@@ -131,7 +131,7 @@ class _Batches:
 
 @contextmanager
 def shard_loader(data: Any, processes: int) -> Iterator[None]:
-    """Divide a data module's batches among the processes, inside the block; `Loaders` do already."""
+    """Divide a data module's batches among the processes in the block; `Loaders` do already."""
     divided = isinstance(data, Loaders) or processes == 1
     names = [
         name

@@ -184,8 +184,8 @@ class JoinedBatches(BatchSampler):
     As many batches as there are processes make one global batch; each process takes a nearly equal
     part, so that no sample is padded or repeated. The order is that of the first process. A rest
     with fewer samples than processes shares the samples of the batch before it. Of a sampler that
-    drops incomplete batches, incomplete global ones are dropped too. Fewer samples than processes are
-    a ValueError when iterated.
+    drops incomplete batches, incomplete global ones are dropped too. When iterated, fewer samples
+    than processes are a ValueError.
     """
 
     def __init__(self, batches: Any) -> None:

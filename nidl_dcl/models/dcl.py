@@ -302,7 +302,7 @@ class DCL(TransformerMixin, BaseEstimator):
     # -- steps -------------------------------------------------------------------------------
 
     def training_outputs(self, batch: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Any]:
-        """Return embeddings (n, n_features) and projections of both views, and the targets or None."""
+        """Return embeddings (n, n_features) and projections of both views, and targets or None."""
         (x1, x2), y = two_views(batch)
         h1, h2 = self._embed(x1), self._embed(x2)
         return h1, h2, self.projection_head(h1), self.projection_head(h2), y

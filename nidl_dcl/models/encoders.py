@@ -97,7 +97,7 @@ class ResNet50(ResNet18):
 
 
 class DenseNet121(_MonaiEncoder):
-    """MONAI's 3D DenseNet121 without classification, for volumes of `in_channels`; 1024 features."""
+    """MONAI's 3D DenseNet121 without classifier, for volumes of `in_channels`; 1024 features."""
 
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__()

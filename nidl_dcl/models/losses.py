@@ -101,8 +101,8 @@ class DCLLoss(nn.Module):
             )
         with torch.autocast(z1.device.type, enabled=False):
             single = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
-            # Nearly equal samples at a low temperature cancel to the fourth digit of single precision;
-            # in a batch this small double precision costs next to nothing.
+            # Nearly equal samples at a low temperature cancel to the fourth digit of single
+            # precision; in a batch this small double precision costs next to nothing.
             small = len(z1) <= _DOUBLE_ROWS and z1.device.type in ("cpu", "cuda")
             inner = torch.float64 if small else single
             loss = self._mean(z1.to(inner), z2.to(inner), slice(None) if rows is None else rows)

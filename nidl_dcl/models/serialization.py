@@ -330,8 +330,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]:
     """Return the nn.Module subclass at ``package.module:Class``.
 
-    A UsageError refuses other packages than nidl_dcl, monai, torch.nn and those of `trust`, and what
-    is no such class.
+    A UsageError refuses other packages than nidl_dcl, monai, torch.nn and those of `trust`, and
+    what is no such class.
     """
     module = path.partition(":")[0]
     allowed = (*TRUSTED, *trust)

@@ -61,8 +61,8 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
     def transform_with_targets(self: Any, X: Any) -> tuple[Any, Any]:
         """Return (features, targets) of a loader, dataset or data module with items ``(x, y)``.
 
-        Both are in input order, features as in `transform`; targets are a tensor or, for strings and
-        objects, an array.
+        Both are in input order, features as in `transform`; targets are a tensor or, for strings
+        and objects, an array.
         """
         check_is_fitted(self)
         features, targets = self._encode(X)
@@ -97,8 +97,8 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
         good = finite_rows(x)
         if not bool(good.all()):
             raise NonFiniteError(
-                f"Sample {first_bad(good)} of batch {_global_number(batch_idx)} has NaN or infinite "
-                "values; it cannot be encoded."
+                f"Sample {first_bad(good)} of batch {_global_number(batch_idx)} has NaN or "
+                "infinite values; it cannot be encoded."
             )
         features: Tensor = self.transform_step(x, batch_idx, dataloader_idx)
         return features
