@@ -175,6 +175,7 @@ def test_the_same_command_again_changes_nothing(
             for lost in (
                 *("report.html", "desc-dclSex_predictions.tsv", "desc-dcl_embeddings.tsv"),
                 *("models/desc-dcl/desc-dclSex_readout.json", "logs/quality.tsv"),
+                "models/desc-dcl/desc-dclSex_readout.safetensors",
                 *("figures/average.npy", "figures/outliers.tsv", "figures/outlier_1.png"),
                 *("logs/inputs.tsv", "descriptions.tsv"),
             )
