@@ -20,7 +20,8 @@ N_DRAWS = 1000
 MIN_GROUPS = 5
 """Groups, of each class where there are classes, fewer of which get no interval.
 
-Nominal 95 % intervals of a mean of 3, 5, 10 and 20 hold the truth in 73, 81, 88 and 92 % of samples.
+For the mean absolute error of 3, 5, 10 and 20 normal errors, intervals that claim 95 % hold the truth
+in 73, 81, 88 and 92 % of samples.
 """
 
 _MIN_DEFINED = 0.9

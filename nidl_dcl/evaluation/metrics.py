@@ -61,8 +61,9 @@ def regression_scores(truth: Array, predicted: Array, weight: Array) -> dict[str
     weight = weight / weight.sum()
     centered = truth - weight @ truth
     moved = predicted - weight @ predicted
-    spread, spread_predicted = weight @ centered**2, weight @ moved**2
     # What rounding leaves of a constant is not a spread.
+    spread = weight @ centered**2 if np.ptp(truth) > 0 else 0.0
+    spread_predicted = weight @ moved**2
     floor = (1e-12 * np.abs(predicted).max()) ** 2
     r2 = 1 - weight @ (truth - predicted) ** 2 / spread if spread > 0 else np.nan
     defined = spread > 0 and spread_predicted > floor

@@ -213,8 +213,14 @@ def shared(output: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         about |= {"BlockSize": [24] * 3, "Stride": [12] * 3, "MeanOf": 48, "Participants": 6}
         about |= {"Task": "regression" if target == "Age" else "classification"}
         write_json(folder / f"figures/{stem}.json", about)
-        places = {"place": "front", "x": 1, "y": 2, "z": 3, "change": [0.8, 0.5, -0.2] * len(names)}
-        rows = pd.DataFrame({"output": np.repeat(names, 3), **places})
+        regions = {
+            "region": "front",
+            "x": 1,
+            "y": 2,
+            "z": 3,
+            "change": [0.8, 0.5, -0.2] * len(names),
+        }
+        rows = pd.DataFrame({"output": np.repeat(names, 3), **regions})
         write_tsv(folder / f"figures/{stem}.tsv", rows)
     return write_report(folder)
 

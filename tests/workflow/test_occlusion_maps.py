@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from nidl_dcl.evaluation.occlusion import (
     spread_changes,
 )
 from nidl_dcl.evaluation.readout import FittedReadout, fit_readout
+from nidl_dcl.evaluation.readout_file import read_readout, write_readout
 from nidl_dcl.evaluation.targets import read_target
 from nidl_dcl.models.encoders import StridedCNN
 from nidl_dcl.report.occlusion import _draw
@@ -346,10 +348,11 @@ def test_a_study_without_the_option_has_no_map_and_says_how_to_get_one(copied, r
 def test_a_map_does_not_outlive_its_readout(copied, run):
     bids, out = copied
     file = out / "models/desc-dcl/desc-dclAge_readout.json"
-    kept = json.loads(file.read_text())
+    kept = read_readout(file)
     assert run("predict", bids, out, "--target", "age", "sex").status == 0
     assert len(maps_of(out)) == 9  # of the same readout they stay
-    file.write_text(json.dumps(kept | {"intercept": [kept["intercept"][0] + 1]}))
+    changed = replace(kept.linear, intercept=kept.linear.intercept + 1)
+    write_readout(file, replace(kept, linear=changed))
     assert run("predict", bids, out, "--target", "age", "sex").status == 0
     left = [path.name for path in (out / "figures").glob("*occlusion*")]
     assert left
@@ -402,7 +405,7 @@ def test_what_maps_say_is_hostile_until_escaped(copied, run):
     file = out / "figures/desc-dclSex_occlusion.json"
     about = json.loads(file.read_text())
     evil = '"><script>alert(1)</script>'
-    about["Outputs"][0] |= {"Name": evil, "Units": evil, "PeakPlace": evil, "Sentences": [evil]}
+    about["Outputs"][0] |= {"Name": evil, "Units": evil, "PeakRegion": evil, "Sentences": [evil]}
     about |= {"Space": evil, "Baseline": evil, "Positive": evil}
     file.write_text(json.dumps(about))
     assert run("report", bids, out).status == 0

@@ -197,6 +197,7 @@ def test_all_stages_of_a_study_read_the_dataset_once(
             for lost in (
                 *("report.html", "desc-dclSex_predictions.tsv", "desc-dcl_embeddings.tsv"),
                 *("models/desc-dcl/desc-dclSex_readout.json", "logs/quality.tsv"),
+                "models/desc-dcl/desc-dclSex_readout.safetensors",
                 *("figures/average.npy", "figures/outliers.tsv", "figures/outlier_1.png"),
                 *("logs/inputs.tsv", "descriptions.tsv"),
             )
