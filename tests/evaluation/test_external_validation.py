@@ -150,10 +150,7 @@ def test_what_cannot_be_scored_has_a_reason_and_a_prediction() -> None:
     images = people(5, group=["a", "b", "unheard of", None, "b"])
     result = applied(stored_for("classification"), [-1.0, 1.0, 1.0, -1.0, -1.0], images)
     assert result.metrics["n_participants"] == 3
-    assert result.metrics["n_dropped"] == {
-        "class unknown to the readout": 1,
-        "target missing": 1,
-    }
+    assert result.metrics["n_dropped"] == {"class unknown to the readout": 1, "target missing": 1}
     table = result.predictions
     assert list(table["status"]) == ["ok", "ok", "dropped", "dropped", "ok"]
     assert table["reason"][2] == "class unknown to the readout: unheard of"
@@ -369,10 +366,7 @@ def external_files(out: Path, target: str = "Age") -> dict[str, int]:
 
 
 def test_a_readout_goes_to_another_cohort(
-    first: Path,
-    make_heads: Callable[..., Path],
-    tmp_path: Path,
-    run: Callable[..., Any],
+    first: Path, make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
 ) -> None:
     bids, out = make_heads(n=9, first=21), tmp_path / "out"
     given = shutil.copytree(first, tmp_path / "given", ignore=shutil.ignore_patterns(".*"))
