@@ -85,7 +85,7 @@ def gather_targets(y: Any, n: int) -> Any:
     """Return the targets of all processes, of `n` samples on this one, as those of one batch.
 
     They are as a loader collates them: one per sample, or a mapping or sequence of such. The result
-    has the same form, in rank order; what is not one value per sample gives one per process, a list.
+    has the same form, in rank order; what is not one value per sample gives a list of one each.
     """
     if world()[1] == 1 or y is None:
         return y
