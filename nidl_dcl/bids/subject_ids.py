@@ -34,13 +34,12 @@ def match_ids(
         return text[len(prefix) :] if text.lower().startswith(prefix) else text
 
     rules: tuple[tuple[str, Callable[[str], str]], ...] = (
-        ("exact", str),
         ("prefix", bare),
         ("case", lambda text: bare(text).lower()),
         ("zeros", lambda text: re.sub("(?<![0-9])0+(?=[0-9])", "", bare(text).lower())),
     )
     ids, names = dict.fromkeys(ids), dict.fromkeys(names)
-    matched: dict[str, tuple[str, str]] = {}
+    matched = {text: (text, "exact") for text in ids if text in names}
     for rule, key in rules:
         if len(matched) == len(ids):
             break

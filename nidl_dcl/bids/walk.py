@@ -92,7 +92,7 @@ class DatasetWalker:
         selected: Collection[str] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.root = root
+        self.root = os.fspath(root)
         self.selected = selected
         self.progress = progress
         self._sessions_in_names = preset.file_name is not None
