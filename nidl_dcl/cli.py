@@ -114,7 +114,7 @@ def pretrain(
 ) -> None:
     """Train an encoder without labels, by decoupled contrastive learning."""
     from nidl_dcl.workflow.dry_run import dry_run
-    from nidl_dcl.workflow.pretrain import follow, pretrain
+    from nidl_dcl.workflow.pretrain import join_training, pretrain
 
     _set_threads(run)
     if run.dry_run:
@@ -122,7 +122,7 @@ def pretrain(
         return
     with _team(training) as team:
         if team.rank > 0:
-            follow(team, bids_dir, data, run)
+            join_training(team, bids_dir, data, run)
             return
         study = _open(bids_dir, output_dir, data, run, training)
         study.group = group
@@ -237,7 +237,7 @@ def study(
 ) -> None:
     """Pretrain, embed, predict and report, in one go."""
     from nidl_dcl.workflow.dry_run import dry_run
-    from nidl_dcl.workflow.pretrain import follow
+    from nidl_dcl.workflow.pretrain import join_training
     from nidl_dcl.workflow.study import run_study
     from nidl_dcl.workflow.summary import summary_table
 
@@ -264,7 +264,7 @@ def study(
         return
     with _team(trained) as team:
         if team.rank > 0:
-            follow(team, bids_dir, data, run)
+            join_training(team, bids_dir, data, run)
             return
         opened = _open(bids_dir, output_dir, data, run, training, prediction, trust=trust)
         with opened.output.writing():

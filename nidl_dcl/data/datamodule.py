@@ -147,9 +147,9 @@ class BIDSDataModule(L.LightningDataModule):
         """
         if self._images is None:
             images = self.table.images.copy()
-            groups = together = self._groups(self.group)
+            groups = together = self._group_ids(self.group)
             if self.holdout_group != self.group:
-                together = self._groups(self.holdout_group)
+                together = self._group_ids(self.holdout_group)
             splits = [
                 split_of(group, self.random_state, self.validation, self.holdout)
                 for group in together
@@ -160,7 +160,7 @@ class BIDSDataModule(L.LightningDataModule):
             self._images = images
         return self._images
 
-    def _groups(self, column: str | None) -> list[str]:
+    def _group_ids(self, column: str | None) -> list[str]:
         """Return who stands for the person, or the family by a column, of each image."""
         images, known = self.table.images, self.table.phenotype_columns
         if column is None:

@@ -139,12 +139,12 @@ def shard_loader(data: Any, processes: int) -> Iterator[None]:
         if not divided and getattr(type(data), name) is not getattr(L.LightningDataModule, name)
     ]
     for name in names:
-        data.__dict__[name] = functools.partial(_sharded_loaders, data, name)
+        setattr(data, name, functools.partial(_sharded_loaders, data, name))
     try:
         yield
     finally:
         for name in names:
-            del data.__dict__[name]
+            delattr(data, name)
 
 
 def _sharded_loaders(data: Any, name: str) -> Any:

@@ -167,7 +167,7 @@ class _Orders:
     resume: Path | None
 
 
-def follow(team: Team, bids_dir: Path, data: DataOptions, run: RunOptions) -> None:
+def join_training(team: Team, bids_dir: Path, data: DataOptions, run: RunOptions) -> None:
     """Take part in a training that another process leads; nothing is written to the output.
 
     Parameters
