@@ -60,21 +60,10 @@ class EncodedConfounds:
         return taken
 
     def effect(self, train: Rows, features: Array) -> tuple[Array, Array]:
-        """Return the linear effect of the confounds on features, learnt from training rows.
+        """Return the linear effect of the confounds on features of training rows.
 
-        What is left of features `z` of rows `r` is
-        ``z - intercept - confounds.rows(train, r) @ coefficients``.
-
-        Parameters
-        ----------
-        train : ndarray of int, shape (n_train,)
-        features : ndarray, shape (n_train, n_features)
-            Theirs, standardized and perhaps harmonized.
-
-        Returns
-        -------
-        intercept : ndarray, shape (n_features,)
-        coefficients : ndarray, shape (n_columns, n_features)
+        It is an intercept, shape (n_features,), and coefficients, shape (n_columns, n_features):
+        of features `z` of rows `r`, ``z - intercept - self.rows(train, r) @ coefficients`` is left.
         """
         known = self.rows(train, train)
         mean, spread = known.mean(axis=0), scale_of(known)
@@ -109,18 +98,16 @@ def read_confounds(
         raise UsageError(f"confounds must be a DataFrame, got {type(table).__name__}.")
     if len(table) != len(groups):
         raise UsageError(f"confounds has {len(table)} rows, but the features have {len(groups)}.")
-    names = [str(name) for name in table.columns]
+    names = table.columns.astype(str)
     if target in names:
         raise UsageError(
             f"{target!r} is the target and cannot be a confound too: nothing would be left to "
             "predict. Leave it out of the confounds, or of the targets."
         )
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        raise UsageError(f"Confound {twice[0]!r} is given twice.")
+    if not names.is_unique:
+        raise UsageError(f"Confound {names[names.duplicated(keep=False)][0]!r} is given twice.")
     found = {}
-    for i, name in enumerate(names):
-        column = table.iloc[:, i].reset_index(drop=True)
+    for name, (_, column) in zip(names, table.reset_index(drop=True).items(), strict=True):
         seen = read_values(column[~held_out], groups[~held_out], name=name, what="confound")
         read = read_values(column, groups, name=name, task=seen.task, what="confound")
         found[name] = replace(read, rule=seen.rule)
@@ -183,8 +170,7 @@ def read_target_beside(
                 "to predict. Leave it out."
             )
     read = read_target(y.where(left), groups, held_out=held_out, name=name, task=decided.task)
-    dropped = values.present & (lacking != "")
-    reasons = np.where(dropped, lacking, read.reasons)
+    reasons = np.where(values.present & ~left, lacking, read.reasons)
     return replace(read, rule=decided.rule, reasons=reasons, texts=values.texts)
 
 

@@ -15,7 +15,7 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation.features import Source
 from nidl_dcl.evaluation.folds import MIN_FOLDS, CVDesign
-from nidl_dcl.evaluation.linear_models import Logistic, Ridge, fit_once, nested_cv_predict
+from nidl_dcl.evaluation.linear_models import Logistic, Ridge, nested_cv_predict, tuned_strength
 from nidl_dcl.evaluation.metrics import (
     MAIN_METRIC,
     balanced_accuracies,
@@ -34,15 +34,7 @@ _CHUNK = 50
 
 
 class ProgressCounter:
-    """Counts steps and reports them to the caller.
-
-    Parameters
-    ----------
-    progress : callable or None
-        Called with the steps done and the steps in all.
-    steps : int
-        In all.
-    """
+    """Counts steps and calls `progress` with the steps done and the steps in all."""
 
     def __init__(self, progress: Callable[[int, int], None] | None, steps: int) -> None:
         self.progress, self.steps, self.done = progress, steps, 0
@@ -65,16 +57,8 @@ def check_counts(n_splits: int, n_repeats: int, n_permutations: int) -> None:
 
     Parameters
     ----------
-    n_splits : int
-        Three or more.
-    n_repeats : int
-        One or more.
-    n_permutations : int
-        None or more.
-
-    Raises
-    ------
-    UsageError
+    n_splits, n_repeats, n_permutations : int
+        A `UsageError` is raised for fewer than three, one and none.
     """
     for name, value, least in (
         ("n_splits", n_splits, MIN_FOLDS),
@@ -144,19 +128,16 @@ def cross_validate_all(
     scores : dict
         Name to scores with intervals; ``dummy`` follows the embeddings.
     """
-    (source,), scores = sources["embeddings"], {}
+    (source,) = sources["embeddings"]
     predicted, folds, strengths = cross_validate(design, source, counter)
-    scores["embeddings"] = summarize(folds, design.ratio)
-    scores["dummy"] = summarize(dummy_scores(design), design.ratio)
-    for name, given in sources.items():
-        if name == "embeddings":
-            continue
-        runs = [cross_validate(design, each, counter)[1] for each in given]
-        mean = [
-            {metric: float(np.mean([run[k][metric] for run in runs])) for metric in folds[k]}
-            for k in range(len(folds))
+    found = {"embeddings": folds, "dummy": dummy_scores(design)}
+    for name in [name for name in sources if name != "embeddings"]:
+        runs = [cross_validate(design, each, counter)[1] for each in sources[name]]
+        found[name] = [
+            {metric: float(np.mean([fold[metric] for fold in same])) for metric in same[0]}
+            for same in zip(*runs, strict=True)
         ]
-        scores[name] = summarize(mean, design.ratio)
+    scores = {name: summarize(folds, design.ratio) for name, folds in found.items()}
     return predicted, strengths, scores
 
 
@@ -165,18 +146,11 @@ def dummy_scores(
 ) -> list[dict[str, float]]:
     """Return the scores of always saying the training mean, or the training shares of classes.
 
-    Parameters
-    ----------
-    design : CVDesign
-    known : ndarray of bool, shape (n_repeats, n_used), optional
-        Rows that may be learnt from; default: all.
+    Rows that may be learnt from are `known`, shape (n_repeats, n_used); default: all.
     """
-    regression = design.task == "regression"
-    targets = design.value[design.unit]
-    shape = (len(targets),) if regression else (len(targets), len(design.labels))
     scores = []
     for repeat, fold in enumerate(design.row_folds):
-        predicted = np.zeros(shape)
+        predicted = np.zeros((len(fold), *[len(design.labels)] * (design.task != "regression")))
         for k in range(design.n_folds):
             test, train = fold == k, fold != k
             learnt = train if known is None else train & known[repeat]
@@ -185,24 +159,29 @@ def dummy_scores(
     return scores
 
 
-def train_and_test(design: CVDesign, source: Source, test: Rows) -> tuple[Array, float]:
-    """Predict rows that are in no fold by one readout of all used rows, tuned by their folds.
+def train_and_test(
+    design: CVDesign, source: Source, train: Rows, test: Rows, folds: NDArray[np.intp]
+) -> tuple[Array, float]:
+    """Predict `test` by one readout of all of `train`, tuned by the folds of `train` alone.
 
     Parameters
     ----------
     design : CVDesign
     source : Source
         Its first rows are the used ones of `design`, in order.
-    test : ndarray of int, shape (n_test,)
-        Other rows of it.
+    train, test : ndarray of int
+        Used rows, and other rows of the source.
+    folds : ndarray of int, shape (n_repeats, n_train)
 
     Returns
     -------
     predictions : ndarray, shape (n_test,) or (n_test, n_classes)
     strength : float
     """
-    train, values = np.arange(len(design.unit)), design.value[design.unit]
-    return fit_once(source, values, train, test, design.row_folds, make_estimator(design))
+    values, model = design.value[design.unit[train]], make_estimator(design)
+    strength = tuned_strength(source, values, train, folds, model)
+    z, z_test = source.coordinates(train, test)
+    return model.predict(z, values[:, None], z_test, np.array([strength]))[:, 0], strength
 
 
 def dummy_prediction(design: CVDesign, train: Rows, test: Rows) -> Array:
@@ -227,7 +206,7 @@ def dummy_prediction(design: CVDesign, train: Rows, test: Rows) -> Array:
 def permutation_test(
     design: CVDesign, source: Source, n_permutations: int, seed: int, counter: ProgressCounter
 ) -> dict[str, Any]:
-    """Compare the main score on the folds of the first repeat with that of permuted targets.
+    """Compare the main score, mean over the folds of the first repeat, with permuted targets.
 
     Targets change places between groups of the same fold, whole groups at a time, and the model is
     tuned and fitted afresh each time. So every permutation keeps the folds stratified and the
@@ -243,11 +222,6 @@ def permutation_test(
         Key of the permutations.
     counter : ProgressCounter
         Counts `permutation_steps`.
-
-    Returns
-    -------
-    dict
-        As `nidl_dcl.evaluation.metrics.chance_level`; scores are means over the folds.
     """
     start = np.searchsorted(design.group, np.arange(design.n_groups))
     count = np.bincount(design.group)
@@ -298,10 +272,7 @@ def _main_scores(design: CVDesign, values: Array, predicted: Array) -> Array:
 
 def _score_folds(design: CVDesign, repeat: int, predicted: Array) -> list[dict[str, float]]:
     by_unit, fold = design.by_unit(predicted), design.fold[repeat][design.group]
-    scores: list[dict[str, float]] = []
-    for k in range(design.n_folds):
-        test = fold == k
-        scores.append(
-            prediction_scores(design.value[test], by_unit[test], design.weight[test], design.labels)
-        )
-    return scores
+    return [
+        prediction_scores(design.value[test], by_unit[test], design.weight[test], design.labels)
+        for test in (fold == k for k in range(design.n_folds))
+    ]

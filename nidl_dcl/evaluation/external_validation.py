@@ -109,31 +109,32 @@ def find_overlap(
     who = column.to_numpy(dtype=object)
     same_id = _are_members(stored, "participants", ids["participant_id"].astype(str).tolist())
     same_image = _are_members(stored, "images", content)
-    people = set(who[same_image if other_people else same_image | same_id])
-    everyone, by_id, by_image = len(set(who)), len(set(who[same_id])), len(set(who[same_image]))
-    if people:
+    rows = np.isin(who, who[same_image if other_people else same_image | same_id])
+    everyone, n, by_id, by_image = (
+        len(set(some)) for some in (who, who[rows], who[same_id], who[same_image])
+    )
+    sentence = f"None of the {everyone} participants is in the training of the readout."
+    if n:
         sentence = (
-            f"{len(people)} of the {everyone} participants are in the training of the readout "
+            f"{n} of the {everyone} participants are in the training of the readout "
             f"(the same id: {by_id}, the same image: {by_image}) and are not scored."
         )
-    else:
-        sentence = f"None of the {everyone} participants is in the training of the readout."
     if other_people and by_id:
         sentence += f" Of {by_id} the id occurs there, but they were declared to be other people."
     counts = {
-        "n_participants": len(people),
+        "n_participants": n,
         "by_id": by_id,
         "by_image": by_image,
         "ids_are_other_people": other_people,
         "sentence": sentence,
     }
-    return Overlap(np.array([person in people for person in who], dtype=bool), counts)
+    return Overlap(rows, counts)
 
 
 def _are_members(stored: ReadoutFile, what: str, values: Sequence[str]) -> NDArray[np.bool_]:
     known, salt = set(stored.members[what]), stored.members["salt"]
-    found = {value: bool(value) and salted_hash(value, salt) in known for value in set(values)}
-    return np.array([found[value] for value in values], dtype=bool)
+    found = [bool(value) and salted_hash(value, salt) in known for value in values]
+    return np.array(found, dtype=bool)
 
 
 def validate_externally(
@@ -181,7 +182,8 @@ def validate_externally(
     InputsUnusableError
         When nobody is left to score, saying why.
     """
-    if units and stored.units and _unit(units) != _unit(stored.units):
+    here_and_there = {text.strip().lower().rstrip("s") for text in (units, stored.units) if text}
+    if len(here_and_there) > 1:
         raise UsageError(
             f"Target {stored.target!r} is in {units} here and in {stored.units} where the readout "
             "was fitted. Convert one of them (--phenotypes FILE)."
@@ -193,18 +195,22 @@ def validate_externally(
         images[stored.target], name=stored.target, task=stored.task, labels=stored.linear.labels
     )
     confounds = _confounds(stored, images)
-    for rows, reason in (
-        (np.zeros(n, bool) if confounds is None else np.isnan(confounds).any(axis=1), CONFOUND),
-        (overlap.rows, OVERLAP),
-    ):
-        read.reasons[rows] = reason
-        read.numbers[rows] = np.nan
+    if confounds is not None:
+        read.reasons[np.isnan(confounds).any(axis=1)] = CONFOUND
+    read.reasons[overlap.rows] = OVERLAP
+    read.numbers[read.reasons != ""] = np.nan
     _require_somebody(read, stored, people, overlap)
     design = make_external_design(read, people.person, people.group)
     predicted = stored.linear.predict(matrix, confounds)
     scores = _score(design, predicted, random_state)
     calibration = {name: scores.pop(name) for name in ("slope", "intercept") if name in scores}
-    constant = _constant(stored, design)
+    # What knows the training cohort and no image: its mean, or its shares.
+    known = stored.training["target"]
+    if stored.task == "regression":
+        constant = np.full(len(design.value), known["distribution"]["mean"])
+    else:
+        sizes = np.array([known["classes"][label] for label in design.labels], dtype=np.float64)
+        constant = np.tile(sizes / sizes.sum(), (len(design.value), 1))
     guess = without_intervals(
         prediction_scores(design.value, constant, design.weight, design.labels)
     )
@@ -235,10 +241,6 @@ def validate_externally(
     return ExternalResult(metrics, predictions, described)
 
 
-def _unit(text: str) -> str:
-    return text.strip().lower().rstrip("s")
-
-
 def _confounds(stored: ReadoutFile, images: pd.DataFrame) -> Array | None:
     """Return the confounds that the readout takes away, NaN where missing; None if it takes none."""
     needed = stored.linear.confounds
@@ -258,14 +260,10 @@ def _confounds(stored: ReadoutFile, images: pd.DataFrame) -> Array | None:
             known = [n.rpartition("=")[2] for n in needed.names if n.startswith(f"{column}=")]
             texts = read_known_target(given, name=column, task="classification", labels=()).texts
             # A category that training did not have is taken for an average row.
-            columns.append(
-                np.array(
-                    [
-                        np.nan if t is None else float(t == category) if t in known else mean
-                        for t in texts
-                    ]
-                )
-            )
+            values = [
+                np.nan if t is None else float(t == category) if t in known else mean for t in texts
+            ]
+            columns.append(np.array(values))
             continue
         numbers = pd.to_numeric(given, errors="coerce").astype("float64")
         if (numbers.isna() & given.notna()).any():
@@ -320,15 +318,6 @@ def _calibration(truth: Array, predicted: Array, weight: Array) -> dict[str, flo
     return {"slope": float(slope), "intercept": float(middle - slope * center)}
 
 
-def _constant(stored: ReadoutFile, design: CVDesign) -> Array:
-    """Return the guess that knows the training cohort and no image: its mean, or its shares."""
-    target = stored.training["target"]
-    if design.task == "regression":
-        return np.full(len(design.value), target["distribution"]["mean"])
-    sizes = np.array([target["classes"][label] for label in design.labels], dtype=np.float64)
-    return np.tile(sizes / sizes.sum(), (len(design.value), 1))
-
-
 def _headline(
     stored: ReadoutFile, scores: dict[str, Any], guess: dict[str, Any], n: int
 ) -> dict[str, Any]:
@@ -345,16 +334,16 @@ def _headline(
         sentence += "; there is no cross-validated score of its own cohort to compare with."
     else:
         gap = float(outside["mean"] - inside["mean"])
-        sentence += f"; cross-validated in its own cohort it had {_with_interval(inside)}: "
         way = "better" if sign * gap > 0 else "worse"
-        if outside["ci95"] is None or inside["ci95"] is None:
-            sentence += f"{way} by {abs(gap):.2g} here, from too few participants for an interval."
-        elif max(outside["ci95"][0], inside["ci95"][0]) > min(
-            outside["ci95"][1], inside["ci95"][1]
-        ):
-            sentence += f"{way} by {abs(gap):.2g} here, and the intervals do not overlap."
-        else:
-            sentence += f"{way} by {abs(gap):.2g} here, and the intervals overlap."
+        ends = ", from too few participants for an interval"
+        if outside["ci95"] and inside["ci95"]:
+            (low, high), (low_inside, high_inside) = outside["ci95"], inside["ci95"]
+            apart = max(low, low_inside) > min(high, high_inside)
+            ends = ", and the intervals do not overlap" if apart else ", and the intervals overlap"
+        sentence += (
+            f"; cross-validated in its own cohort it had {_with_interval(inside)}: {way} by "
+            f"{abs(gap):.2g} here{ends}."
+        )
     guessed = guess[metric]["mean"]
     if sign * (outside["mean"] - guessed) > 0:
         sentence += f" A constant guess that knows that cohort has {guessed:.3g}."
@@ -370,10 +359,8 @@ def _headline(
 
 
 def _with_interval(score: Mapping[str, Any]) -> str:
-    ends = score["ci95"]
-    return f"{score['mean']:.3g}" + (
-        f" (95 % interval {ends[0]:.3g} to {ends[1]:.3g})" if ends else ""
-    )
+    ends = " (95 % interval {:.3g} to {:.3g})".format(*score["ci95"]) if score["ci95"] else ""
+    return f"{score['mean']:.3g}{ends}"
 
 
 def _shift(stored: ReadoutFile, here: dict[str, Any], design: CVDesign) -> dict[str, Any]:
@@ -397,6 +384,8 @@ def _tables(
     known = np.isfinite(predicted.reshape(len(predicted), -1)).all(axis=1)
     everybody = replace(design, rows=np.flatnonzero(known))
     table = prediction_table(people, read, everybody, predicted[known][None])
+    table = table.drop(columns=["prediction_sd", "n_folds"], errors="ignore")
+    table.loc[read.reasons == OVERLAP, "reason"] = OVERLAP
     described = describe_predictions(table, design, stored.target)
     for name in described:
         if name == "prediction" or name.startswith("probability_"):
@@ -405,15 +394,9 @@ def _tables(
                 "this image by the readout of another cohort; nothing was fitted here. Images that "
                 "are not scored have one too."
             )
-    same = read.reasons == OVERLAP
-    table.loc[same, "reason"] = OVERLAP
     described["status"] = {
         "Description": "Whether the image is part of the scores.",
         "Levels": {"ok": "scored", "dropped": "not scored, see reason"},
     }
     described["reason"] = {"Description": "Why the image is not scored; n/a if it is."}
-    dropped = ["prediction_sd", "n_folds"]
-    return (
-        table.drop(columns=dropped, errors="ignore"),
-        {name: entry for name, entry in described.items() if name not in dropped},
-    )
+    return table, described

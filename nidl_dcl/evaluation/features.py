@@ -19,6 +19,11 @@ from nidl_dcl.errors import InputsUnusableError, UsageError
 
 Matrix: TypeAlias = NDArray[Any] | pd.DataFrame
 Column: TypeAlias = Sequence[Any] | NDArray[Any] | pd.Series
+Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+MAX_COMPONENTS = 256
+"""Principal components that stand for voxels."""
 
 
 def read_matrix(given: Any, what: str) -> NDArray[np.float64]:
@@ -105,13 +110,6 @@ def read_labels(given: Column, n: int, what: str) -> NDArray[np.object_]:
     return series.astype(str).to_numpy(dtype=object)
 
 
-Array = NDArray[np.float64]
-Rows = NDArray[np.intp]
-
-MAX_COMPONENTS = 256
-"""Principal components that stand for voxels."""
-
-
 class Source(Protocol):
     """What gives coordinates of training and test rows, learnt from the training rows alone."""
 
@@ -122,12 +120,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """A feature matrix, standardized by the training rows of each fold.
-
-    Attributes
-    ----------
-    matrix : ndarray, shape (n_images, n_features)
-    """
+    """A feature matrix, standardized by the training rows of each fold."""
 
     matrix: Array
 
@@ -194,17 +187,9 @@ class Components:
 
 
 def principal_axes(known: Array, new: Array) -> tuple[Array, Array]:
-    """Return rows in the principal axes of the known ones; no axis with variance is left out.
+    """Return rows in the principal axes of the known ones, whose columns are centered.
 
-    Parameters
-    ----------
-    known : ndarray, shape (n, n_features)
-        Training rows, with centered columns.
-    new : ndarray, shape (m, n_features)
-
-    Returns
-    -------
-    known, new : ndarray, shapes (n, r) and (m, r)
+    No axis with variance is left out.
     """
     n, d = known.shape
     if d <= n:
@@ -222,14 +207,10 @@ def gram_matrix(matrix: NDArray[Any], *, max_bytes: int = 2**28, origin: int = 0
     Parameters
     ----------
     matrix : ndarray, shape (n_images, n_voxels)
-        Read in blocks, so that `max_bytes` of it are in memory as float64 at a time.
     max_bytes : int
+        How much of it is in memory as float64 at a time.
     origin : int
         The row that is subtracted.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_images, n_images)
     """
     n, d = matrix.shape
     step = max(1, int(max_bytes // (16 * max(1, d))))

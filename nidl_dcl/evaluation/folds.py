@@ -190,14 +190,7 @@ def make_design(
 
 
 def main_class(value: Array, group: Rows) -> Rows:
-    """Return the most frequent class of each group, of equals the first.
-
-    Parameters
-    ----------
-    value : ndarray, shape (n_units,)
-        Positions of classes.
-    group : ndarray of int, shape (n_units,)
-    """
+    """Return the most frequent class of each group, of equals the first."""
     count = np.zeros((int(group.max()) + 1, int(value.max()) + 1), dtype=np.intp)
     np.add.at(count, (group, value.astype(np.intp)), 1)
     return np.asarray(count.argmax(axis=1))
@@ -211,15 +204,8 @@ def make_external_design(
     Parameters
     ----------
     target, participants, groups
-        As for `make_design`.
-
-    Raises
-    ------
-    InputsUnusableError
-        When no row is left.
+        As for `make_design`; a row or more must be used.
     """
-    if not (target.reasons == "").any():
-        raise InputsUnusableError(f"No row of target {target.name!r} can be scored.")
     rows = np.flatnonzero(target.reasons == "")
     units = make_units(target.numbers[rows], participants[rows], groups[rows])
     fold = np.zeros((1, units.n_groups), dtype=np.intp)
@@ -242,31 +228,24 @@ def count_used(
     people : ndarray of object, shape (n_rows,)
         Whose rows these are.
     """
-    left = (
-        pd.Series(reasons)
-        .groupby(people)
-        .agg(lambda given: "" if (given == "").any() else given.iloc[0])
+    images = pd.Series(reasons)
+    kept = (images == "").groupby(people).transform("any")
+    left_out, people_left_out = (
+        {str(k): int(v) for k, v in given[given != ""].value_counts().sort_index().items()}
+        for given in (images, images[~kept].groupby(people[~kept]).first())
     )
-    images = pd.Series(reasons[reasons != ""]).value_counts().sort_index()
-    left_out = left[left != ""].value_counts().sort_index()
     counts: dict[str, Any] = {
         "n_participants": design.n_participants,
-        "n_dropped": {str(k): int(v) for k, v in left_out.items()},
+        "n_dropped": people_left_out,
         "n_images": len(design.rows),
-        "n_images_dropped": {str(k): int(v) for k, v in images.items()},
+        "n_images_dropped": left_out,
     }
     if design.task == "classification":
         return counts | {"classes": design.class_sizes}
     mean = float(np.average(design.value, weights=design.weight))
     variance = float(np.average((design.value - mean) ** 2, weights=design.weight))
-    return counts | {
-        "distribution": {
-            "mean": mean,
-            "sd": variance**0.5,
-            "min": float(design.value.min()),
-            "max": float(design.value.max()),
-        }
-    }
+    low, high = float(design.value.min()), float(design.value.max())
+    return counts | {"distribution": {"mean": mean, "sd": variance**0.5, "min": low, "max": high}}
 
 
 def _deal_folds(strata: Rows, n_folds: int, *key: object) -> Rows:

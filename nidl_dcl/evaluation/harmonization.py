@@ -91,7 +91,7 @@ class AdjustedFeatures:
             known, new = known * np.sign(largest), new * np.sign(largest)
         if self.site is None:
             return known, new
-        key = np.ascontiguousarray(train).tobytes()
+        key = train.tobytes()
         if key not in self._maps:
             while len(self._maps) >= _KEPT:
                 del self._maps[next(iter(self._maps))]
@@ -135,12 +135,11 @@ def learn_harmonization(known: Array, site: Labels) -> SiteMaps:
         ``row * scale + shift``. Sites with fewer than `MIN_SITE_IMAGES` rows are not in it; it is
         empty with fewer than two other sites.
     """
-    counts = pd.Series(site, dtype=object).value_counts()
-    labels = sorted(str(label) for label in counts.index[counts >= MIN_SITE_IMAGES])
-    if len(labels) < 2:
+    labels = _usable_sites(site)
+    if not labels:
         return {}
     maps = _each_site(known, site, labels)
-    rows = np.flatnonzero(np.isin(site.astype(str), labels) & (site != None))  # noqa: E711
+    rows = np.flatnonzero(pd.Series(site, dtype=object).isin(labels))
     mean, spread = known[rows].mean(axis=0), scale_of(known[rows])
     z = (known[rows] - mean) / spread
     within = z - np.stack([z[site[rows] == label].mean(axis=0) for label in site[rows]])
@@ -160,6 +159,13 @@ def learn_harmonization(known: Array, site: Labels) -> SiteMaps:
         found = np.isfinite(scale) & np.isfinite(shift)
         maps[label][0][varying[found]], maps[label][1][varying[found]] = shift[found], scale[found]
     return maps
+
+
+def _usable_sites(site: Labels) -> list[str]:
+    """Return the sites with enough training rows; none where there are fewer than two of them."""
+    counts = pd.Series(site, dtype=object).value_counts()
+    labels = sorted(str(label) for label in counts.index[counts >= MIN_SITE_IMAGES])
+    return labels if len(labels) > 1 else []
 
 
 def _each_site(known: Array, site: Labels, labels: Sequence[str]) -> SiteMaps:
@@ -192,21 +198,18 @@ def describe_harmonization(site: Labels, folds: Rows) -> dict[str, Any]:
         ``method``; ``n_images_not_harmonized`` (in one repeat or more), ``sites_not_harmonized``
         (label to such images), ``n_images_without_site`` (among them); ``sentence``.
     """
-    left = np.zeros(len(site), dtype=bool)
+    left, sites = np.zeros(len(site), dtype=bool), pd.Series(site, dtype=object)
     for fold in folds:
         for k in np.unique(fold):
-            counts = pd.Series(site[fold != k], dtype=object).value_counts()
-            usable = counts.index[counts >= MIN_SITE_IMAGES]
-            usable = usable if len(usable) > 1 else usable[:0]
-            left |= (fold == k) & ~pd.Series(site, dtype=object).isin(usable).to_numpy()
-    by_site = pd.Series(site[left], dtype=object).value_counts().sort_index()
+            left |= (fold == k) & ~sites.isin(_usable_sites(site[fold != k])).to_numpy()
+    by_site = sites[left].value_counts().sort_index()
     n_left = int(left.sum())
     return {
         "method": "ComBat by site (parametric, no covariates), learnt in the training rows of each "
         "fold; voxels: in their principal component scores",
         "n_images_not_harmonized": n_left,
         "sites_not_harmonized": {str(label): int(n) for label, n in by_site.items()},
-        "n_images_without_site": int(pd.Series(site, dtype=object).isna().sum()),
+        "n_images_without_site": int(sites.isna().sum()),
         "sentence": "Features are harmonized by site inside the folds (ComBat, without the target). "
         + (
             f"{n_left} of {len(site)} images were tested as they are, since their site was unknown "

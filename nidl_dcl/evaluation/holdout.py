@@ -69,15 +69,15 @@ def score_held_out(
     units = make_units(target.numbers[rows], people.person[rows], people.group[rows])
     train = np.arange(len(design.unit))
     test = len(train) + np.arange(len(rows))
-    predicted, strength = train_and_test(design, sources["embeddings"][0], test)
-    result["strength"] = strength
+    found = {
+        name: [train_and_test(design, source, train, test, design.row_folds) for source in given]
+        for name, given in sources.items()
+    }
+    ((predicted, result["strength"]),) = found.pop("embeddings")
     result["scores"] = _score(units, [predicted], design, seed)
-    dummy = dummy_prediction(design, train, test)
-    result["baselines"] = {"dummy": _score(units, [dummy], design, seed)}
-    for name, given in sources.items():
-        if name != "embeddings":
-            each = [train_and_test(design, source, test)[0] for source in given]
-            result["baselines"][name] = _score(units, each, design, seed)
+    each = {"dummy": [dummy_prediction(design, train, test)]}
+    each |= {name: [prediction for prediction, _ in runs] for name, runs in found.items()}
+    result["baselines"] = {name: _score(units, runs, design, seed) for name, runs in each.items()}
     result["interval"] = f"percentiles of {N_DRAWS} draws of participants, 95 %"
     metric = MAIN_METRIC[design.task]
     own, guess = result["scores"][metric], result["baselines"]["dummy"][metric]

@@ -139,21 +139,19 @@ def learning_curve(
         kept = _people(design, groups)
         learnt = kept.sum(axis=1, keepdims=True) - kept
         sizes.append(float(learnt.mean()))
-        if share == 1:
-            for name, known in scores.items():
-                points[name].append({key: known[metric][key] for key in ("mean", "ci95")})
-            continue
-        rows = groups[:, design.group[design.unit]]
-        runs = {
-            name: [cross_validate(design, source, counter, rows)[1] for source in given]
-            for name, given in sources.items()
-        }
-        runs["dummy"] = [dummy_scores(design, rows)]
-        ratio = float((tested / learnt).mean())
-        for name in scores:
-            folds = np.mean([[fold[metric] for fold in run] for run in runs[name]], axis=0)
-            found = interval(folds, ratio)
-            points[name].append({key: found[key] for key in ("mean", "ci95")})
+        found = {name: known[metric] for name, known in scores.items()}
+        if share < 1:
+            rows, ratio = groups[:, design.group[design.unit]], float((tested / learnt).mean())
+            runs = {
+                name: [cross_validate(design, source, counter, rows)[1] for source in given]
+                for name, given in sources.items()
+            }
+            runs["dummy"] = [dummy_scores(design, rows)]
+            for name in scores:
+                folds = np.mean([[fold[metric] for fold in run] for run in runs[name]], axis=0)
+                found[name] = interval(folds, ratio)
+        for name, score in found.items():
+            points[name].append({key: score[key] for key in ("mean", "ci95")})
     return {
         "metric": metric,
         "shares": list(shares),
@@ -178,12 +176,8 @@ def _kept(kinds: NDArray[np.intp], share: float) -> NDArray[np.intp]:
 def _people(design: CVDesign, groups: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the participants in each fold, shape (n_repeats, n_folds), of the groups given."""
     people = np.rint(np.bincount(design.group, weights=design.weight))
-    return np.stack(
-        [
-            np.bincount(fold, weights=people * chosen, minlength=design.n_folds)
-            for fold, chosen in zip(design.fold, groups, strict=True)
-        ]
-    )
+    in_fold = design.fold[:, None] == np.arange(design.n_folds)[:, None]
+    return np.asarray((in_fold * (people * groups)[:, None]).sum(axis=2))
 
 
 def _sentence(
@@ -206,24 +200,20 @@ def _sentence(
     reached = len(own)
     while reached and sign * own[reached - 1] >= sign * goal:
         reached -= 1
-    against = f"({words} {own[min(reached, len(own) - 1)]:.3g} against {goal:.3g})"
-    rival = f"as well, on average, as the best baseline, {best}, does"
+    rival = f"{target} as well, on average, as the best baseline, {best}, does"
     if reached == len(own):
-        first = (
-            f"With all {everyone} labeled participants, the embeddings do not predict {target} "
-            f"{rival} {against}."
-        )
+        first = f"With all {everyone} labeled participants, the embeddings do not predict {rival}"
     elif reached == len(own) - 1:
         first = (
-            f"It takes all {everyone} labeled participants for the embeddings to predict {target} "
-            f"{rival} {against}."
+            f"It takes all {everyone} labeled participants for the embeddings to predict {rival}"
         )
     else:
         first = (
-            f"With {sizes[reached]:.0f} labeled participants, the embeddings predict {target} "
-            f"{rival} with all {everyone} {against}."
+            f"With {sizes[reached]:.0f} labeled participants, the embeddings predict {rival} with "
+            f"all {everyone}"
         )
     return (
-        f"{first} From {sizes[-2]:.0f} to {everyone} participants, the {words} of the embeddings "
-        f"goes from {own[-2]:.3g} to {own[-1]:.3g}."
+        f"{first} ({words} {own[min(reached, len(own) - 1)]:.3g} against {goal:.3g}). From "
+        f"{sizes[-2]:.0f} to {everyone} participants, the {words} of the embeddings goes from "
+        f"{own[-2]:.3g} to {own[-1]:.3g}."
     )

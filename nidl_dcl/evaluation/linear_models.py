@@ -105,7 +105,7 @@ class Ridge:
         strength : ndarray, shape (n_targets,)
             Each target has its own.
         """
-        mean, penalty = targets.mean(axis=0), strength * _total(z)
+        mean, penalty = targets.mean(axis=0), strength * float((z**2).sum())
         weight = (z.T @ (targets - mean)) / ((z**2).sum(axis=0)[:, None] + penalty)
         return np.asarray(mean + z_test @ weight)
 
@@ -134,7 +134,7 @@ class Logistic:
             As for `Ridge.predict`; targets are positions of classes. A class without a training row
             gets probability 0.
         """
-        penalty = strength * _total(z) / 4
+        penalty = strength * float((z**2).sum()) / 4
         # Targets per chunk such that an array of logits stays near the cache.
         width = max(1, int(2**20 // (len(z) * self.n_classes)))
         chunks = [slice(i, i + width) for i in range(0, targets.shape[1], width)]
@@ -238,37 +238,3 @@ def tuned_strength(
             loss += model.loss(truth, model.predict(z, known, z_test, model.strengths))
     # The first of equals is the strongest.
     return float(model.strengths[loss.argmin()])
-
-
-def fit_once(
-    source: Source,
-    targets: Array,
-    train: Rows,
-    test: Rows,
-    folds: NDArray[np.intp],
-    model: Ridge | Logistic,
-) -> tuple[Array, float]:
-    """Predict `test` by one model of all of `train`, tuned by the folds of `train` alone.
-
-    Parameters
-    ----------
-    source : Features or Components
-    targets : ndarray, shape (n_train,)
-    train, test : ndarray of int
-        Rows of the source.
-    folds : ndarray of int, shape (n_repeats, n_train)
-        See `tuned_strength`.
-    model : Ridge or Logistic
-
-    Returns
-    -------
-    predictions : ndarray, shape (n_test,) or (n_test, n_classes)
-    strength : float
-    """
-    strength = tuned_strength(source, targets, train, folds, model)
-    z, z_test = source.coordinates(train, test)
-    return model.predict(z, targets[:, None], z_test, np.array([strength]))[:, 0], strength
-
-
-def _total(z: Array) -> float:
-    return float((z**2).sum())

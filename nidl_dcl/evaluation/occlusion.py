@@ -25,6 +25,7 @@ _BATCH_VOXELS = 2**22
 
 _CHUNK = 512
 
+Array = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
 
@@ -92,14 +93,7 @@ class Blocks:
 def find_inside(volume: Float32) -> NDArray[np.bool_]:
     """Return what belongs to the brain (the head) in a prepared volume, cavities too.
 
-    Parameters
-    ----------
-    volume : ndarray, shape (d, h, w)
-
-    Returns
-    -------
-    ndarray of bool, shape (d, h, w)
-        Values beyond a tenth of their 99th percentile, and what they enclose.
+    That is values beyond a tenth of their 99th percentile, and what they enclose.
     """
     size = np.abs(volume)
     bright = size > 0.1 * np.percentile(size, 99)
@@ -125,16 +119,15 @@ def lay_blocks(
     Blocks
         Those of which at least a quarter is inside, or that hold the most of it where none does.
     """
-    size = [max(1, round(block_mm / mm)) for mm in spacing]
-    stride = [max(1, n // 2) for n in size]
-    first, last = (ends(np.argwhere(inside), axis=0) for ends in (np.min, np.max))
+    size = tuple(max(1, round(block_mm / mm)) for mm in spacing)
+    stride = tuple(max(1, n // 2) for n in size)
+    at = np.argwhere(inside)
     starts = [
         np.arange(low - n + step, high + 1, step)
-        for low, high, n, step in zip(first, last, size, stride, strict=True)
+        for low, high, n, step in zip(at.min(axis=0), at.max(axis=0), size, stride, strict=True)
     ]
     corners = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 3)
-    sides = tuple(float(mm) for mm in spacing)
-    blocks = Blocks(inside, sides, tuple(size), tuple(stride), corners)
+    blocks = Blocks(inside, tuple(map(float, spacing)), size, stride, corners)
     held = np.array([inside[blocks.slices(i)].sum() for i in range(len(corners))])
     kept = held >= min(_LEAST_INSIDE * math.prod(size), held.max())
     return blocks.chosen(np.flatnonzero(kept))
@@ -145,11 +138,6 @@ class HiddenBlocks(Dataset[Tensor]):
 
     What is inside of a block is set to the volume's mean inside: plain gray that knows nothing of
     the region; the outline stays.
-
-    Parameters
-    ----------
-    volume : ndarray, shape (d, h, w)
-    blocks : Blocks
     """
 
     def __init__(self, volume: Float32, blocks: Blocks) -> None:
@@ -204,15 +192,7 @@ def hidden_features(
 def spread_changes(changes: NDArray[np.floating], blocks: Blocks) -> Float32:
     """Return a map of the inside: for each voxel the mean change of the blocks that cover it.
 
-    Parameters
-    ----------
-    changes : ndarray, shape (n_blocks,)
-    blocks : Blocks
-
-    Returns
-    -------
-    ndarray of float32, shape (d, h, w)
-        0 outside; the few voxels inside that no block covers have the value of the nearest one.
+    It is 0 outside; the few voxels inside that no block covers have the value of the nearest one.
     """
     total, count = np.zeros(blocks.inside.shape), np.zeros(blocks.inside.shape, dtype=int)
     for number, change in enumerate(changes):
@@ -222,9 +202,6 @@ def spread_changes(changes: NDArray[np.floating], blocks: Blocks) -> Float32:
     mean = total / np.maximum(count, 1)
     nearest = ndimage.distance_transform_edt(count == 0, blocks.spacing, False, True)
     return np.where(blocks.inside, mean[tuple(nearest)], 0).astype(np.float32)
-
-
-Array = NDArray[np.float64]
 
 
 def describe_map(
@@ -303,12 +280,12 @@ def describe_map(
 
 
 def name_region(x: float, y: float, z: float) -> str:
-    """Name roughly where a point lies, in mm from the middle of the volume.
+    """Name roughly where a point lies.
 
     Parameters
     ----------
     x, y, z : float
-        To the right, front and top.
+        To the right, front and top, in mm from the middle of the volume.
     """
     words = [
         low if value < -15 else high

@@ -20,13 +20,8 @@ _READ = ("person_id", "seen", "seen_by")
 """Columns of `ids` that are not passed on."""
 
 _IN_PREDICTIONS = (
-    "target",
-    "prediction",
-    "prediction_sd",
-    "n_folds",
-    "seen_in_pretraining",
-    "status",
-    "reason",
+    *("target", "prediction", "prediction_sd", "n_folds"),
+    *("seen_in_pretraining", "status", "reason"),
 )
 
 Labels = NDArray[np.object_]
@@ -79,11 +74,11 @@ class People:
         if several.empty:
             return None
         n_ids, n_persons = several["id"].nunique(), several["person"].nunique()
-        conflicts = []
-        for name, rows in several.dropna(subset="value").groupby("person"):
-            values = [set(one) for _, one in rows.groupby("id")["value"]]
-            if not set.intersection(*values):
-                conflicts.append(str(name))
+        conflicts = [
+            str(name)
+            for name, rows in several.dropna(subset="value").groupby("person")
+            if not set.intersection(*(set(one) for _, one in rows.groupby("id")["value"]))
+        ]
         sentence = (
             f"{n_ids} participants are {n_persons} by their images, and count as {n_persons}."
         )
@@ -93,12 +88,8 @@ class People:
                 f"({', '.join(conflicts[:5])}{', …' if len(conflicts) > 5 else ''}): each value "
                 "weighs less, so that the person counts once. Find out which is right."
             )
-        return {
-            "n_ids": n_ids,
-            "n_persons": n_persons,
-            "conflicting": conflicts,
-            "sentence": sentence,
-        }
+        counts = {"n_ids": n_ids, "n_persons": n_persons}
+        return {**counts, "conflicting": conflicts, "sentence": sentence}
 
     def describe_exposure(self, rows: NDArray[np.intp]) -> dict[str, Any]:
         """Return how many of the persons of some rows pretraining saw, with a sentence."""
@@ -183,15 +174,17 @@ def read_people(
         seen = known.groupby(person).transform("max").astype("boolean")
     if "seen_by" in given:
         by_image = (given["seen_by"] == "image").groupby(person).transform("max")
-    return People(
-        table=table,
-        participant=participant,
-        person=person,
-        group=group,
-        held_out=_read_held_out(held_out, group),
-        seen=seen,
-        seen_by_image=by_image,
-    )
+    rows = np.zeros(n, dtype=bool)
+    if held_out is not None:
+        given_out = read_column(held_out, n, "held_out").astype(bool)
+        parted = given_out.groupby(group).transform("nunique") > 1
+        if parted.any():
+            raise UsageError(
+                f"Group {group[parted.to_numpy()][0]!r} is held out in part. Hold out all of its "
+                "images, or none."
+            )
+        rows = given_out.to_numpy()
+    return People(table, participant, person, group, rows, seen, by_image)
 
 
 def _refuse_split(part: str, parts: Labels, whole: str, wholes: Labels) -> None:
@@ -201,17 +194,3 @@ def _refuse_split(part: str, parts: Labels, whole: str, wholes: Labels) -> None:
             f"{part} {split.index[split > 1][0]!r} is in several {whole}s. "
             f"A {whole} must hold all images of its {part.lower()}s."
         )
-
-
-def _read_held_out(held_out: Column | None, group: Labels) -> NDArray[np.bool_]:
-    """Return which rows are held out; whole groups are, or nobody of them."""
-    if held_out is None:
-        return np.zeros(len(group), dtype=bool)
-    rows = read_column(held_out, len(group), "held_out").astype(bool)
-    parted = rows.groupby(group).transform("nunique") > 1
-    if parted.any():
-        raise UsageError(
-            f"Group {group[parted.to_numpy()][0]!r} is held out in part. Hold out all of its images, "
-            "or none."
-        )
-    return rows.to_numpy()

@@ -102,8 +102,7 @@ class PhenotypeResult:
             entry per baseline (``dummy``, ``untrained``, ...; ``untrained`` is None when it was not
             given), ``n`` (participants).
         """
-        metrics = self.metrics
-        metric = metrics["headline"]["metric"]
+        metrics, metric = self.metrics, self.metrics["headline"]["metric"]
         score = metrics["scores"][metric]
         low, high = score["ci95"] or (None, None)
         curve = metrics["learning_curve"] or {"shares": [], "scores": {"embeddings": []}}
@@ -258,19 +257,39 @@ def predict_phenotype(
     rows = np.concatenate([design.rows, np.flatnonzero(phenotype.reasons == HELD_OUT)])
     removed = encode_confounds(known, rows, people.group, len(design.rows)) if known else None
     sites = site if isinstance(site, AuditedSites) else AuditedSites(site)
-    labels = sites.labels(people.group)
-    harmonized = _sites_to_harmonize(labels, rows) if harmonize else None
+    labels, harmonized = sites.labels(people.group), None
+    if harmonize:
+        require_harmonization()
+        if labels is None:
+            raise UsageError("Harmonization needs a site for the images, and there is none.")
+        harmonized = labels[rows]
     sources = _read_sources(matrix, baselines or {}, rows, people, removed, harmonized)
     shares = learning_shares(design, learning_curve)
-    located = None if labels is None else (labels[design.rows], people.person[design.rows])
-    steps = _count_steps(design, sources, len(shares), n_permutations, sites, located)
+    located = None if labels is None else labels[design.rows]
+    n_sources = sum(map(len, sources.values()))
+    steps = n_sources * max(1, len(shares)) * n_repeats + permutation_steps(n_permutations)
+    if sites.column is not None and sites.audit is None:
+        steps += audit_steps(n_repeats, n_permutations)
+    if located is not None:
+        steps += n_sources * len(count_sites(design, located))
     counter = ProgressCounter(progress, steps)
 
     predicted, strengths, scores = cross_validate_all(design, sources, counter)
     own = scores.pop("embeddings")
     headline = compare(target, MAIN_METRIC[design.task], own, scores, design.ratio)
     last, holdout = score_held_out(phenotype, design, people, sources, seed)
-    kept = ~people.held_out
+    kept, audit = ~people.held_out, sites.audit
+    if sites.column is not None and audit is None:
+        audit = site_audit(
+            *(matrix[kept], read_column(sites.column, len(kept), "site")[kept], people.group[kept]),
+            n_splits=n_splits,
+            n_repeats=n_repeats,
+            n_permutations=n_permutations,
+            random_state=seed,
+            progress=lambda done, steps: counter.update(),
+        )
+    if audit is not None and located is not None:
+        audit = {**audit, **score_sites(design, located, predicted, sources, counter)}
     metrics = {
         "target": target,
         "task": design.task,
@@ -278,7 +297,18 @@ def predict_phenotype(
         **count_used(design, phenotype.reasons[kept], people.person[kept]),
         "duplicates": people.describe_duplicates(phenotype),
         "model": _describe_model(design, matrix.shape[1], removed, harmonize),
-        "cv": _describe_folds(design, n_splits, strengths, seed),
+        "cv": {
+            "scheme": "repeated k-fold by group, stratified by "
+            + ("class" if design.task == "classification" else "rank of the target"),
+            "n_splits": design.n_folds,
+            "n_splits_asked": n_splits,
+            "n_repeats": len(design.fold),
+            "test_train_ratio": design.ratio,
+            "tuning": "penalty chosen in each fold by cross-validation over its other folds",
+            "strengths": strengths,
+            "interval": "Nadeau-Bengio corrected, 95 %",
+            "random_state": seed,
+        },
         "groups": {
             "n": design.n_groups,
             "rule": "images of a group are never split between training and test",
@@ -298,12 +328,7 @@ def predict_phenotype(
         ),
         "exposure": people.describe_exposure(design.rows),
         "holdout": holdout,
-        "site": _audit_sites(
-            *(sites, located, matrix, people, design, predicted, sources, counter),
-            n_splits=n_splits,
-            n_permutations=n_permutations,
-            seed=seed,
-        ),
+        "site": audit,
         "confounds": None if removed is None else removed.describe(),
         "harmonization": None
         if harmonized is None
@@ -318,14 +343,6 @@ def predict_phenotype(
         )
     columns = describe_predictions(predictions, design, target)
     return PhenotypeResult(metrics, predictions, columns, readout, design.rows)
-
-
-def _sites_to_harmonize(labels: Labels | None, rows: NDArray[np.intp]) -> Labels:
-    """Return the site of each row in use, refusing what cannot be harmonized."""
-    require_harmonization()
-    if labels is None:
-        raise UsageError("Harmonization needs a site for the images, and there is none.")
-    return labels[rows]
 
 
 def _read_sources(
@@ -354,74 +371,6 @@ def _read_sources(
     if removed is not None:
         sources["confounds"] = [Features(removed.matrix)]
     return sources
-
-
-def _count_steps(
-    design: CVDesign,
-    sources: Mapping[str, Sequence[Source]],
-    n_shares: int,
-    n_permutations: int,
-    sites: AuditedSites,
-    located: tuple[Labels, Labels] | None,
-) -> int:
-    """Return how many steps a prediction counts."""
-    n_sources, n_repeats = sum(map(len, sources.values())), len(design.fold)
-    steps = n_sources * max(1, n_shares) * n_repeats + permutation_steps(n_permutations)
-    if sites.column is not None and sites.audit is None:
-        steps += audit_steps(n_repeats, n_permutations)
-    if located is not None:
-        steps += n_sources * len(count_sites(*located))
-    return steps
-
-
-def _audit_sites(
-    sites: AuditedSites,
-    located: tuple[Labels, Labels] | None,
-    matrix: NDArray[np.float64],
-    people: People,
-    design: CVDesign,
-    predicted: NDArray[np.float64],
-    sources: Mapping[str, Sequence[Source]],
-    counter: ProgressCounter,
-    *,
-    n_splits: int,
-    n_permutations: int,
-    seed: int,
-) -> dict[str, Any] | None:
-    """Return how well sites are decoded, and the target is predicted within and across them."""
-    if sites.column is None:
-        return None
-    kept, found = ~people.held_out, sites.audit
-    if found is None:
-        column = read_column(sites.column, len(kept), "site")
-        found = site_audit(
-            *(matrix[kept], column[kept], people.group[kept]),
-            n_splits=n_splits,
-            n_repeats=len(design.fold),
-            n_permutations=n_permutations,
-            random_state=seed,
-            progress=lambda done, steps: counter.update(),
-        )
-    if located is None:
-        return dict(found)
-    return {**found, **score_sites(design, *located, predicted, sources, counter)}
-
-
-def _describe_folds(
-    design: CVDesign, n_splits: int, strengths: Sequence[float], seed: int
-) -> dict[str, Any]:
-    return {
-        "scheme": "repeated k-fold by group, stratified by "
-        + ("class" if design.task == "classification" else "rank of the target"),
-        "n_splits": design.n_folds,
-        "n_splits_asked": n_splits,
-        "n_repeats": len(design.fold),
-        "test_train_ratio": design.ratio,
-        "tuning": "penalty chosen in each fold by cross-validation over its other folds",
-        "strengths": strengths,
-        "interval": "Nadeau-Bengio corrected, 95 %",
-        "random_state": seed,
-    }
 
 
 def _describe_model(

@@ -45,28 +45,23 @@ def prediction_table(
         Predictions of the rows with the reason `HELD_OUT`.
     """
     table = people.table.copy()
-    n, rows = len(table), design.rows
     used, held_out = target.reasons == "", target.reasons == HELD_OUT
+    value = np.full((len(table), *predicted.shape[2:]), np.nan)
+    value[design.rows] = predicted.mean(axis=0)
+    if final is not None:
+        value[held_out] = final
     if design.task == "regression":
-        value, spread = np.full(n, np.nan), np.full(n, np.nan)
-        value[rows] = predicted.mean(axis=0)
+        spread = np.full(len(table), np.nan)
         if len(predicted) > 1:
-            spread[rows] = predicted.std(axis=0, ddof=1)
-        if final is not None:
-            value[held_out] = final
+            spread[design.rows] = predicted.std(axis=0, ddof=1)
         table["target"] = target.numbers
         table["prediction"], table["prediction_sd"] = value, spread
     else:
-        probability = np.full((n, len(design.labels)), np.nan)
-        probability[rows] = predicted.mean(axis=0)
-        if final is not None:
-            probability[held_out] = final
-        label = np.full(n, None, dtype=object)
-        known = ~np.isnan(probability[:, 0])
-        label[known] = np.array(design.labels, dtype=object)[probability[known].argmax(axis=1)]
+        label = np.full(len(table), None, dtype=object)
+        known = ~np.isnan(value[:, 0])
+        label[known] = np.array(design.labels, dtype=object)[value[known].argmax(axis=1)]
         table["target"], table["prediction"] = target.texts, label
-        for k, name in enumerate(_probability_columns(design.labels)):
-            table[name] = probability[:, k]
+        table[_probability_columns(design.labels)] = value
     table["n_folds"] = np.where(used, len(predicted), 0)
     table["seen_in_pretraining"] = people.seen
     table["status"] = np.select([used, held_out], ["ok", "holdout"], "dropped")

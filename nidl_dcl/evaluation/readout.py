@@ -107,15 +107,8 @@ class FittedReadout:
     def changes(self, differences: NDArray[np.floating]) -> Array:
         """Return by how much differences of features change the answer, whatever the confounds.
 
-        Parameters
-        ----------
-        differences : ndarray, shape (n, n_features)
-
-        Returns
-        -------
-        ndarray, shape (n, n_outputs)
-            In units of the target; of two classes the log-odds of the second one; of more, for each
-            class, its logit less the mean of all.
+        That is, shape (n, n_outputs), in units of the target; of two classes the log-odds of the
+        second one; of more, for each class, its logit less the mean of all.
         """
         logits = np.asarray(differences, dtype=np.float64) / self.scale @ self.coefficients.T
         if len(self.labels) > 2:
@@ -148,12 +141,9 @@ def fit_readout(
     FittedReadout
         That of scikit-learn's Pipeline(StandardScaler, Ridge or class-balanced LogisticRegression).
     """
-    targets = design.value[design.unit]
-    regression, estimator = design.task == "regression", make_estimator(design)
-    train = np.arange(len(matrix))
-    strength = tuned_strength(
-        source or Features(matrix), targets, train, design.row_folds, estimator
-    )
+    targets, train = design.value[design.unit], np.arange(len(matrix))
+    source = source or Features(matrix)
+    strength = tuned_strength(source, targets, train, design.row_folds, make_estimator(design))
     scaler = StandardScaler().fit(matrix)
     rows, removed = scaler.transform(matrix), None
     if confounds is not None:
@@ -165,7 +155,7 @@ def fit_readout(
         removed = ConfoundModel(confounds.names, means, effect * scaler.scale_)
     # Of standardized features: n x d, but for those that are constant.
     total = float((rows**2).sum()) or 1.0
-    if regression:
+    if design.task == "regression":
         model = RidgeRegression(alpha=strength * total)
     else:
         targets = targets.astype(np.intp)
@@ -174,7 +164,7 @@ def fit_readout(
         )
     fitted = model.fit(rows, targets)
     return FittedReadout(
-        labels=() if regression else tuple(design.labels),
+        labels=tuple(design.labels),
         mean=np.asarray(scaler.mean_, dtype=np.float64),
         scale=np.asarray(scaler.scale_, dtype=np.float64),
         coefficients=np.atleast_2d(fitted.coef_),

@@ -77,6 +77,9 @@ _FIELDS = (
 )
 """Attributes that the description holds as they are."""
 
+_ARRAYS = ("mean", "scale", "coefficients", "intercept")
+"""Attributes of the readout that are arrays."""
+
 
 def readout_path(output_dir: Path, model: str, label: str) -> Path:
     """Return where the description of a readout stands; its arrays stand beside it.
@@ -93,12 +96,7 @@ def readout_path(output_dir: Path, model: str, label: str) -> Path:
 def write_readout(path: Path, stored: ReadoutFile) -> None:
     """Write the arrays of a readout and, last, their description."""
     linear, confounds = stored.linear, stored.linear.confounds
-    arrays = {
-        "mean": linear.mean,
-        "scale": linear.scale,
-        "coefficients": linear.coefficients,
-        "intercept": linear.intercept,
-    }
+    arrays = {name: getattr(linear, name) for name in _ARRAYS}
     if confounds is not None:
         arrays["confound_means"] = confounds.means
         arrays["confound_coefficients"] = confounds.coefficients
@@ -160,8 +158,9 @@ def find_readout(
     """
     if not output_dir.is_dir():
         raise UsageError(f"--readout {output_dir} is not a folder; give the OUTPUT_DIR of a study.")
-    folders = sorted((output_dir / "models").glob("desc-*"), key=lambda f: f.name)
-    folders.sort(key=lambda folder: folder.name != f"desc-{model}")
+    folders = sorted(
+        (output_dir / "models").glob("desc-*"), key=lambda f: (f.name != f"desc-{model}", f.name)
+    )
     files = [readout_path(output_dir, f.name.removeprefix("desc-"), label) for f in folders]
     files = [file for file in files if file.exists()]
     if not files:
@@ -177,19 +176,19 @@ def find_readout(
             "keeps none."
         )
     read = [read_readout(file) for file in files]
-    for stored in read:
-        if stored.model_sha256 == model_sha256:
-            if stored.target != target:
-                raise UsageError(
-                    f"{files[0]} reads target {stored.target!r}, not {target!r}. Name the columns "
-                    "of both cohorts alike (--phenotypes FILE adds a table)."
-                )
-            return stored
-    raise UsageError(
-        f"{files[0]} reads embeddings of the model with weights {read[0].model_sha256[:12]}…, the "
-        f"embeddings here are of {str(model_sha256)[:12]}…. Embed both cohorts by one model: "
-        f"nidl-dcl embed BIDS_DIR OUTPUT_DIR --model {folders[0]}"
-    )
+    stored = next((one for one in read if one.model_sha256 == model_sha256), None)
+    if stored is None:
+        raise UsageError(
+            f"{files[0]} reads embeddings of the model with weights {read[0].model_sha256[:12]}…, "
+            f"the embeddings here are of {str(model_sha256)[:12]}…. Embed both cohorts by one "
+            f"model: nidl-dcl embed BIDS_DIR OUTPUT_DIR --model {folders[0]}"
+        )
+    if stored.target != target:
+        raise UsageError(
+            f"{files[0]} reads target {stored.target!r}, not {target!r}. Name the columns "
+            "of both cohorts alike (--phenotypes FILE adds a table)."
+        )
+    return stored
 
 
 def read_readout(file: Path) -> ReadoutFile:
@@ -285,9 +284,8 @@ def _check_fields(fields: Any) -> None:
     task, labels, target = fields["task"], fields["labels"], fields["training"]["target"]
     if task != ("classification" if labels else "regression") or len(labels) == 1:
         _refuse(f"its labels do not suit task {task!r:.50}")
-    if sorted(target.get("classes", ())) != sorted(labels) or ("distribution" in target) == bool(
-        labels
-    ):
+    suits = sorted(target.get("classes", ())) == sorted(labels)
+    if not suits or ("distribution" in target) == bool(labels):
         _refuse("its training.target does not suit its labels")
 
 
@@ -295,15 +293,15 @@ def _fits(value: Any, form: Any) -> bool:
     """Return whether a value from JSON is of a form (see `_FORMS`)."""
     if isinstance(form, tuple):
         return any(_fits(value, each) for each in form)
+    if isinstance(form, dict | list) and not isinstance(value, type(form)):
+        return False
     if isinstance(form, dict) and str in form:
-        return isinstance(value, dict) and all(_fits(v, form[str]) for v in value.values())
+        return all(_fits(each, form[str]) for each in value.values())
     if isinstance(form, dict):
-        return isinstance(value, dict) and all(_fits(value.get(k), f) for k, f in form.items())
+        return all(_fits(value.get(name), each) for name, each in form.items())
     if isinstance(form, list):
-        forms = form if len(form) > 1 else form * len(value) if isinstance(value, list) else []
-        return (
-            isinstance(value, list) and len(value) == len(forms) and all(map(_fits, value, forms))
-        )
+        forms = form if len(form) > 1 else form * len(value)
+        return len(value) == len(forms) and all(map(_fits, value, forms))
     if form is float:  # beyond this, products overflow
         return type(value) in (int, float) and abs(value) < 1e100
     if form is str:
@@ -315,12 +313,8 @@ def _make_linear(arrays: dict[str, Array], fields: dict[str, Any]) -> FittedRead
     """Return the readout of arrays whose shapes suit one another and the description."""
     labels, names = tuple(fields["labels"]), fields["confounds"]
     n_outputs, n_features = len(labels) if len(labels) > 2 else 1, np.size(arrays["mean"])
-    shapes: dict[str, tuple[int, ...]] = {
-        "mean": (n_features,),
-        "scale": (n_features,),
-        "coefficients": (n_outputs, n_features),
-        "intercept": (n_outputs,),
-    }
+    sizes = ((n_features,), (n_features,), (n_outputs, n_features), (n_outputs,))
+    shapes: dict[str, tuple[int, ...]] = dict(zip(_ARRAYS, sizes, strict=True))
     if names is not None:
         shapes["confound_means"] = (len(names),)
         shapes["confound_coefficients"] = (len(names), n_features)

@@ -22,17 +22,7 @@ _NEIGHBORS = 5
 def distance_to_others(matrix: ArrayLike, person_id: Sequence[str]) -> NDArray[np.float64]:
     """Return the mean cosine distance of each row to its five nearest rows of other participants.
 
-    Parameters
-    ----------
-    matrix : array of shape (n, d)
-        Embeddings.
-    person_id : sequence of str, length n
-        Whose rows they are.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        0 (alike) to 2; NaN where there is nobody else.
+    It is 0 (alike) to 2; NaN where there is nobody else.
     """
     rows, person = _unit(matrix), _codes(person_id)
     found = np.full(len(rows), np.nan)
@@ -82,7 +72,8 @@ def retrieve_participants(
     """
     columns = ["features", "n_images", "n_participants", "n_candidates"]
     columns += ["share", "low", "high", "chance"]
-    once = _once(content)
+    text = pd.Series(list(content), dtype=object)
+    once = np.flatnonzero(~(text.duplicated() & (text != "")))
     person, session = _codes(person_id)[once], _codes([str(s) for s in session_id])[once]
     pairs = pd.DataFrame({"person": person, "session": session}).drop_duplicates()
     images, visits = np.bincount(person), np.bincount(pairs["person"])
@@ -95,21 +86,15 @@ def retrieve_participants(
             "finds another one of the same participant.",
         }
     unit = "session" if across else "image"
+    visit = session if across else np.arange(len(person))
     rows = []
     for name, matrices in features.items():
-        runs = [
-            _hits(_unit(m)[once], person, session if across else np.arange(len(person)), asked)
-            for m in matrices
-        ]
+        runs = [_hits(_unit(matrix)[once], person, visit, asked) for matrix in matrices]
         hit = np.mean([run[0] for run in runs], axis=0)
         chance, candidates = runs[0][1:]
         low, high = _interval(hit, person[asked], seed)
-        rows.append(
-            (
-                *(name, len(asked), len(np.unique(person[asked])), int(np.median(candidates))),
-                *(float(hit.mean()), low, high, float(chance.mean())),
-            )
-        )
+        counts = (len(asked), len(np.unique(person[asked])), int(np.median(candidates)))
+        rows.append((name, *counts, float(hit.mean()), low, high, float(chance.mean())))
     table = pd.DataFrame(rows, columns=columns)
     first = table.iloc[0]
     rest = "".join(f", {row.features} {row.share:.0%}" for row in table.iloc[1:].itertuples())
@@ -156,12 +141,6 @@ def _interval(
 
     ends = bootstrap_groups(share, len(people), seed, "retrieval")["share"]["ci95"]
     return (ends[0], ends[1]) if ends else (None, None)
-
-
-def _once(contents: Sequence[str]) -> NDArray[np.intp]:
-    """Return the rows of images that no earlier row copies."""
-    text = pd.Series(list(contents), dtype=object)
-    return np.flatnonzero(~(text.duplicated() & (text != "")).to_numpy())
 
 
 def _codes(values: Sequence[str]) -> NDArray[np.intp]:

@@ -20,9 +20,9 @@ from nidl_dcl.evaluation.cross_validation import (
     check_counts,
     cross_validate,
     dummy_prediction,
-    make_estimator,
     permutation_steps,
     permutation_test,
+    train_and_test,
 )
 from nidl_dcl.evaluation.features import (
     Column,
@@ -36,7 +36,6 @@ from nidl_dcl.evaluation.features import (
 )
 from nidl_dcl.evaluation.folds import CVDesign, make_design
 from nidl_dcl.evaluation.harmonization import AdjustedFeatures, can_harmonize
-from nidl_dcl.evaluation.linear_models import fit_once
 from nidl_dcl.evaluation.metrics import MAIN_METRIC, METRIC_WORDS, interval, prediction_scores
 from nidl_dcl.evaluation.targets import MIN_CLASS, read_target, read_values
 from nidl_dcl.randomness import fresh_seed
@@ -106,16 +105,14 @@ def site_audit(
     group = read_labels(groups, len(matrix), "groups")
     refuse_non_finite(matrix, "features", pd.DataFrame({"group": group}))
     given = read_column(site, len(matrix), "site")
+    column = None if given.name is None else str(given.name)
     try:
         read = read_target(given, group, name="site", task="classification")
         design = make_design(read, group, group, n_splits=n_splits, n_repeats=n_repeats, seed=seed)
     except InputsUnusableError as error:
         return {
-            "column": _name(site),
-            "n_participants": None,
-            "sites": None,
-            "balanced_accuracy": None,
-            "permutation": None,
+            "column": column,
+            **dict.fromkeys(("n_participants", "sites", "balanced_accuracy", "permutation")),
             "sentence": f"Site was not decoded: {str(error).split('. ')[0].rstrip('.')}.",
             "harmonized": None,
             "harmonized_sentence": "Without two sites there is nothing to harmonize.",
@@ -124,33 +121,26 @@ def site_audit(
     source = Features(matrix[design.rows])
     found = _decode(design, source, n_permutations, seed, counter)
     harmonized = None
-    sentence = (
-        "What harmonization would change is not known: the package pycombat is missing "
-        "(pip install 'nidl_dcl[harmonize]')."
-    )
     if can_harmonize():
         adjusted = AdjustedFeatures(source, site=read.texts[design.rows])
         harmonized = _decode(design, adjusted, n_permutations, seed, counter)
-        sentence = harmonized["sentence"]
     counter.finish()
     return {
-        "column": _name(site),
+        "column": column,
         "n_participants": design.n_participants,
         "sites": design.class_sizes,
         **found,
         "harmonized": harmonized,
-        "harmonized_sentence": sentence,
+        "harmonized_sentence": harmonized["sentence"]
+        if harmonized
+        else "What harmonization would change is not known: the package pycombat is missing "
+        "(pip install 'nidl_dcl[harmonize]').",
     }
 
 
 def audit_steps(n_repeats: int, n_permutations: int) -> int:
     """Return how many steps `site_audit` counts."""
     return (n_repeats + permutation_steps(n_permutations)) * (1 + can_harmonize())
-
-
-def _name(site: Column) -> str | None:
-    name = getattr(site, "name", None)
-    return None if name is None else str(name)
 
 
 def _decode(
@@ -167,34 +157,20 @@ def _decode(
         f"{subject} ({len(design.labels)}) is decoded with balanced accuracy {score['mean']:.2f}"
     )
     if chance["p"] is not None:
-        words += f", chance {chance['chance']:.2f}, p = {chance['p']:.2g}: " + (
-            "the features carry site." if chance["p"] <= 0.05 else "no more than by chance."
-        )
-    return {
-        "balanced_accuracy": score,
-        "permutation": chance,
-        "sentence": words if words.endswith(".") else words + ".",
-    }
+        words += f", chance {chance['chance']:.2f}, p = {chance['p']:.2g}: "
+        words += "the features carry site" if chance["p"] <= 0.05 else "no more than by chance"
+    return {"balanced_accuracy": score, "permutation": chance, "sentence": f"{words}."}
 
 
-def count_sites(site: Labels, participants: Labels) -> dict[str, int]:
-    """Return the participants at each site, in the order of the labels.
-
-    Parameters
-    ----------
-    site : ndarray of object, shape (n_used,)
-        None where unknown.
-    participants : ndarray of object, shape (n_used,)
-        One with images at two sites counts at both.
-    """
-    labels = sorted({str(label) for label in site if label is not None})
-    return {label: len(set(participants[site == label])) for label in labels}
+def count_sites(design: CVDesign, site: Labels) -> dict[str, int]:
+    """Return the participants at each site, sorted; one with images at two sites counts at both."""
+    labels, who = sorted({str(x) for x in site if x is not None}), design.participant[design.unit]
+    return {label: len(np.unique(who[site == label])) for label in labels}
 
 
 def score_sites(
     design: CVDesign,
     site: Labels,
-    participants: Labels,
     predicted: Array,
     sources: Mapping[str, Sequence[Source]],
     counter: ProgressCounter,
@@ -204,8 +180,8 @@ def score_sites(
     Parameters
     ----------
     design : CVDesign
-    site, participants : ndarray of object, shape (n_used,)
-        None where the site is unknown.
+    site : ndarray of object, shape (n_used,)
+        None where unknown.
     predicted : ndarray, shape (n_repeats, n_used) or (n_repeats, n_used, n_classes)
         Of the embeddings, cross-validated.
     sources : mapping of str to sequence of Source
@@ -216,39 +192,24 @@ def score_sites(
     Returns
     -------
     dict
-        ``within``: site to ``n_participants`` and scores, None with fewer than two sites;
+        ``within``: site to ``n_participants`` and scores, means over the repeats (None where
+        undefined); None with fewer than two sites.
         ``leave_one_site_out``, see `_score_new_sites`.
     """
-    several = len(count_sites(site, participants)) > 1
+    sites, within = count_sites(design, site), {}
+    for label, n in sites.items():
+        rows = np.flatnonzero(site == label)
+        means = _mean([_score(design, rows, each[rows], n) for each in predicted])
+        within[label] = {"n_participants": n, **means}
     return {
-        "within": _score_within(design, site, participants, predicted) if several else None,
-        "leave_one_site_out": _score_new_sites(design, site, participants, sources, counter),
-    }
-
-
-def _score_within(
-    design: CVDesign, site: Labels, participants: Labels, predicted: Array
-) -> dict[str, dict[str, Any]]:
-    """Return the scores within each site, mean over the repeats; None where one is undefined.
-
-    That is with fewer than three participants, one class, or a constant target.
-    """
-    return {
-        label: {"n_participants": n}
-        | _mean(
-            [
-                _score(design, np.flatnonzero(site == label), participants, each, n)
-                for each in predicted
-            ]
-        )
-        for label, n in count_sites(site, participants).items()
+        "within": within if len(sites) > 1 else None,
+        "leave_one_site_out": _score_new_sites(design, site, sources, counter),
     }
 
 
 def _score_new_sites(
     design: CVDesign,
     site: Labels,
-    participants: Labels,
     sources: Mapping[str, Sequence[Source]],
     counter: ProgressCounter,
 ) -> dict[str, Any] | None:
@@ -266,36 +227,32 @@ def _score_new_sites(
         t; None with fewer than three); ``sentence``. None when fewer than two sites have three
         participants.
     """
-    sites = count_sites(site, participants)
+    sites = count_sites(design, site)
     tested = [label for label, n in sites.items() if n >= MIN_CLASS]
     if len(tested) < 2:
         return None
-    fold, group = design.row_folds[0], design.group[design.unit]
-    found: dict[str, dict[str, dict[str, float | None]]] = {name: {} for name in sources}
-    found["dummy"] = {}
+    group, names = design.group[design.unit], _METRICS[design.task]
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    found |= {name: {} for name in (*sources, "dummy")}
     for label, n in sites.items():
         test = np.flatnonzero(site == label)
         train = np.flatnonzero(~np.isin(group, group[test]))
-        enough = label in tested and _can_learn(design, fold, train)
-        for name in found:
-            runs: list[Array] = []
-            if enough and name == "dummy":
+        kept, folds = np.unique(design.row_folds[0][train], return_inverse=True)
+        values = np.unique(design.value[design.unit[train]])
+        enough = len(kept) > 1 and (design.task == "regression" or len(values) > 1)
+        for name, by in found.items():
+            runs = []
+            if label in tested and enough and name == "dummy":
                 runs = [dummy_prediction(design, train, test)]
-            elif enough:
+            elif label in tested and enough:
                 for source in sources[name]:
-                    values = design.value[design.unit[train]]
-                    folds = np.unique(fold[train], return_inverse=True)[1][None]
-                    model = make_estimator(design)
-                    runs.append(fit_once(source, values, train, test, folds, model)[0])
+                    runs.append(train_and_test(design, source, train, test, folds[None])[0])
                     counter.update()
-            whole = [_spread_out(design, test, run) for run in runs]
-            found[name][label] = _mean(
-                [_score(design, test, participants, each, n) for each in whole]
-                or [dict.fromkeys(_METRICS[design.task], float("nan"))]
-            )
+            scored = [_score(design, test, run, n) for run in runs]
+            by[label] = _mean(scored or [dict.fromkeys(names, float("nan"))])
     metric = MAIN_METRIC[design.task]
     scores = {
-        name: {m: _across({s: by[s][m] for s in sites}) for m in _METRICS[design.task]}
+        name: {m: _across({s: by[s][m] for s in sites}) for m in names}
         for name, by in found.items()
     }
     return {
@@ -306,36 +263,21 @@ def _score_new_sites(
     }
 
 
-def _can_learn(design: CVDesign, fold: NDArray[np.intp], train: NDArray[np.intp]) -> bool:
-    """Return whether rows lie in two folds and, for classes, hold two of them."""
-    several = design.task == "regression" or len(np.unique(design.value[design.unit[train]])) > 1
-    return several and len(np.unique(fold[train])) > 1
+def _score(design: CVDesign, rows: NDArray[np.intp], predicted: Array, n: int) -> dict[str, float]:
+    """Return the scores of some rows, undefined with few participants or one class.
 
-
-def _spread_out(design: CVDesign, rows: NDArray[np.intp], predicted: Array) -> Array:
-    result = np.full((len(design.unit), *predicted.shape[1:]), np.nan)
-    result[rows] = predicted
-    return result
-
-
-def _score(
-    design: CVDesign, rows: NDArray[np.intp], participants: Labels, predicted: Array, n: int
-) -> dict[str, float]:
-    """Return the scores of some rows: images averaged by unit, participants weigh the same."""
+    Images are averaged by unit, participants weigh the same.
+    """
     units, code = np.unique(design.unit[rows], return_inverse=True)
-    truth, count = design.value[units], np.bincount(code)
+    truth = design.value[units]
     undefined = dict.fromkeys(_METRICS[design.task], float("nan"))
-    if n < MIN_CLASS:
+    if n < MIN_CLASS or (design.labels and len(np.unique(truth)) < 2):
         return undefined
     mean = np.zeros((len(units), *predicted.shape[1:]))
-    np.add.at(mean, code, predicted[rows])
-    mean /= count.reshape(-1, *[1] * (mean.ndim - 1))
-    who = np.unique(participants[rows].astype(str), return_inverse=True)[1]
-    of_unit = np.empty(len(units), dtype=np.intp)
-    of_unit[code] = who
+    np.add.at(mean, code, predicted)
+    mean /= np.bincount(code).reshape(-1, *[1] * (mean.ndim - 1))
+    of_unit = design.participant[units]
     weight = 1 / np.bincount(of_unit)[of_unit]
-    if design.labels and len(np.unique(truth)) < 2:
-        return undefined
     scores = prediction_scores(truth, mean, weight, design.labels)
     return {metric: scores[metric] for metric in undefined}
 
@@ -352,11 +294,9 @@ def _across(sites: Mapping[str, float | None]) -> dict[str, Any]:
     result: dict[str, Any] = {"sites": dict(sites), "mean": None, "ci95": None}
     if len(known):
         result["mean"] = mean = float(known.mean())
-        if len(known) > 2:
-            half = float(
-                student_t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5
-            )
-            result["ci95"] = [mean - half, mean + half]
+    if len(known) > 2:
+        half = float(student_t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5)
+        result["ci95"] = [mean - half, mean + half]
     return result
 
 

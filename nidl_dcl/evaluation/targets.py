@@ -22,17 +22,11 @@ MIN_CLASS = 3
 """Participants (groups) a class needs: one to test on, one to tune on, one to learn from."""
 
 HELD_OUT = "held out"
-
 MISSING = "target missing"
-
 NOT_FINITE = "target not finite"
-
 NOT_A_NUMBER = "target not a number"
-
 UNKNOWN_CLASS = "class unknown to the readout"
-
 RARE_CLASS = f"class with fewer than {MIN_CLASS} participants"
-
 NEW_CLASS = "class that no participant in the cross-validation has"
 
 
@@ -168,8 +162,7 @@ def _read_target(y: Any, groups: Any, name: str, task: str) -> Target:
     reasons = np.where(present, "", MISSING).astype(object)
     labels: tuple[str, ...] = ()
     if task == "regression":
-        reasons[present & np.isnan(numbers)] = NOT_A_NUMBER
-        reasons[present & np.isinf(numbers)] = NOT_FINITE
+        _mark_no_numbers(numbers, reasons)
         values = np.where(reasons == "", numbers, np.nan)
         if not (reasons == "").any():
             raise InputsUnusableError(
@@ -221,23 +214,31 @@ def read_values(
         raise UsageError(
             f"Unknown task {task!r} for {what} {name!r}. Use one of: {', '.join(TASKS)}."
         )
-    series = pd.Series(y).reset_index(drop=True)
-    units = pd.factorize(np.asarray(groups, dtype=object))[0]
-    categorical = isinstance(series.dtype, pd.CategoricalDtype)
-    raw = np.array([_plain(value) for value in series.astype(object)], dtype=object)
-    present = np.array([value is not None for value in raw], dtype=bool)
-    if not present.any():
+    read = _read_column(y, task, f"{task}, as asked")
+    if not read.present.any():
         raise InputsUnusableError(
-            f"{what.capitalize()} {name!r} has no value for any of the {len(raw)} images with "
+            f"{what.capitalize()} {name!r} has no value for any of the {len(read.raw)} images with "
             f"features. Choose another {what}, or check that the ids of the phenotype table match "
             "the images."
         )
-    numbers = np.array([_number(value) for value in raw], dtype=np.float64)
     if task == "auto":
-        task, rule = _task_rule(raw[present], numbers[present], units[present], categorical)
-    else:
-        rule = f"{task}, as asked"
-    return Values(raw, numbers, task, rule, categorical)
+        task, rule = _task_rule(read, pd.factorize(np.asarray(groups, dtype=object))[0])
+        return replace(read, task=task, rule=rule)
+    return read
+
+
+def _read_column(y: Any, task: str, rule: str) -> Values:
+    series = pd.Series(y)
+    raw = np.array([_plain(value) for value in series.astype(object)], dtype=object)
+    numbers = np.array([_number(value) for value in raw], dtype=np.float64)
+    return Values(raw, numbers, task, rule, isinstance(series.dtype, pd.CategoricalDtype))
+
+
+def _mark_no_numbers(numbers: NDArray[np.float64], reasons: NDArray[np.object_]) -> None:
+    """Write the reasons of values that are no finite numbers."""
+    present = reasons == ""
+    reasons[present & np.isnan(numbers)] = NOT_A_NUMBER
+    reasons[present & np.isinf(numbers)] = NOT_FINITE
 
 
 def read_known_target(
@@ -258,20 +259,17 @@ def read_known_target(
     labels : tuple of str
         Rows of other classes are left out with a reason; empty for regression.
     """
-    raw = [_plain(value) for value in pd.Series(y).astype(object)]
-    texts = np.array([None if value is None else _text(value) for value in raw], dtype=object)
-    present = np.array([value is not None for value in raw], dtype=bool)
-    reasons = np.where(present, "", MISSING).astype(object)
+    read = _read_column(y, task, "as the readout was fitted")
+    values, texts = read.numbers, read.texts
+    reasons = np.where(read.present, "", MISSING).astype(object)
     if task == "regression":
-        values = np.array([_number(value) for value in raw], dtype=np.float64)
-        reasons[present & np.isnan(values)] = NOT_A_NUMBER
-        reasons[present & np.isinf(values)] = NOT_FINITE
+        _mark_no_numbers(values, reasons)
     else:
         position = {label: float(k) for k, label in enumerate(labels)}
         values = np.array([position.get(text, np.nan) for text in texts], dtype=np.float64)
-        reasons[present & np.isnan(values)] = UNKNOWN_CLASS
+        reasons[read.present & np.isnan(values)] = UNKNOWN_CLASS
     values[reasons != ""] = np.nan
-    return Target(name, task, "as the readout was fitted", values, labels, reasons, texts)
+    return Target(name, task, read.rule, values, labels, reasons, texts)
 
 
 def target_labels(columns: Iterable[str]) -> dict[str, str]:
@@ -282,17 +280,15 @@ def target_labels(columns: Iterable[str]) -> dict[str, str]:
     UsageError
         When two columns share a label, also in another case (some file systems ignore it).
     """
-    labels: dict[str, str] = {}
+    labels = {column: camel_case(column) for column in columns}
     owner: dict[str, str] = {}
-    for column in columns:
-        label = camel_case(column)
+    for column, label in labels.items():
         other = owner.setdefault(label.casefold(), column)
         if other != column:
             raise UsageError(
                 f"Columns {other!r} and {column!r} would both be written as {label!r}. "
                 "Rename one of them, or predict them into two output folders."
             )
-        labels[column] = label
     return labels
 
 
@@ -326,14 +322,10 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
-def _task_rule(
-    raw: NDArray[np.object_],
-    numbers: NDArray[np.float64],
-    units: NDArray[np.intp],
-    categorical: bool,
-) -> tuple[str, str]:
-    if categorical:
+def _task_rule(read: Values, units: NDArray[np.intp]) -> tuple[str, str]:
+    if read.categorical:
         return "classification", "a categorical column"
+    raw, numbers, units = read.raw[read.present], read.numbers[read.present], units[read.present]
     if all(isinstance(value, bool) for value in raw):
         return "classification", "true or false"
     came = ""
@@ -398,20 +390,17 @@ def _classes(
     as_numbers: bool,
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """Return class positions (NaN where left out) and labels; writes the rare classes' reasons."""
-    used = np.flatnonzero(reasons == "")
-    texts = {int(i): _text(raw[i]) for i in used}
-    order = {texts[int(i)]: (numbers[i] if as_numbers else 0.0, texts[int(i)]) for i in used}
-    members: dict[str, set[int]] = {}
+    texts = {int(i): _text(raw[i]) for i in np.flatnonzero(reasons == "")}
+    order = {label: (numbers[i] if as_numbers else 0.0, label) for i, label in texts.items()}
+    members: dict[str, set[int]] = {label: set() for label in order}
     for i, label in texts.items():
-        members.setdefault(label, set()).add(int(units[i]))
-    if len(members) > 1:
-        for i, label in texts.items():
-            if len(members[label]) < MIN_CLASS:
-                reasons[i] = RARE_CLASS
+        members[label].add(int(units[i]))
     kept = [x for x in order if len(members[x]) >= MIN_CLASS or len(members) == 1]
     labels = tuple(sorted(kept, key=lambda x: order[x]))
-    position = {label: float(k) for k, label in enumerate(labels)}
     values = np.full(len(raw), np.nan)
     for i, label in texts.items():
-        values[i] = position.get(label, np.nan)
+        if label in labels:
+            values[i] = labels.index(label)
+        else:
+            reasons[i] = RARE_CLASS
     return values, labels

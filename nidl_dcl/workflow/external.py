@@ -143,13 +143,11 @@ def keep_readout(
     if result.readout is None:
         remove_readout(file)
         return
-    metrics = result.metrics
-    used = result.fitted_on
+    metrics, used = result.metrics, result.fitted_on
     images = cohort.images.iloc[used]
     participants = images["participant_id"].astype(str).to_numpy(dtype=object)
     training = describe_cohort(images, participants, columns, cohort.quality().iloc[used])
     training["target"] = {k: metrics[k] for k in ("distribution", "classes") if k in metrics}
-    people = sorted(set(participants))
     contents = sorted({c for i in used if (c := cohort.contents[i])})
     # Of images, not of ids, which could be tried until the salt fits.
     salt = f"{key_seed(cohort.random_seed, 'readout', *contents):08x}"
@@ -162,12 +160,12 @@ def keep_readout(
         model_sha256=str(cohort.model_sha256),
         training=training,
         internal={
-            name: {"mean": score["mean"], "ci95": score["ci95"]}
+            name: {key: score[key] for key in ("mean", "ci95")}
             for name, score in metrics["scores"].items()
         },
         members={
             "salt": salt,
-            "participants": salted(people, salt),
+            "participants": salted(participants, salt),
             "images": salted(contents, salt),
         },
     )

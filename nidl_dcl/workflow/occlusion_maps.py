@@ -10,8 +10,9 @@ import gzip
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +157,13 @@ def occlude(
     spread = np.linspace(0, len(averaged) - 1, min(len(averaged), _AVERAGED))
     averaged = averaged[np.unique(spread.round().astype(int))]
     mean_of = _digest(study.name(row) for row in averaged)
-    tasks = [_task(study, t, label, prediction, run, mean_of) for t, label in labels.items()]
-    for target, task in zip(labels, tasks, strict=True):
+    missing = []
+    for target, label in labels.items():
+        task = _task(study, target, label, prediction, run, mean_of)
         if task is None:
             _LOGGER.info(f"{target}: no map of where the readout looks, since there is no readout.")
-    missing = [t for t in tasks if t is not None and not _is_made(t)]
+        elif not _is_made(task):
+            missing.append(task)
     if not missing:
         return False
     mean = np.zeros(study.volume(int(averaged[0])).shape)
@@ -168,44 +171,34 @@ def occlude(
         mean += study.volume(int(row))
     brain = (mean / len(averaged)).astype(np.float32)
     blocks = lay_blocks(find_inside(brain), study.module.preparation.spacing)
-    few = blocks.thinned
+    few = blocks.chosen(blocks.thinned)
     model = load_model(study.output_dir / "models" / f"desc-{run.model_name}", trust=trust)
     fresh = untrained_encoder(model, run.random_seed)
     untrained = study.untrained
     if untrained is None:
         untrained = embed_untrained(fresh, study.module, study.numbers, "untrained encoder")
-    kept = study.work_dir / "features"
-    counter = _Counter(
-        2 + len(blocks) + len(few) + sum(len(t.people) for t in missing) * (1 + len(few))
-    )
-    trained = _features_of(model, kept / str(study.cohort.model_sha256)[:16] / "occlusion")
-    whole = trained(brain, blocks, mean_of, counter)
-    before = _features_of(fresh, None)(brain, blocks.chosen(few), "", counter)
+    total = 2 + len(blocks) + len(few) + sum(len(t.people) for t in missing) * (1 + len(few))
+    embed = partial(_embed_hidden, counter=_Counter(total))
+    kept = study.work_dir / "features" / str(study.cohort.model_sha256)[:16] / "occlusion"
+    whole = embed(model, brain, blocks, folder=kept, name=mean_of)
+    before = embed(fresh, brain, few)
     # The one file of these that shows a head; pictures are drawn without it, too.
     file = study.figures / f"desc-{run.model_name}_meanbrain.nii.gz"
     write_bytes(file, _nifti(brain, blocks.spacing))
     for task in missing:
         used = untrained[task.design.rows].astype(np.float64)
         other = fit_readout(task.design, used, confounds=task.confounds)
-        own = np.stack(
-            [
-                _changes(
-                    task.stored.linear,
-                    trained(study.volume(row), blocks.chosen(few), study.name(row), counter),
-                )
-                for row in task.people
-            ]
-        )
-        _write(
-            study,
-            task,
-            blocks,
-            few,
-            _changes(task.stored.linear, whole),
-            own,
+        linear = task.stored.linear
+        own = [
+            embed(model, study.volume(row), few, folder=kept, name=study.name(row))
+            for row in task.people
+        ]
+        changes = (
+            _changes(linear, whole),
+            np.stack([_changes(linear, features) for features in own]),
             _changes(other, before),
-            averaged,
         )
+        _write(study, task, blocks, *changes, averaged)
     return True
 
 
@@ -282,33 +275,31 @@ def _spread_people(design: CVDesign, persons: NDArray[np.object_], seed: int) ->
     return [int(row) for row in table["row"].iloc[: max(_PEOPLE, len(design.labels))]]
 
 
-def _features_of(
-    model: DCL, folder: Path | None
-) -> Callable[[NDArray[np.float32], Blocks, str, _Counter], NDArray[np.float32]]:
-    """Return a function to the features of a volume with blocks hidden, kept in a folder."""
-
-    def features(
-        volume: NDArray[np.float32], blocks: Blocks, name: str, counter: _Counter
-    ) -> NDArray[np.float32]:
-        laid = hashlib.blake2b(repr((RULES, blocks.size, blocks.corners.tolist())).encode())
-        laid.update(np.packbits(blocks.inside).tobytes())
-        file = None if folder is None else folder / f"{name}-{laid.hexdigest()[:16]}.npy"
-        if file is not None and file.is_file():
-            try:
-                known: NDArray[np.float32] = np.load(file, allow_pickle=False)
-                if len(known) == 1 + len(blocks):
-                    counter(len(known))
-                    return known
-            except (OSError, ValueError, EOFError):
-                pass  # made again
-        found = hidden_features(
-            volume, blocks, lambda loader: model.transform(loader).numpy(), counter
-        )
-        if file is not None:
-            write_npy(file, found)
-        return found
-
-    return features
+def _embed_hidden(
+    model: DCL,
+    volume: NDArray[np.float32],
+    blocks: Blocks,
+    *,
+    counter: _Counter,
+    folder: Path | None = None,
+    name: str = "",
+) -> NDArray[np.float32]:
+    """Return the features of a volume with blocks hidden; they are kept in a folder, if given."""
+    laid = hashlib.blake2b(repr((RULES, blocks.size, blocks.corners.tolist())).encode())
+    laid.update(np.packbits(blocks.inside).tobytes())
+    file = None if folder is None else folder / f"{name}-{laid.hexdigest()[:16]}.npy"
+    if file is not None and file.is_file():
+        try:
+            known: NDArray[np.float32] = np.load(file, allow_pickle=False)
+            if len(known) == 1 + len(blocks):
+                counter(len(known))
+                return known
+        except (OSError, ValueError, EOFError):
+            pass  # made again
+    found = hidden_features(volume, blocks, lambda loader: model.transform(loader).numpy(), counter)
+    if file is not None:
+        write_npy(file, found)
+    return found
 
 
 class _Counter:
@@ -332,24 +323,19 @@ def _write(
     study: Occlusion,
     task: _Task,
     blocks: Blocks,
-    few: NDArray[np.intp],
     mean: Array,
     own: Array,
     untrained: Array,
     averaged: NDArray[np.intp],
 ) -> None:
-    linear, spacing = task.stored.linear, blocks.spacing
-    names = linear.labels[1:] if len(linear.labels) == 2 else linear.labels or (task.target,)
-    units = (
-        "log-odds"
-        if linear.labels
-        else study.module.table.units(task.target) or "units of the column"
-    )
-    if len(linear.labels) > 2:
-        units = "logit, less the mean of all classes"
+    labels, spacing, few = task.stored.linear.labels, blocks.spacing, blocks.thinned
+    names = labels[1:] if len(labels) == 2 else labels or (task.target,)
+    units = "logit, less the mean of all classes" if len(labels) > 2 else "log-odds"
+    if not labels:
+        units = study.module.table.units(task.target) or "units of the column"
     outputs, tables, maps, own_maps = [], [], [], []
     for k, name in enumerate(names):
-        of = f"{task.target} {name}" if linear.labels else task.target
+        of = f"{task.target} {name}" if labels else task.target
         average = own[:, :, k].mean(axis=0)
         table = pd.DataFrame(blocks.centres_mm.round(1) + 0.0, columns=["x", "y", "z"])
         table["region"] = [name_region(*row) for row in table[["x", "y", "z"]].to_numpy()]
@@ -392,10 +378,8 @@ def _write(
         "provenance": task.basis,
     }
     write_tsv(beside(task.stem, ".tsv"), pd.concat(tables, ignore_index=True))
-    write_bytes(beside(task.stem, ".nii.gz"), _nifti(np.stack(maps, axis=-1), spacing))
-    write_bytes(
-        beside(task.stem, "participants.nii.gz"), _nifti(np.stack(own_maps, axis=-1), spacing)
-    )
+    for ending, of_outputs in ((".nii.gz", maps), ("participants.nii.gz", own_maps)):
+        write_bytes(beside(task.stem, ending), _nifti(np.stack(of_outputs, axis=-1), spacing))
     write_json(beside(task.stem, ".json"), sidecar)
 
 
