@@ -26,7 +26,7 @@ _SESSION = ("session_id", "session", "ses")
 
 _TAKEN = {
     *("participant_id", "session_id", "run", "path", "source", "mask_path", "split", "row"),
-    *("person_id", "group_id", "content", "voxel_mm"),
+    *("person_id", "group_id", "content", "voxel_mm", "seen_by"),
 }
 
 _DERIVED = re.compile("_(?:space|res|den|desc|label|hemi|atlas|seg|cohort)-[A-Za-z0-9]+")

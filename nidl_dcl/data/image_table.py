@@ -56,7 +56,7 @@ class ImageTable:
     max_skipped : float, default=0.1
         Largest share of the candidate images that may be unusable.
     work_dir : path, optional
-        Where what was learnt of files is kept, for as long as they do not change.
+        Where what was learned of files is kept, for as long as they do not change.
     progress : callable, optional
         Called with (what, done, total).
 

@@ -34,7 +34,7 @@ class Baseline:
     matrix : ndarray or DataFrame, shape (n_images, n_columns)
         Rows as in the features. With ``pca=True`` it may be wide, of any dtype and memory-mapped.
     pca : bool
-        Replace the columns by at most 256 principal components, learnt inside the folds, before
+        Replace the columns by at most 256 principal components, learned inside the folds, before
         the readout; for voxels. The products of the rows are computed once per object, so give
         the same object for several targets.
     origin : int

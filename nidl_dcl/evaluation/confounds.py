@@ -1,4 +1,4 @@
-"""Confounds as numbers, and their linear effect on features, learnt inside the folds.
+"""Confounds as numbers, and their linear effect on features, learned inside the folds.
 
 Taking it away is for `harmonization`; which rows are used is decided in `folds`.
 """
@@ -47,7 +47,7 @@ class EncodedConfounds:
         return {
             "columns": self.columns,
             "sentence": f"The linear effect of {', '.join(self.columns)} is removed from the "
-            "features of embeddings and image baselines, learnt in the training rows of each fold; "
+            "features of embeddings and image baselines, learned in the training rows of each fold; "
             "the baseline 'confounds' has them alone.",
         }
 

@@ -146,15 +146,17 @@ def dummy_scores(
 ) -> list[dict[str, float]]:
     """Return the scores of always saying the training mean, or the training shares of classes.
 
-    Rows that may be learnt from are `known`, shape (n_repeats, n_used); default: all.
+    Rows that may be learned from are `known`, shape (n_repeats, n_used); default: all.
     """
     scores = []
     for repeat, fold in enumerate(design.row_folds):
         predicted = np.zeros((len(fold), *[len(design.labels)] * (design.task != "regression")))
         for k in range(design.n_folds):
             test, train = fold == k, fold != k
-            learnt = train if known is None else train & known[repeat]
-            predicted[test] = dummy_prediction(design, np.flatnonzero(learnt), np.flatnonzero(test))
+            learned = train if known is None else train & known[repeat]
+            predicted[test] = dummy_prediction(
+                design, np.flatnonzero(learned), np.flatnonzero(test)
+            )
         scores += _score_folds(design, repeat, predicted)
     return scores
 

@@ -111,7 +111,7 @@ def read_labels(given: Column, n: int, what: str) -> NDArray[np.object_]:
 
 
 class Source(Protocol):
-    """What gives coordinates of training and test rows, learnt from the training rows alone."""
+    """What gives coordinates of training and test rows, learned from the training rows alone."""
 
     def coordinates(self, train: Rows, test: Rows) -> tuple[Array, Array]:
         """Return training coordinates (orthogonal, centered columns) and test coordinates."""

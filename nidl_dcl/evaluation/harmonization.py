@@ -1,6 +1,6 @@
 """Features harmonized by site (ComBat) and freed from confounds, inside the folds.
 
-Everything is learnt from the training rows of a fold and applied to its test rows; the target is
+Everything is learned from the training rows of a fold and applied to its test rows; the target is
 never given to it.
 """
 
@@ -205,7 +205,7 @@ def describe_harmonization(site: Labels, folds: Rows) -> dict[str, Any]:
     by_site = sites[left].value_counts().sort_index()
     n_left = int(left.sum())
     return {
-        "method": "ComBat by site (parametric, no covariates), learnt in the training rows of each "
+        "method": "ComBat by site (parametric, no covariates), learned in the training rows of each "
         "fold; voxels: in their principal component scores",
         "n_images_not_harmonized": n_left,
         "sites_not_harmonized": {str(label): int(n) for label, n in by_site.items()},

@@ -63,7 +63,7 @@ def learning_shares(design: CVDesign, asked: bool | Sequence[float]) -> list[flo
 
 
 def labeled_groups(design: CVDesign, share: float, seed: int) -> NDArray[np.bool_]:
-    """Return which groups may be learnt from, in each repeat.
+    """Return which groups may be learned from, in each repeat.
 
     Classes stay in proportion, folds equally full, and the groups of a smaller share are among
     those of a larger one.
@@ -118,14 +118,14 @@ def learning_curve(
     shares : sequence of float
         As `learning_shares` returns them, the last one 1; None is returned without any.
     seed : int
-        Key of who is learnt from.
+        Key of who is learned from.
     counter : ProgressCounter
         Counts one step per source, repeat and share below 1.
 
     Returns
     -------
     dict or None
-        ``metric``; ``shares``; ``n_participants``, those learnt from (mean over the folds), for
+        ``metric``; ``shares``; ``n_participants``, those learned from (mean over the folds), for
         each share; ``scores``, name to ``mean`` and ``ci95`` for each share; ``sentence``.
     """
     if not shares:
@@ -137,11 +137,11 @@ def learning_curve(
         groups = labeled_groups(design, share, seed)
         tested = _people(design, np.ones_like(groups))
         kept = _people(design, groups)
-        learnt = kept.sum(axis=1, keepdims=True) - kept
-        sizes.append(float(learnt.mean()))
+        learned = kept.sum(axis=1, keepdims=True) - kept
+        sizes.append(float(learned.mean()))
         found = {name: known[metric] for name, known in scores.items()}
         if share < 1:
-            rows, ratio = groups[:, design.group[design.unit]], float((tested / learnt).mean())
+            rows, ratio = groups[:, design.group[design.unit]], float((tested / learned).mean())
             runs = {
                 name: [cross_validate(design, source, counter, rows)[1] for source in given]
                 for name, given in sources.items()

@@ -258,7 +258,7 @@ def describe_map(
         checks.append(
             "that of the mean brain with that of the encoder before training, with a readout of "
             f"its own, by {with_untrained:.2f} (near 1: the map shows the form of the network "
-            "rather than what it learnt)"
+            "rather than what it learned)"
         )
     if checks:
         text = "; ".join(checks)

@@ -80,7 +80,7 @@ class PhenotypeResult:
         Description of each column of `predictions`, for the BIDS sidecar.
     readout : FittedReadout or None
         The same model fitted on all used rows, to be applied to other people; None after
-        harmonization, which is learnt for the sites of these rows alone.
+        harmonization, which is learned for the sites of these rows alone.
     fitted_on : ndarray of int
         The rows it was fitted on.
     """
@@ -177,11 +177,11 @@ def predict_phenotype(
         sites again for each of several targets.
     confounds : DataFrame, shape (n_images, n_confounds), optional
         Columns whose linear effect is removed from the features, and from those of every baseline,
-        by coefficients learnt in the training rows of each fold: numbers as they are, categories
+        by coefficients learned in the training rows of each fold: numbers as they are, categories
         one by one (which is which, the rules for targets decide). Adds the baseline ``confounds``: they
         alone, in the same readout. A row that lacks one is left out.
     harmonize : bool, default=False
-        Harmonize features and baselines by `site` (ComBat, package pycombat), learnt in the
+        Harmonize features and baselines by `site` (ComBat, package pycombat), learned in the
         training rows of each fold, before confounds are removed, and without the target. A row
         whose site is unknown, or has fewer than three training rows, stays as it is.
     held_out : array-like of bool, shape (n_images,), optional
@@ -384,5 +384,5 @@ def _describe_model(
     ]
     return (
         f"{', '.join(steps)} on {n_features} features; wide baselines: principal components "
-        f"(at most {MAX_COMPONENTS}) learnt in the folds, then the same readout"
+        f"(at most {MAX_COMPONENTS}) learned in the folds, then the same readout"
     )

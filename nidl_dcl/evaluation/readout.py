@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class ConfoundModel:
-    """What confounds add to each feature, learnt from the training rows, to be taken away.
+    """What confounds add to each feature, learned from the training rows, to be taken away.
 
     Attributes
     ----------

@@ -417,7 +417,7 @@ def draw_intervals(
 
 
 def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: str) -> bytes:
-    """Draw the score of each kind of features, with intervals, over the participants learnt from.
+    """Draw the score of each kind of features, with intervals, over the participants learned from.
 
     Parameters
     ----------

@@ -38,45 +38,34 @@ class EmbeddedDataset:
     Attributes
     ----------
     images : DataFrame, shape (n_images, n_columns)
-        Ids and phenotypes.
+        Those of a `BIDSDataModule`, with a column ``seen_by``: how pretraining is known to have seen
+        the participant (`nidl_dcl.data.exposure.recognize`).
     features : ndarray, shape (n_images, n_features)
-    groups : Series of str
-        Who stays together.
-    contents : list of str
-        Digests of the voxels.
-    seen : list of (bool or None)
-        Whether pretraining saw the participant; None where unknown.
     quality : callable
         Gives the table of image quality, once asked for.
     random_seed : int
     model_sha256 : str
         Of the weights that gave the features.
-    persons : list of str, optional
-        Who counts once; default: the participants.
-    seen_by : list of str, optional
-        How it is known that pretraining saw them.
+    knows_images : bool, default=True
+        Whether pretraining kept a record of its images, so that ``seen_by`` can tell.
     """
 
     images: pd.DataFrame
     features: np.ndarray
-    groups: pd.Series[Any]
-    contents: list[str]
-    seen: list[bool | None]
     quality: Callable[[], pd.DataFrame]
     random_seed: int
     model_sha256: str | None
-    persons: list[str] | None = None
-    seen_by: list[str | None] | None = None
+    knows_images: bool = True
 
     @property
     def ids(self) -> pd.DataFrame:
         """Whom each image is of, as `nidl_dcl.predict_phenotype` takes it."""
         ids = self.images[["participant_id", "session_id", "run", "source"]].copy()
-        ids["seen"] = pd.array(self.seen, dtype="boolean")
-        for column, values in (("person_id", self.persons), ("seen_by", self.seen_by)):
-            if values is not None:
-                ids[column] = values
-        return ids
+        seen_by = self.images["seen_by"]
+        seen = [None if way is None else way != "" for way in seen_by]
+        ids["seen"] = pd.array(seen, dtype="boolean")
+        ids["person_id"] = self.images["person_id"]
+        return ids.assign(seen_by=seen_by) if self.knows_images else ids
 
 
 def find_readouts(
@@ -148,7 +137,7 @@ def keep_readout(
     participants = images["participant_id"].astype(str).to_numpy(dtype=object)
     training = describe_cohort(images, participants, columns, cohort.quality().iloc[used])
     training["target"] = {k: metrics[k] for k in ("distribution", "classes") if k in metrics}
-    contents = sorted({c for i in used if (c := cohort.contents[i])})
+    contents = sorted(set(images["content"]) - {""})
     # Of images, not of ids, which could be tried until the salt fits.
     salt = f"{key_seed(cohort.random_seed, 'readout', *contents):08x}"
     stored = ReadoutFile(
@@ -212,13 +201,13 @@ def apply_readout(
         ``summary`` and ``cross_validation`` (the reason `why`).
     """
     overlap = find_overlap(
-        stored, cohort.ids, cohort.contents, other_people=bool(basis["other_people"])
+        stored, cohort.ids, list(cohort.images["content"]), other_people=bool(basis["other_people"])
     )
     result = validate_externally(
         stored,
         cohort.features,
         cohort.images,
-        cohort.groups,
+        cohort.images["group_id"],
         ids=cohort.ids,
         overlap=overlap,
         columns=columns,

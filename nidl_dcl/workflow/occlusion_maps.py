@@ -238,13 +238,13 @@ def _task(
     if not file.is_file():
         return None
     stored, cohort = read_readout(file), study.cohort
-    images, groups = cohort.images, cohort.groups.to_numpy()
+    images, groups = cohort.images, cohort.images["group_id"].to_numpy()
     known = read_confounds(images[prediction.confounds], groups, study.held_out, target)
     read = read_target_beside(images[target], groups, study.held_out, known, name=target)
-    persons = np.array(cohort.persons or images["participant_id"], dtype=object)
-    design = make_design(read, persons, groups, n_splits=5, n_repeats=1, seed=run.random_seed)
+    people = images["person_id"].to_numpy(dtype=object)
+    design = make_design(read, people, groups, n_splits=5, n_repeats=1, seed=run.random_seed)
     removed = encode_confounds(known, design.rows, groups) if known else None
-    people = _spread_people(design, persons, run.random_seed)
+    chosen = _spread_people(design, people, run.random_seed)
     basis = {
         "rules": RULES,
         "block_mm": BLOCK_MM,
@@ -252,16 +252,16 @@ def _task(
         "readout": stored.sha256,
         "model_sha256": cohort.model_sha256,
         "mean_of": mean_of,
-        "people": _digest(study.name(row) for row in people),
+        "people": _digest(study.name(row) for row in chosen),
     }
     stem = study.figures / f"desc-{run.model_name}{label}_occlusion"
-    return _Task(target, stem, stored, design, removed, people, basis)
+    return _Task(target, stem, stored, design, removed, chosen, basis)
 
 
-def _spread_people(design: CVDesign, persons: NDArray[np.object_], seed: int) -> list[int]:
+def _spread_people(design: CVDesign, people: NDArray[np.object_], seed: int) -> list[int]:
     """Return an image each of a few participants, spread over the values of the target."""
     values = design.value[design.unit]
-    table = pd.DataFrame({"row": design.rows, "value": values, "who": persons[design.rows]})
+    table = pd.DataFrame({"row": design.rows, "value": values, "who": people[design.rows]})
     table = table.drop_duplicates("who")
     table["order"] = [key_seed(seed, "occlusion", who) for who in table["who"]]
     if design.task == "regression":

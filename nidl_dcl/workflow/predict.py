@@ -98,7 +98,6 @@ class _Cohort:
     module: BIDSDataModule
     rows: list[int]  # of the images in the module
     embedded: EmbeddedDataset
-    recognized: list[str | None]  # how pretraining knows each image's participant
     held_out: NDArray[np.bool_]
     read_voxels: Callable[[], tuple[np.ndarray, pd.DataFrame]]  # and image quality, once
     audits: dict[str, dict[str, Any]] = field(default_factory=dict)  # by column of sites
@@ -121,7 +120,7 @@ class _Cohort:
             self.audits[site] = site_audit(
                 self.embedded.features[kept],
                 self.embedded.images[site][kept],
-                self.embedded.groups[kept],
+                self.embedded.images["group_id"][kept],
                 random_state=self.study.run.random_seed,
                 progress=progress_of(f"decoding {site}"),
             )
@@ -151,19 +150,17 @@ def _open_cohort(study: Study, targets: Sequence[str], prediction: PredictionOpt
     images = module.images.iloc[rows].reset_index(drop=True)
     refuse_unusable(images, targets, prediction)
     exposure = description["exposure"]
-    how = recognize(images["participant_id"], images["content"], exposure)
+    images["seen_by"] = pd.Series(
+        recognize(images["participant_id"], images["content"], exposure), dtype=object
+    )
     reading = cache(partial(read_voxels, module, rows))
     embedded = EmbeddedDataset(
         images=images,
         features=embeddings.matrix[[row_of[source] for source in images["source"]]],
-        groups=images["group_id"],
-        contents=images["content"].tolist(),
-        seen=[None if way is None else way != "" for way in how],
         quality=lambda: reading()[1],
         random_seed=run.random_seed,
         model_sha256=digest,
-        persons=images["person_id"].tolist(),
-        seen_by=how if records_images(exposure) else None,
+        knows_images=records_images(exposure),
     )
     return _Cohort(
         study=study,
@@ -173,7 +170,6 @@ def _open_cohort(study: Study, targets: Sequence[str], prediction: PredictionOpt
         module=module,
         rows=rows,
         embedded=embedded,
-        recognized=how,
         held_out=held_out_rows(images),
         read_voxels=reading,
     )
@@ -234,7 +230,11 @@ def _fingerprint(cohort: _Cohort, columns: Sequence[str]) -> str:
     if cohort.prediction.harmonize:
         digest.update(b"harmonize")
     digest.update(np.ascontiguousarray(embedded.features).tobytes())
-    people = checksum(embedded.persons, embedded.groups, cohort.held_out, cohort.recognized)
+    people = checksum(
+        *(embedded.images[name] for name in ("person_id", "group_id")),
+        cohort.held_out,
+        embedded.images["seen_by"],
+    )
     return digest.hexdigest() + people
 
 
@@ -308,7 +308,7 @@ def _cross_validate(
     return predict_phenotype(
         embedded.features,
         images[target.name],
-        embedded.groups,
+        images["group_id"],
         target=target.name,
         baselines=baselines,
         site=None if audit is None else AuditedSites(images[target.site], audit),

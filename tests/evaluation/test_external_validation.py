@@ -288,9 +288,9 @@ def test_predict_phenotype_gives_the_readout_that_the_stage_keeps(tmp_path: Path
     )
     quality = pd.DataFrame({name: rng.normal(size=40) for name in QUALITY_METRICS})
     contents = [f"digest {i}" for i in range(40)]
-    cohort = EmbeddedDataset(
-        images, x, images["participant_id"], contents, [False] * 40, lambda: quality, 0, MODEL
-    )
+    whose = dict.fromkeys(("person_id", "group_id"), images["participant_id"])
+    known = images.assign(**whose, content=contents, seen_by="")
+    cohort = EmbeddedDataset(known, x, lambda: quality, 0, MODEL)
     file = tmp_path / "r.json"
     keep_readout(file, result, cohort, cohort_columns(images, "site"), "years")
 
@@ -346,9 +346,7 @@ def test_harmonized_features_keep_no_readout(tmp_path: Path) -> None:
     )
     file = tmp_path / "r.json"
     write_readout(file, stored_for())
-    cohort = EmbeddedDataset(
-        images, x, images["participant_id"], [""] * 30, [None] * 30, pd.DataFrame, 0, MODEL
-    )
+    cohort = EmbeddedDataset(images, x, pd.DataFrame, 0, MODEL)
     keep_readout(file, result, cohort, {}, None)
     assert result.readout is None
     assert list(tmp_path.iterdir()) == []

@@ -239,7 +239,7 @@ def test_constant_columns_and_columns_constant_at_a_site_are_harmonized():
 
 
 class Leaky:
-    """The mistake: scaling, sites and confounds learnt from all rows."""
+    """The mistake: scaling, sites and confounds learned from all rows."""
 
     def __init__(self, source):
         self.source = source

@@ -196,12 +196,12 @@ def test_a_point_is_what_cross_validation_on_the_labeled_rows_gives(both):
     design = design_of(AGE, PEOPLE, n_repeats=2)
     rows = labeled_groups(design, 0.25, seed=0)
     _, folds, _ = cross_validate(design, Features(X), ProgressCounter(None, 2), rows)
-    learnt = [rows[r, design.fold[r] != k].sum() for r in range(2) for k in range(5)]
+    learned = [rows[r, design.fold[r] != k].sum() for r in range(2) for k in range(5)]
 
     curve = both["age"].metrics["learning_curve"]
 
     assert curve["scores"]["embeddings"][1]["mean"] == np.mean([f["mae"] for f in folds])
-    assert curve["n_participants"][1] == np.mean(learnt)
+    assert curve["n_participants"][1] == np.mean(learned)
 
 
 def test_intervals_grow_with_fewer_to_learn_from(both):

@@ -278,11 +278,11 @@ def test_a_study_writes_a_map_a_table_and_what_they_mean(looked):
 
 def test_the_brain_behind_the_maps_is_the_mean_of_all(looked):
     from nidl_dcl.models.serialization import load_model
-    from nidl_dcl.workflow.factory import data_module
+    from nidl_dcl.workflow.factory import data_module, image_table
     from nidl_dcl.workflow.options import DataOptions, RunOptions
 
     contract = load_model(looked[1] / "models/desc-dcl").preparation
-    module = data_module(looked[0], DataOptions(), RunOptions(), preparation=contract)
+    module = data_module(image_table(looked[0], DataOptions()), RunOptions(), preparation=contract)
     module.setup()
     mean = np.mean([module.volumes[i][0].numpy() for i in range(len(module.images))], axis=0)
     found = nib.load(looked[1] / "figures/desc-dcl_meanbrain.nii.gz").get_fdata()
