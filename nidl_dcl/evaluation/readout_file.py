@@ -279,7 +279,7 @@ def _check_fields(fields: Any) -> None:
         if type(found) is not type(expected) or found != expected:
             _refuse(f"its {name} is {found!r:.50}, this version reads {expected!r}")
     for name, form in _FORMS.items():
-        if not _fits(fields.get(name), form):
+        if name not in fields or not _fits(fields[name], form):
             _refuse(f"its {name} is missing, or not of the expected form")
     task, labels, target = fields["task"], fields["labels"], fields["training"]["target"]
     if task != ("classification" if labels else "regression") or len(labels) == 1:
@@ -298,7 +298,7 @@ def _fits(value: Any, form: Any) -> bool:
     if isinstance(form, dict) and str in form:
         return all(_fits(each, form[str]) for each in value.values())
     if isinstance(form, dict):
-        return all(_fits(value.get(name), each) for name, each in form.items())
+        return all(name in value and _fits(value[name], each) for name, each in form.items())
     if isinstance(form, list):
         forms = form if len(form) > 1 else form * len(value)
         return len(value) == len(forms) and all(map(_fits, value, forms))
@@ -306,7 +306,9 @@ def _fits(value: Any, form: Any) -> bool:
         return type(value) in (int, float) and abs(value) < 1e100
     if form is str:
         return type(value) is str and 0 < len(value) <= 1000
-    return value is None if form is None else type(value) is form
+    if form is int:  # all of them count somebody
+        return type(value) is int and 0 < value < 2**53
+    return value is None
 
 
 def _make_linear(arrays: dict[str, Array], fields: dict[str, Any]) -> FittedReadout:
