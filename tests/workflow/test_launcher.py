@@ -191,7 +191,7 @@ def test_two_processes_stopped_by_sigterm_write_a_checkpoint_and_go_on(
     assert status_of(out) == 143
     status, _, err = finished(command(out))
     assert status == 0, err
-    assert "Training goes on from step" in err
+    assert "Training resumes at step" in err
     status, _, err = finished(command(tmp_path / "whole"))
     assert status == 0, err
     weights = "models/desc-dcl/weights.safetensors"

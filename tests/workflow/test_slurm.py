@@ -112,7 +112,6 @@ def test_a_job_array_and_its_merge_embed_everyone(
     assert "13 images of 10 participants, 0 computed now" in done.stderr
     table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
     assert table["participant_id"].nunique() == 10
-    assert len(json.loads((out / "logs" / "run.json").read_text())["parts"]) == 3
     assert (out / "figures" / "embedding_2d.tsv").is_file()
 
 
@@ -138,4 +137,4 @@ def test_a_preempted_job_is_put_back_and_goes_on(
     assert (tmp_path / "scontrol").read_text().startswith("requeue ")
     done = sbatch(cluster, "requeue.sh", *words)
     assert done.returncode == 0, done.stderr
-    assert "Training goes on from step" in done.stderr
+    assert "Training resumes at step" in done.stderr
