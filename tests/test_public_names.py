@@ -53,12 +53,23 @@ def test_a_public_name_can_be_imported(name: str) -> None:
     assert getattr(nidl_dcl, name) is not None
 
 
-@pytest.mark.parametrize("name", sorted(PROMISED - {"__version__"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "load_embeddings" else [])
+        for name in sorted(PROMISED - {"__version__"})
+    ],
+)
 def test_a_public_name_has_examples_that_run(
-    name: str, heads_made: Path, studied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    heads_made: Path,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "MY_DATASET").symlink_to(heads_made)
-    (tmp_path / "MY_OUTPUT").symlink_to(studied)
+    if name == "load_embeddings":
+        (tmp_path / "MY_OUTPUT").symlink_to(request.getfixturevalue("studied"))
     finder = doctest.DocTestFinder(recurse=False)
     (test,) = finder.find(getattr(nidl_dcl, name), name, globs={})  # they import what they use
     runs = any(doctest.SKIP not in example.options for example in test.examples)
