@@ -375,6 +375,7 @@ def test_points_tell_whose_they_are_and_their_values(tab: Tab, output: Path) -> 
     assert titles[0].startswith(f"{first['participant_id']} ses-1 · true {first['target']:g}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 400, 1280, 1400, 1920])
 @pytest.mark.parametrize("which", ["page", "hostile", "large", "shared"])
 def test_nothing_overflows(

@@ -18,6 +18,8 @@ import pytest
 from nidl_dcl.output.folder import Output
 from nidl_dcl.output.lock import held
 
+pytestmark = pytest.mark.slow  # all of them need a trained model
+
 SMALL = ("--spacing", "8", "--max-epochs", "1", "--batch-size", "8")
 RESULTS = ("desc-dcl_embeddings.tsv", "desc-dcl_embeddings.npy", "descriptions.tsv",
            "logs/inputs.tsv", "logs/phenotypes.tsv", "models/desc-dcl/model.json")  # fmt: skip
@@ -58,7 +60,6 @@ def embed(run: Callable[..., Any], *words: object) -> Any:
     return done
 
 
-@pytest.mark.slow
 def test_many_jobs_at_once_and_one_that_collects_make_the_table_of_one_whoever_is_killed(
     whole: Path, heads_made: Path, tmp_path: Path
 ) -> None:
@@ -104,7 +105,6 @@ assert all(bool(volumes[i].isfinite().all()) for i in range(len(volumes)))
 """
 
 
-@pytest.mark.slow
 def test_several_processes_fill_one_work_folder_at_once(heads_made: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-W", "error", "-c", FILL, str(heads_made), str(tmp_path)]
     jobs = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(6)]

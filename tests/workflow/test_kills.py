@@ -175,6 +175,7 @@ def test_files_that_are_written_together_are_all_old_or_all_new_wherever_the_wri
     assert allowed == 5  # two files, the folder, and two files to their places
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "after",
     [
