@@ -30,6 +30,8 @@ from nidl_dcl.io.formats import (
 )
 from nidl_dcl.report.build import write_report
 
+pytestmark = pytest.mark.slow  # a browser starts
+
 ELSEWHERE = "http://elsewhere.example"
 PAYLOADS = (
     "<script>top.ran=1</script>",
