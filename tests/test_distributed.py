@@ -256,8 +256,9 @@ def test_strategies_that_start_the_processes_themselves(strategy, tmp_path):
         want = one(name, 2, tmp_path)
         for rank in range(2 if strategy == "ddp" else 1):
             got = read(tmp_path, name, rank)
-            assert_same(got["state"], want["state"])
-            assert_same(got["rows"], want["rows"])
+            # ddp_spawn brings the weights back into a model that is still in single precision
+            for key in ("state", "rows"):
+                assert_same(got[key], want[key], **EXACT, check_dtype=strategy == "ddp")
 
 
 # -- one process -----------------------------------------------------------------------------
