@@ -33,7 +33,7 @@ from nidl_dcl import DCL
 from nidl_dcl.models.encoders import StridedCNN
 from nidl_dcl.volumes.cache import PreparedVolumes
 from nidl_dcl.volumes.preparation import Preparation
-from nidl_dcl.volumes.reading import as_image
+from nidl_dcl.volumes.reading import read_volume
 
 CORES = 2
 CASES = ((SPACING, SHAPE, 16), (4.0, (48, 56, 48), 64))
@@ -73,7 +73,7 @@ def main(rounds: int = 5) -> list[dict[str, Any]]:
             StridedCNN(), proj_input_dim=512, random_state=0,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
-        model.__dict__["_fitted"] = True
+        model.fitted = True
         for spacing, shape, n in CASES:
             paths = heads[:n]
             rules = Preparation((spacing,) * 3, shape)
@@ -149,7 +149,7 @@ def _parts(name: str, encoder: Any, volumes: PreparedVolumes, contents: list[byt
     ready, seconds = volumes[0][None], {}
     for part, work in (
         ("inflating", lambda i: igzip.decompress(contents[i])),
-        ("reading with checks, inflating included", lambda i: as_image(volumes.images[i])),
+        ("reading with checks, inflating included", lambda i: read_volume(volumes.images[i])),
         ("reading and preparing", lambda i: volumes[i]),
         ("encoding", lambda i: encoder(ready)),
     ):

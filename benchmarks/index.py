@@ -1,4 +1,4 @@
-"""How long an index takes, first, unchanged and changed, beside a bare walk and stock pybids."""
+"""How long an index takes, beside a bare walk and stock pybids, and how much memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,34 +84,12 @@ def stock_pybids(root: Path) -> int:
     return len(stock.get(suffix="T1w", extension=[".nii.gz", ".nii"], return_type="file"))
 
 
-def change(root: Path, cache: Path) -> Callable[[], None]:
-    """Return what makes the next index find three changed folders: one file more, fewer, renamed."""
-    folders = sorted(root.glob("sub-*[1-4]/anat"))[:3]
-    state = {"times": 0}
-
-    def three() -> None:
-        find_images(root, cache=cache)
-        state["times"] += 1
-        odd = state["times"] % 2
-        for folder, ending in zip(folders, ("PDw.json", "FLAIR.json", "T2w.json"), strict=True):
-            here, there = (folder / f"{folder.parent.name}_acq-{n}_{ending}" for n in "34")
-            if ending == "PDw.json":
-                here.touch() if odd else here.unlink()
-            else:
-                (there if there.exists() else here).unlink(missing_ok=True)
-                (here if odd else there).touch()
-        # Folders younger than two seconds are read, but not yet kept.
-        time.sleep(2.1)
-
-    return three
-
-
 MEMORY = """
 import resource, sys
 from pathlib import Path
 from nidl_dcl.bids.index import find_images
 
-root, small, cache = map(Path, sys.argv[1:])
+root, small = map(Path, sys.argv[1:])
 find_images(small)  # imports are done, and are not counted
 try:  # what was at its peak during imports must not hide what comes now
     Path("/proc/self/clear_refs").write_text("5")
@@ -123,17 +99,22 @@ except (OSError, IndexError):
     unit = 2**20 if sys.platform == "darwin" else 2**10
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 before = peak()
-find_images(root, cache=None if cache.name == "none" else cache)
+find_images(root)
 print(peak() - before)
 """
 
 
-def added_memory(root: Path, cache: Path | None) -> float:
+def added_memory(root: Path) -> float:
     """Return by how many megabytes an index raises the peak memory of a fresh process."""
     with tempfile.TemporaryDirectory() as small:
         make_tree(Path(small), 2)
-        words = [sys.executable, "-c", MEMORY, str(root), small, str(cache or "none")]
+        words = [sys.executable, "-c", MEMORY, str(root), small]
         return float(subprocess.run(words, capture_output=True, check=True, text=True).stdout)
+
+
+def count_images(root: Path) -> int:
+    """Count the images with `find_images`."""
+    return len(find_images(root).images)
 
 
 def main(participants: int = 10000, rounds: int = 5, stock: int = 1000) -> list[dict[str, Any]]:
@@ -146,78 +127,40 @@ def main(participants: int = 10000, rounds: int = 5, stock: int = 1000) -> list[
     rounds : int, default=5
         Rounds that count.
     stock : int, default=1000
-        Participants of the smaller dataset on which both we and pybids are timed.
+        Participants of the smaller dataset on which both we and pybids are timed, since pybids
+        takes too long for the large one.
     """
-    with tempfile.TemporaryDirectory() as place:
-        root, cache = Path(place).resolve() / "ds", Path(place) / "index"
-        images = make_tree(root, participants)
-        small = Path(place).resolve() / "small"
-        few = make_tree(small, min(stock, participants))
-        time.sleep(2.1)  # nobody's dataset is younger than that
-        return _measure(root, cache, images, small, few, rounds)
-
-
-def _measure(
-    root: Path, cache: Path, images: int, small: Path, few: int, rounds: int
-) -> list[dict[str, Any]]:
-    def index(kept: Path | None, where: Path = root) -> Callable[[], int]:
-        return lambda: len(find_images(where, cache=kept).images)
-
-    def forget(kept: Path) -> Callable[[], None]:
-        return lambda: shutil.rmtree(kept, ignore_errors=True)
-
-    other = cache.with_name("other")
-    arms: dict[str, Callable[[], int]] = {
-        "bare walk": lambda: bare_walk(root),
-        "without a cache": index(None),
-        "first": index(other),
-        "unchanged": index(cache),
-        "three changes": index(cache),
-    }
-    before = {
-        "first": forget(other),
-        "unchanged": index(cache),
-        "three changes": change(root, cache),
-    }
-    times = interleave(arms, rounds, before=before, expected=dict.fromkeys(arms, images))
-    walk = times["bare walk"]
-    targets = {"without a cache": 4.0, "first": 4.0, "unchanged": 1.5, "three changes": 1.5}
-    note = f"{images} T1w of {12 * images} files; peer: bare walk"
     rows = []
-    for name, target in targets.items():
-        rows.append(row(f"{name}, wall s", times[name].wall, walk.wall, target, note=note))
-        rows.append(row(f"{name}, CPU s", times[name].cpu, walk.cpu, target, note=note))
-    rows += _beside_pybids(small, few, cache.with_name("small-index"), rounds)
-    forget(other)()
-    for name, kept in (("first", other), ("unchanged", other), ("without a cache", None)):
-        added = [added_memory(root, kept)]
-        rows.append(row(f"{name}, peak MB", added, [MEGABYTES], 1.0, note="peer: the limit"))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, size, peer, times, target, note in (
+            ("beside a bare walk", participants, bare_walk, rounds, 1.5, "peer: bare walk"),
+            (
+                "beside pybids",
+                min(stock, participants),
+                stock_pybids,
+                min(rounds, 3),
+                15.0,
+                "peer: BIDSLayout, no sidecars, anat only",
+            ),
+        ):
+            root = Path(folder).resolve() / name
+            images = make_tree(root, size)
+            arms = {"ours": partial(count_images, root), "peer": partial(peer, root)}
+            timed = interleave(arms, times, expected=dict.fromkeys(arms, images))
+            rows += [
+                row(
+                    f"{name}, {kind} s",
+                    getattr(timed["ours"], kind.lower()),
+                    getattr(timed["peer"], kind.lower()),
+                    target,
+                    at_most=peer is bare_walk,
+                    note=f"{images} T1w of {12 * images} files; {note}",
+                )
+                for kind in ("wall", "CPU")
+            ]
+        added = [added_memory(Path(folder).resolve() / "beside a bare walk")]
+        rows.append(row("peak MB", added, [MEGABYTES], 1.0, note="peer: the limit"))
     return rows
-
-
-def _beside_pybids(small: Path, few: int, cache: Path, rounds: int) -> list[dict[str, Any]]:
-    """Time both on a dataset of one size; pybids takes too long for the large one."""
-    arms: dict[str, Callable[[], int]] = {
-        "stock": lambda: stock_pybids(small),
-        "first": lambda: len(find_images(small, cache=cache).images),
-        "unchanged": lambda: len(find_images(small, cache=cache).images),
-    }
-    before = {"first": lambda: shutil.rmtree(cache, ignore_errors=True)}
-    expected = dict.fromkeys(arms, few)
-    times = interleave(arms, min(rounds, 3), before=before, expected=expected)
-    note = f"both on {few} T1w of {12 * few} files; peer: BIDSLayout, no sidecars, anat only"
-    return [
-        row(
-            f"{name} beside pybids, {kind} s",
-            getattr(times[name], kind.lower()),
-            getattr(times["stock"], kind.lower()),
-            15.0,
-            at_most=False,
-            note=note,
-        )
-        for name in ("first", "unchanged")
-        for kind in ("wall", "CPU")
-    ]
 
 
 if __name__ == "__main__":

@@ -106,17 +106,13 @@ def main(rounds: int = 5) -> list[dict[str, Any]]:
 
         batches = [list(batch) for batch in data().train_dataloader()]
         for round_ in range(rounds + 1):
-            told = {
-                "ours": ours(data()),
-                "ours, 1 worker": ours(data(1)),
-                "bare": bare(batches),
-            }
-            for name, seconds in told.items():
-                if round_:
-                    found[name].append(seconds)
+            seconds = {"ours": ours(data()), "ours, 1 worker": ours(data(1)), "bare": bare(batches)}
+            if round_:
+                for name, taken in seconds.items():
+                    found[name].append(taken)
     logging.disable(logging.NOTSET)
-    cpu = {name: [f["cpu"] for f in told] for name, told in found.items()}
-    wall = {name: [f["wall"] for f in told] for name, told in found.items()}
+    cpu = {name: [r["cpu"] for r in rounds_] for name, rounds_ in found.items()}
+    wall = {name: [r["wall"] for r in rounds_] for name, rounds_ in found.items()}
     return [
         measure.row(
             "training from the cache, 64x64x64: bare loop / ours", cpu["ours"], cpu["bare"], 0.85,

@@ -1,45 +1,25 @@
 """Draw the pictures of architecture.md: python docs/draw_architecture.py [FOLDER].
 
-Sphinx draws them at each build, into docs/generated. The layers are read from the contract in
-pyproject.toml, so the picture of them shows what import-linter checks.
+Sphinx draws them at each build, into docs/generated. The layers are those of the contract in
+pyproject.toml, which import-linter checks; what is said of a folder or a file is its docstring.
 """
 
 from __future__ import annotations
 
+import ast
+import re
 import sys
+import textwrap
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from html import escape
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-PARTS = {
-    "command, output": "",  # and the ground: whatever no other part names
-    "dataset": (
-        "bids_index bids_walk bids_names bids_layout listings candidates places presets brain_masks "
-        "phenotypes folder_tables tables ids coding together"
-    ),
-    "images": (
-        "datamodule image_file nifti_header mgh_header npy_header grid volumes image_checks "
-        "input_contract prepared file_memory quality average_brain views monai_random "
-        "volume_transforms"
-    ),
-    "learning": (
-        "dcl estimator batches loaders samples probe loss encoder optimization distributed watching "
-        "training model_folder embedding embedding_table exposure"
-    ),
-    "prediction": (
-        "baselines transfer external readout_file linear_readout cohort prediction "
-        "prediction_table evaluation folds features cleaning coordinates readout scores targets "
-        "learning_curve site_audit site_scores holdout neighbors outliers occlusion"
-    ),
-    "report": (
-        "report scorecard exhibits image_exhibits occlusion_figure audits results page figures sheet "
-        "figure_data live_page occlusion_files occlusion_words summary"
-    ),
-}
-"""The columns of the layers: what each part of the program is made of."""
+PACKAGE = REPOSITORY / "nidl_dcl"
+SETTINGS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
 
 STEPS = [
     ("dataset", "BIDS_DIR, never written to", ()),
@@ -59,10 +39,7 @@ STEPS = [
     (
         "predictions",
         "predict: folds by participant, baselines",
-        (
-            "desc-<model><Target>_predictions.tsv",
-            "desc-<model><Target>_metrics.json",
-        ),
+        ("desc-<model><Target>_predictions.tsv", "desc-<model><Target>_metrics.json"),
     ),
     ("report", "report: from the files alone", ("report.html", "figures/")),
 ]
@@ -81,26 +58,47 @@ STYLE = """<style>
   .drawing .head {font-weight: bold; font-size: 12px}
   .drawing .soft {fill: var(--color-foreground-secondary, #555)}
   .drawing .band {fill: var(--color-background-secondary, #f4f4f6)}
+  .drawing .frame {fill: none; stroke: var(--color-background-border, #ddd)}
   .drawing .line {fill: none; stroke: var(--color-foreground-muted, #777); stroke-width: 1.2}
   .drawing .tip {fill: var(--color-foreground-muted, #777)}
 </style>"""
 WIDTH = 738
-COLUMN = WIDTH / len(PARTS)
 HEAD, LINE, PAD = 26, 16, 5
 BOX, GAP, LEFT = 46, 22, 150  # pixels: height of a step, between two, left of them
 STEP = 258  # width of a step
+EDGE, SPACE, INDENT = 28, 8, 10  # of the layers: left of the boxes, between them, inside them
+LETTER = 5.6  # width of one, in the widest of the fonts that browsers take
 
 
 def layers() -> list[list[str]]:
-    """Return the modules of each layer of the contract, from top to bottom."""
-    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
-    contract = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    """Return the folders and modules of each layer of the contract, from top to bottom."""
+    contract = SETTINGS["tool"]["importlinter"]["contracts"][0]["layers"]
     return [layer.split(" | ") for layer in contract]
 
 
-def part_of(module: str) -> int:
-    """Return the column of a module."""
-    return next((i for i, names in enumerate(PARTS.values()) if module in names.split()), 0)
+def purpose(name: str) -> str:
+    """Return what the docstring of a folder says, or the first paragraph of a module's."""
+    folder = PACKAGE / name
+    file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    said = str(ast.get_docstring(ast.parse(file.read_text("utf-8")))).replace("`", "")
+    return " ".join((said if folder.is_dir() else said.split("\n\n")[0]).split())
+
+
+def libraries(folder: str) -> list[str]:
+    """Return the dependencies that a folder imports, the most used first, without numpy and pandas."""
+    wanted = {re.split("[^a-z0-9-]", name)[0] for name in SETTINGS["project"]["dependencies"]}
+    homes = packages_distributions()
+    found: Counter[str] = Counter()
+    for file in (PACKAGE / folder).glob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(str(node.module))
+        found.update({home.lower() for name in names for home in homes.get(name.split(".")[0], [])})
+    kept = (wanted & set(found)) - {"numpy", "pandas"}
+    return sorted(kept, key=lambda name: (-found[name], name))
 
 
 def text(x: float, y: float, words: str, kind: str, **more: object) -> str:
@@ -119,36 +117,66 @@ def framed(height: float, title: str, parts: Iterator[str]) -> str:
     )
 
 
-def draw_layers() -> str:
-    """Draw the layers as rows and the parts as columns; each row has its modules in its columns."""
-    rows = [[[m for m in row if part_of(m) == i] for i in range(len(PARTS))] for row in layers()]
-    heights = [max(map(len, row)) * LINE + 2 * PAD for row in rows]
-
-    def drawn() -> Iterator[str]:
-        for i, part in enumerate(PARTS):
-            yield text(i * COLUMN + 5, 16, part, "head")
-        top = HEAD
-        for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
-            if number % 2 == 0:
-                yield f'<rect y="{top}" width="{WIDTH}" height="{height}" rx="4" class="band"/>'
-            for i, modules in enumerate(row):
-                for k, module in enumerate(modules):
-                    size = {"textLength": f"{len(module) * 6.6:g}"}  # whatever the font
-                    y = top + PAD + k * LINE + 12
-                    yield text(i * COLUMN + 5, y, module, "name", **size)
-            top += height
-
-    title = (
-        f"The {len(rows)} layers of the package as rows, its parts as columns: "
-        f"{', '.join(PARTS)}. A module imports from the rows below its own."
-    )
-    return framed(HEAD + sum(heights), title, drawn())
-
-
 def arrow(path: str, x: float, y: float, down: bool) -> Iterator[str]:
     """Yield a line that ends at (x, y), and its tip, which points down or to the right."""
     tip = f"M{x:g} {y:g} l-4 -7 l8 0 z" if down else f"M{x:g} {y:g} l-7 -4 l0 8 z"
     yield f'<path d="{path}" class="line"/><path d="{tip}" class="tip"/>'
+
+
+def draw_box(name: str, x: float, y: float, width: float) -> tuple[float, list[str]]:
+    """Return the height that a folder or module needs in the picture, and the texts in its box."""
+    is_folder = (PACKAGE / name).is_dir()
+    left, above = (INDENT, LINE + 2) if is_folder else (2 * INDENT + 7 * len(name), 0)
+    letters = int((width - left - INDENT) / LETTER)
+    lines = [(line, "") for line in textwrap.wrap(purpose(name), letters)]
+    if is_folder:
+        used = textwrap.wrap(", ".join(libraries(name)), letters)
+        lines += [(line, "soft") for line in used]
+    parts = [text(x + INDENT, y + 17, name, "name head" if is_folder else "name")]
+    parts += [
+        text(x + left, y + 17 + above + k * LINE, line, kind)
+        for k, (line, kind) in enumerate(lines)
+    ]
+    return above + len(lines) * LINE + 2 * PAD, parts
+
+
+def draw_layers() -> str:
+    """Draw each layer as a row of boxes, with what each folder is for and the libraries it uses."""
+    y, parts = 2.0, []
+    for row in layers():
+        width = (WIDTH - 1 - EDGE - SPACE * (len(row) - 1)) / len(row)
+        lefts = [EDGE + k * (width + SPACE) for k in range(len(row))]
+        boxes = [draw_box(name, x, y, width) for name, x in zip(row, lefts, strict=True)]
+        height = max(needed for needed, _ in boxes)
+        for name, x, (_, inside) in zip(row, lefts, boxes, strict=True):
+            kind = "band" if (PACKAGE / name).is_dir() else "frame"
+            size = f'width="{width:g}" height="{height:g}" rx="5"'
+            parts += [f'<rect x="{x:g}" y="{y:g}" {size} class="{kind}"/>', *inside]
+        y += height + SPACE
+    y -= SPACE
+    turned = {"transform": f"rotate(-90 10 {y / 2:g})", "text_anchor": "middle"}
+    parts.append(text(10, y / 2, "imports go down", "soft", **turned))
+    parts += arrow(f"M18 4 V{y - 6:g}", 18, y, down=True)
+    title = f"The {len(layers())} layers of the package, from top to bottom. " + " ".join(
+        f"{name}: {purpose(name)}" for row in layers() for name in row
+    )
+    return framed(y + 2, title, iter(parts))
+
+
+def list_files() -> str:
+    """Return HTML that unfolds to the files of each folder, and what each is for."""
+    parts = []
+    for folder in (name for row in layers() for name in row if (PACKAGE / name).is_dir()):
+        names = sorted(f.stem for f in (PACKAGE / folder).glob("*.py") if f.stem != "__init__")
+        rows = (
+            f"<dt><code>{name}</code></dt><dd>{escape(purpose(f'{folder}/{name}'))}</dd>"
+            for name in names
+        )
+        parts.append(
+            f"<details><summary><code>{folder}</code>: {len(names)} files</summary>"
+            f"<dl>{''.join(rows)}</dl></details>"
+        )
+    return "\n".join(parts) + "\n"
 
 
 def draw_study() -> str:
@@ -189,12 +217,13 @@ def draw_study() -> str:
 
 
 def main(folder: Path) -> None:
-    """Write both pictures; files that would not change stay as they are."""
+    """Write pictures and list; files that would not change stay as they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in (("layers.svg", draw_layers()), ("study.svg", draw_study())):
+    made = {"layers.svg": draw_layers(), "study.svg": draw_study(), "files.html": list_files()}
+    for name, content in made.items():
         file = folder / name
-        if not file.exists() or file.read_text("utf-8") != picture:
-            file.write_text(picture, "utf-8")
+        if not file.exists() or file.read_text("utf-8") != content:
+            file.write_text(content, "utf-8")
 
 
 if __name__ == "__main__":

@@ -22,17 +22,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from nidl_dcl.data.views import (
-    STRENGTHS,
+from nidl_dcl.data.transforms import (
     RandBiasField,
     RandBlur,
     RandContrast,
     RandCutout,
     RandForegroundNoise,
     RandSpatial,
-    draw_view,
-    volume_views,
 )
+from nidl_dcl.data.views import STRENGTHS, draw_view, volume_views
 from nidl_dcl.volumes.preparation import Preparation, prepare_volume
 
 KINDS: dict[str, Callable[..., Any]] = {

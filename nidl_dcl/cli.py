@@ -1,16 +1,19 @@
 """The command ``nidl-dcl``: parses, calls a stage, turns errors into messages and exit statuses.
 
-Options and their help are the fields of `options`; what they do is in `stages`.
+Options and their help are the fields of `workflow.options`; the stages are in `workflow`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -23,12 +26,13 @@ from nidl_dcl.errors import (
     LostProcessError,
     NonFiniteError,
     OnAnotherProcessError,
+    OutputInUseError,
     UsageError,
     describe,
     exit_status,
 )
-from nidl_dcl.io.console import ConsoleReporter
-from nidl_dcl.models.trust import refuse_unsaid
+from nidl_dcl.io.console import ConsoleHandler, handled_by
+from nidl_dcl.models.trust import refuse_untrusted
 from nidl_dcl.workflow.options import (
     DataOptions,
     PredictionOptions,
@@ -38,9 +42,10 @@ from nidl_dcl.workflow.options import (
     as_yaml,
     code_named,
     read_options,
+    refuse_gone,
 )
 
-__all__ = ["main"]
+_LOGGER = logging.getLogger(__name__)
 
 _COMMAND: list[str] = []
 """What Python was started with, to start more processes of it."""
@@ -49,6 +54,12 @@ _Data = Annotated[DataOptions, Parameter(name="*", group="Data")]
 _Training = Annotated[TrainingOptions, Parameter(name="*", group="Training")]
 _Prediction = Annotated[PredictionOptions, Parameter(name="*", group="Prediction")]
 _Run = Annotated[RunOptions, Parameter(name="*", group="Run")]
+_BidsDir = Annotated[Path, Parameter(help="BIDS dataset; never written to.")]
+_OutputDir = Annotated[Path, Parameter(help="Folder of the derivative.")]
+_Target = Annotated[list[str], Parameter(help="Columns of the phenotype tables.")]
+_Trust = Annotated[
+    list[str] | None, Parameter(help="Packages whose encoders may be imported by name.")
+]
 
 
 def _shown(default: Any) -> str | None:
@@ -74,216 +85,169 @@ app.meta.suppress_keyboard_interrupt = False  # `main` says what to do after Ctr
 
 @app.command(usage="Usage: nidl-dcl index BIDS_DIR [OPTIONS]")
 def index(
-    bids_dir: Path,
+    bids_dir: _BidsDir,
     *,
-    check: bool = False,
+    check: Annotated[bool, Parameter(help="Open every image too.")] = False,
     data: _Data = DataOptions(),  # noqa: B008
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
-    """List every candidate image of a dataset (TSV on standard output).
+    """List every candidate image of a dataset (TSV on standard output)."""
+    from nidl_dcl.workflow.inputs import index
 
-    Parameters
-    ----------
-    bids_dir
-        BIDS dataset; never written to.
-    check
-        Open every image too.
-    """
-    from nidl_dcl.workflow import study as stages
-
-    sys.stdout.write(stages.index(bids_dir, data, run, check=check, console=ConsoleReporter()))
+    sys.stdout.write(index(bids_dir, data, run, check=check))
 
 
 @app.command(usage="Usage: nidl-dcl pretrain BIDS_DIR OUTPUT_DIR [OPTIONS]")
 def pretrain(
-    bids_dir: Path,
-    output_dir: Path,
+    bids_dir: _BidsDir,
+    output_dir: _OutputDir,
     *,
-    group: str | None = None,
+    group: Annotated[
+        str | None,
+        Parameter(
+            help="With --holdout: column whose equal values (a family) are held out together."
+        ),
+    ] = None,
     data: _Data = DataOptions(),  # noqa: B008
     training: _Training = TrainingOptions(),  # noqa: B008
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
-    """Train an encoder without labels, by decoupled contrastive learning.
+    """Train an encoder without labels, by decoupled contrastive learning."""
+    from nidl_dcl.workflow.dry_run import dry_run
+    from nidl_dcl.workflow.pretrain import join_training, pretrain
 
-    Parameters
-    ----------
-    bids_dir
-        BIDS dataset; never written to.
-    output_dir
-        Folder of the derivative.
-    group
-        With --holdout: column whose equal values (a family) are held out together.
-    """
-    from nidl_dcl.workflow import study as stages
-
-    console = ConsoleReporter()
+    _set_threads(run)
     if run.dry_run:
-        _set_threads(run)
-        _say_lines(stages.dry_run(bids_dir, output_dir, data, training, run, console))
+        _write_lines(dry_run(bids_dir, output_dir, data, training, run))
         return
     with _team(training) as team:
         if team.rank > 0:
-            _set_threads(run)
-            stages.follow(team, bids_dir, data, run)
+            join_training(team, bids_dir, data, run)
             return
-        output = _output(bids_dir, output_dir, run, data, training)
-        with output.writing(console.say):
-            folder = stages.pretrain(output, data, training, run, console, group=group, team=team)
-    _validate(output.public, run)
-    sys.stdout.write(f"{output.public / folder.relative_to(output.path)}\n")
+        study = _open(bids_dir, output_dir, data, run, training)
+        study.group = group
+        with study.output.writing():
+            folder = pretrain(study, training, team=team)
+    _validate(study)
+    sys.stdout.write(f"{folder}\n")
 
 
 @app.command(usage="Usage: nidl-dcl embed BIDS_DIR OUTPUT_DIR [OPTIONS]")
 def embed(
-    bids_dir: Path,
-    output_dir: Path,
+    bids_dir: _BidsDir,
+    output_dir: _OutputDir,
     *,
-    model: Path | None = None,
-    trust: list[str] | None = None,
+    model: Annotated[
+        Path | None,
+        Parameter(help="Model folder; default: the one that pretrain wrote in OUTPUT_DIR."),
+    ] = None,
+    trust: _Trust = None,
     data: _Data = DataOptions(),  # noqa: B008
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
     """Write one embedding per image.
 
-    Parameters
-    ----------
-    bids_dir
-        BIDS dataset; never written to.
-    output_dir
-        Folder of the derivative.
-    model
-        Model folder; default: the one that pretrain wrote in OUTPUT_DIR.
-    trust
-        Packages whose encoders may be imported by name.
+    With --participant-label or --session-label many such commands may run at once: each computes
+    its share into the work folder, and one without labels, at the end, writes the table of all.
     """
-    from nidl_dcl.workflow import study as stages
+    from nidl_dcl.workflow.dry_run import dry_run
+    from nidl_dcl.workflow.embed import cache_features, embed
 
-    console = ConsoleReporter()
+    _set_threads(run)
     if run.dry_run:
-        _set_threads(run)
-        _say_lines(stages.dry_run(bids_dir, output_dir, data, None, run, console))
+        _write_lines(dry_run(bids_dir, output_dir, data, None, run))
         return
-    output = _output(bids_dir, output_dir, run, data)
-    told: dict[str, Any] = {"model_folder": model, "trust": trust or (), "console": console}
-    if (data.participant_label or data.session_label) and not run.share:
-        with output.beside_others():
-            stages.embed_part(output, data, run, **told)
-    elif not _is_not_first():
-        with output.writing(console.say):
-            stages.embed(output, data, run, **told)
-    _validate(output.public, run)
+    study = _open(bids_dir, output_dir, data, run, trust=trust)
+    if study.selection:
+        with study.output.logging():
+            cache_features(study, model)
+    elif _is_not_first():
+        return
+    try:
+        with study.output.writing():
+            embed(study, model)
+    except OutputInUseError as error:
+        if not study.selection:
+            raise
+        _LOGGER.info(
+            f"{error} The embeddings of this selection are computed and kept; `nidl-dcl embed` "
+            "without labels writes the table of all."
+        )
+    _validate(study)
 
 
 @app.command(usage="Usage: nidl-dcl predict BIDS_DIR OUTPUT_DIR --target COLUMN ... [OPTIONS]")
 def predict(
-    bids_dir: Path,
-    output_dir: Path,
+    bids_dir: _BidsDir,
+    output_dir: _OutputDir,
     *,
-    target: list[str],
-    trust: list[str] | None = None,
+    target: _Target,
+    trust: _Trust = None,
     data: _Data = DataOptions(),  # noqa: B008
     prediction: _Prediction = PredictionOptions(),  # noqa: B008
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
-    """Predict phenotypes from embeddings, cross-validated by participant.
-
-    Parameters
-    ----------
-    bids_dir
-        BIDS dataset; never written to.
-    output_dir
-        Folder of the derivative, with embeddings.
-    target
-        Columns of the phenotype tables.
-    trust
-        Packages whose encoders may be imported by name.
-    """
-    from nidl_dcl.workflow import study as stages
+    """Predict phenotypes from embeddings, cross-validated by participant."""
+    from nidl_dcl.workflow.predict import predict
+    from nidl_dcl.workflow.summary import summary_table
 
     if _is_not_first():
         return
-    output = _output(bids_dir, output_dir, run, data, prediction)
-    with output.writing(ConsoleReporter().say):
-        rows = stages.predict(
-            output, target, data, run, prediction, trust=trust or (), console=ConsoleReporter()
-        )
-    _validate(output.public, run)
-    sys.stdout.write(stages.summary_table(rows) + "\n")
+    study = _open(bids_dir, output_dir, data, run, prediction, trust=trust)
+    with study.output.writing():
+        rows = predict(study, target, prediction)
+    _validate(study)
+    sys.stdout.write(summary_table(rows) + "\n")
 
 
 @app.command(usage="Usage: nidl-dcl report BIDS_DIR OUTPUT_DIR [OPTIONS]")
 def report(
-    bids_dir: Path,
-    output_dir: Path,
+    bids_dir: _BidsDir,
+    output_dir: _OutputDir,
     *,
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
-    """Write the HTML report again, from the files.
-
-    Parameters
-    ----------
-    bids_dir
-        BIDS dataset; never written to.
-    output_dir
-        Folder of the derivative.
-    """
-    from nidl_dcl.workflow import study as stages
+    """Write the HTML report again, from the files."""
+    from nidl_dcl.workflow.study import report
 
     if not output_dir.is_dir():
         raise UsageError(f"OUTPUT_DIR {output_dir} is not a folder.")
     if _is_not_first():
         return
-    output = _output(bids_dir, output_dir, run)
-    with output.writing():
-        page = stages.report(output, run)
+    study = _open(bids_dir, output_dir, DataOptions(), run)
+    with study.output.writing():
+        page = report(study)
     sys.stdout.write(f"{page}\n")
 
 
 @app.command(usage="Usage: nidl-dcl study BIDS_DIR OUTPUT_DIR --target COLUMN ... [OPTIONS]")
 def study(
-    bids_dir: Path,
-    output_dir: Path,
+    bids_dir: _BidsDir,
+    output_dir: _OutputDir,
     *,
-    target: list[str],
-    model: Path | None = None,
-    trust: list[str] | None = None,
+    target: _Target,
+    model: Annotated[
+        Path | None, Parameter(help="An existing model folder: no pretraining.")
+    ] = None,
+    trust: _Trust = None,
     data: _Data = DataOptions(),  # noqa: B008
     training: _Training = TrainingOptions(),  # noqa: B008
     prediction: _Prediction = PredictionOptions(),  # noqa: B008
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
-    """Pretrain, embed, predict and report, in one go.
+    """Pretrain, embed, predict and report, in one go."""
+    from nidl_dcl.workflow.dry_run import dry_run
+    from nidl_dcl.workflow.pretrain import join_training
+    from nidl_dcl.workflow.study import run_study
+    from nidl_dcl.workflow.summary import summary_table
 
-    Parameters
-    ----------
-    bids_dir
-        BIDS dataset; never written to.
-    output_dir
-        Folder of the derivative.
-    target
-        Columns of the phenotype tables.
-    model
-        An existing model folder: no pretraining.
-    trust
-        Packages whose encoders may be imported by name.
-    """
-    from nidl_dcl.workflow import study as stages
-
-    console = ConsoleReporter()
+    _set_threads(run)
+    trained = training if model is None else None
     if run.dry_run:
-        _set_threads(run)
-        lines = stages.dry_run(
-            bids_dir,
-            output_dir,
-            data,
-            training if model is None else None,
-            run,
-            console,
-            targets=target,
-            prediction=prediction,
+        lines = dry_run(
+            bids_dir, output_dir, data, trained, run, targets=target, prediction=prediction
         )
-        _say_lines(lines)
+        _write_lines(lines)
         return
     options = StudyOptions(
         bids_dir=bids_dir,
@@ -298,57 +262,82 @@ def study(
     )
     if model is not None and _is_not_first():
         return
-    with _team(training if model is None else None) as team:
+    with _team(trained) as team:
         if team.rank > 0:
-            _set_threads(run)
-            stages.follow(team, bids_dir, data, run)
+            join_training(team, bids_dir, data, run)
             return
-        output = _output(bids_dir, output_dir, run, data, training, prediction)
-        with output.writing(console.say):
-            rows = stages.study(output, options, console, team)
-    _validate(output.public, run)
-    sys.stdout.write(stages.summary_table(rows) + f"\n\n{output.public / 'report.html'}\n")
+        opened = _open(bids_dir, output_dir, data, run, training, prediction, trust=trust)
+        with opened.output.writing():
+            rows = run_study(opened, options, team)
+    _validate(opened)
+    page = opened.output.path / "report.html"
+    sys.stdout.write(summary_table(rows) + f"\n\n{page}\n")
+
+
+@app.command(usage="Usage: nidl-dcl share OUTPUT_DIR SHARED_DIR [OPTIONS]")
+def share(
+    output_dir: Annotated[Path, Parameter(help="Folder of the derivative; stays as it is.")],
+    shared_dir: Annotated[
+        Path, Parameter(help="Folder to give away: new, or an earlier copy to bring up to date.")
+    ],
+    *,
+    key_file: Annotated[
+        Path | None,
+        Parameter(
+            help="Secret key that makes the pseudonyms, made if it is missing; default: in the user's configuration."
+        ),
+    ] = None,
+    pseudonyms: Annotated[
+        Path | None,
+        Parameter(help="File to write, for yourself: which participant has which pseudonym."),
+    ] = None,
+    validate: Annotated[
+        bool, Parameter(help="Run the BIDS validator on the copy (package bids-validator-deno).")
+    ] = False,
+) -> None:
+    """Copy a finished output so that it can be given away: pseudonyms for ids, no single heads."""
+    from nidl_dcl.output.sharing import share
+
+    if _is_not_first():
+        return
+    page = share(output_dir, shared_dir, key_file=key_file, pseudonyms=pseudonyms)
+    if validate:
+        from nidl_dcl.bids import validator
+
+        validator.validate(shared_dir)
+    sys.stdout.write(f"{page}\n")
 
 
 @app.command(usage="Usage: nidl-dcl demo OUTPUT_DIR [OPTIONS]")
 def demo(
-    output_dir: Path,
+    output_dir: Annotated[
+        Path, Parameter(help="Gets the dataset in bids/ and the study in study/.")
+    ],
     *,
-    n_participants: int = 120,
-    max_epochs: int = 40,
-    occlusion: bool = False,
+    n_participants: Annotated[int, Parameter(help="Size of the dataset.")] = 120,
+    max_epochs: Annotated[int, Parameter(help="Length of the training.")] = 40,
+    occlusion: Annotated[bool, Parameter(help="Also map where the readouts look.")] = False,
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
-    """Write a synthetic BIDS dataset and run a study on it.
-
-    Parameters
-    ----------
-    output_dir
-        Gets the dataset in bids/ and the study in study/.
-    n_participants
-        Size of the dataset.
-    max_epochs
-        Length of the training.
-    occlusion
-        Also map where the readouts look.
-    """
-    from nidl_dcl.workflow import study as stages
+    """Write a synthetic BIDS dataset and run a study on it."""
+    from nidl_dcl.workflow.study import demo
+    from nidl_dcl.workflow.summary import summary_table
 
     _refuse_dry_run(run)
     _set_threads(run)
     if _is_not_first():
         return
-    rows, page = stages.demo(
+    rows, study = demo(
         output_dir,
         run,
         n_participants=n_participants,
         max_epochs=max_epochs,
         occlusion=occlusion,
-        console=ConsoleReporter(),
         command=["nidl-dcl", *sys.argv[1:]],
     )
-    _validate(page.parent, run)
-    sys.stdout.write(stages.summary_table(rows) + f"\n\n{page}\n")
+    _validate(study)
+    page = study.output.path / "report.html"
+    sys.stdout.write(summary_table(rows) + f"\n\n{page}\n")
 
 
 @app.meta.default
@@ -375,17 +364,18 @@ def _launch(
     else:
         app.config = ()
     words = _command_first(tokens)
+    refuse_gone(word.partition("=")[0] for word in words if word.startswith("--"))
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     if config is not None:
-        told = bound.arguments
-        refuse_unsaid(config, code_named(told.get("training"), told.get("trust")), _said(words))
+        given = bound.arguments
+        code = code_named(given.get("training"), given.get("trust"))
+        refuse_untrusted(config, code, _code_in(words))
     if print_config:
         bound.apply_defaults()
         sys.stdout.write(_as_yaml(bound.arguments))
         return
-    if not verbose:
-        _silence()
-    command(*bound.args, **bound.kwargs)
+    with nullcontext() if verbose else _only_our_messages():
+        command(*bound.args, **bound.kwargs)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -402,7 +392,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)
     unraisable, sys.unraisablehook = sys.unraisablehook, _deliver_again
     try:
-        app.meta(words, exit_on_error=False, print_error=False)
+        with handled_by(ConsoleHandler(), alone=True):
+            app.meta(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(_misread(error, words), 2)
     except BaseException as error:
@@ -445,44 +436,39 @@ def _misread(error: CycloptsError, words: list[str]) -> str:
     said = str(error)
     if isinstance(error, MissingArgumentError) and error.argument and error.keyword is None:
         name = error.argument.name
-        folder = name in ("--bids-dir", "--output-dir")
+        folder = name in ("--bids-dir", "--output-dir", "--shared-dir")
         said = f"{name[2:].replace('-', '_').upper() if folder else name} is missing."
         if folder and any(word.startswith("--") for word in words):
             said += " Give folders first: an option like --target takes all words up to the next option."
     return f"{said} See {' '.join(('nidl-dcl', *(error.command_chain or ())))} --help."
 
 
-def _said(words: tuple[str, ...]) -> list[str]:
+def _code_in(words: tuple[str, ...]) -> list[str]:
     """Return the packages and encoders that the command line itself names."""
-    said, option = [], ""
+    named, option = [], ""
     for word in words:
         if word.startswith("-"):
             option, _, word = word.partition("=")
         if word and option in ("--encoder", "--trust"):
-            said.append(word)
-    return said
+            named.append(word)
+    return named
 
 
-def _output(bids_dir: Path, output_dir: Path, run: RunOptions, *options: Any) -> Any:
-    from dataclasses import asdict
-
-    from nidl_dcl.output.folder import Output
+def _open(
+    bids_dir: Path,
+    output_dir: Path,
+    data: DataOptions,
+    run: RunOptions,
+    *more: Any,
+    trust: list[str] | None = None,
+) -> Any:
+    """Return the study that a command works on."""
+    from nidl_dcl.workflow.study import open_study
 
     _refuse_dry_run(run)
     _set_threads(run)
-    config = {k: v for group in (*options, run) for k, v in asdict(group).items()}
-    output = Output(
-        bids_dir,
-        output_dir,
-        work_dir=run.work_dir,
-        command=["nidl-dcl", *sys.argv[1:]],
-        config=config,
-        share=run.share,
-        share_key=run.share_key,
-    )
-    if run.share:
-        ConsoleReporter().say(f"With real ids, for yourself alone: {output.path}")
-    return output
+    command = ["nidl-dcl", *sys.argv[1:]]
+    return open_study(bids_dir, output_dir, data, run, *more, trust=trust or (), command=command)
 
 
 def _refuse_dry_run(run: RunOptions) -> None:
@@ -509,16 +495,16 @@ def _team(training: TrainingOptions | None) -> Any:
 
 def _is_not_first() -> bool:
     """Return whether this is one of several processes in a command that one does alone."""
-    from nidl_dcl.workflow.launcher import find_place
+    from nidl_dcl.workflow.launcher import find_rank
 
-    return find_place().rank > 0
+    return find_rank().rank > 0
 
 
-def _validate(folder: Path, run: RunOptions) -> None:
-    if run.validate:
+def _validate(study: Any) -> None:
+    if study.run.validate:
         from nidl_dcl.bids.validator import validate
 
-        validate(folder)
+        validate(study.output.path)
 
 
 def _set_threads(run: RunOptions) -> None:
@@ -537,17 +523,29 @@ def _as_yaml(arguments: dict[str, Any]) -> str:
     return as_yaml(values)
 
 
-def _say_lines(lines: list[str]) -> None:
+def _write_lines(lines: list[str]) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _silence() -> None:
-    """Leave the terminal to our own messages."""
-    import logging
-
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore", module="(lightning|torch|monai|nilearn|sklearn)")
-    warnings.showwarning = _show_warning
+@contextmanager
+def _only_our_messages() -> Iterator[None]:
+    """Leave the terminal to our own messages for the length of a block."""
+    nothing = logging.NullHandler()
+    theirs = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    for logger in (logging.getLogger(), *theirs):
+        logger.addHandler(nothing)  # else Lightning and Python add one that prints
+    for logger in theirs:
+        logger.propagate = False
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="(lightning|torch|monai|nilearn|sklearn)")
+            warnings.showwarning = _show_warning
+            yield
+    finally:
+        for logger in (logging.getLogger(), *theirs):
+            logger.removeHandler(nothing)
+        for logger in theirs:
+            logger.propagate = True
 
 
 def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
@@ -573,7 +571,7 @@ def _deliver_again(lost: Any) -> None:
 
 def _fail(message: str, status: int) -> NoReturn:
     loaded = sys.modules.get("nidl_dcl.workflow.launcher")
-    place = None if loaded is None else loaded.find_place()
+    place = None if loaded is None else loaded.find_rank()
     if place is not None and place.rank > 0:
         if status in (130, 143) or isinstance(sys.exception(), LostProcessError | NonFiniteError):
             sys.exit(status)  # the first process says it

@@ -1,4 +1,7 @@
-"""Rows gathered from all processes, with the gradient of the sum; one process needs none of it."""
+"""What the processes of a training exchange: rows with their gradients, objects, sums.
+
+With one process nothing is exchanged.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = [
-    "any_process",
-    "by_itself",
-    "first_value",
-    "gather_objects",
-    "gather_rows",
-    "gather_targets",
-    "leave_at_exit",
-    "share_buffers",
-    "total",
-    "world",
-]
-
 _BY_ITSELF: ContextVar[bool] = ContextVar("by_itself", default=False)
 
 
 def leave_at_exit() -> None:
-    """Have this process leave its group before it ends; threads of the group may abort it otherwise."""
+    """Make this process leave its group before it ends; threads of the group may abort it otherwise."""
     atexit.unregister(_leave)
     atexit.register(_leave)
 
@@ -49,10 +39,10 @@ def world() -> tuple[int, int]:
 
 @contextmanager
 def by_itself(alone: bool = True) -> Iterator[None]:
-    """Let this process work by itself inside the block, whatever group it belongs to.
+    """Let this process count as the only one inside the block, whatever group it belongs to.
 
-    A group may be running while a trainer uses one device: what it gathers would otherwise wait for
-    processes that do something else.
+    A group may be running while a trainer uses one device: gathering would otherwise wait for
+    processes that do something else. `alone` says whether it does.
     """
     token = _BY_ITSELF.set(alone)
     try:
@@ -62,7 +52,7 @@ def by_itself(alone: bool = True) -> Iterator[None]:
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of all processes in rank order, and where this process's rows start.
+    """Return the rows of all processes in rank order, and the index of this process's first row.
 
     Processes may hold different numbers of rows. The gradient of the result is summed over the
     processes before each takes its own part.
@@ -92,20 +82,10 @@ def first_value(value: Any) -> Any:
 
 
 def gather_targets(y: Any, n: int) -> Any:
-    """Return the targets of all processes as one batch of targets.
+    """Return the targets of all processes, of `n` samples on this one, as those of one batch.
 
-    Parameters
-    ----------
-    y : Tensor, sequence, mapping or anything else
-        This process's targets as a loader collates them: one per sample, or a mapping or sequence
-        of such.
-    n : int
-        This process's samples.
-
-    Returns
-    -------
-    object
-        Of the same form, in rank order; what is not one value per sample is listed by process.
+    They are as a loader collates them: one per sample, or a mapping or sequence of such. The result
+    has the same form, in rank order; what is not one value per sample gives a list of one each.
     """
     if world()[1] == 1 or y is None:
         return y
@@ -124,7 +104,7 @@ def gather_targets(y: Any, n: int) -> Any:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every process the first one's buffers, such as running means, which are not averaged."""
+    """Copy the first process's buffers to all: running means, for instance, are not averaged."""
     if world()[1] > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)

@@ -9,19 +9,6 @@ import errno
 import os
 import traceback
 
-__all__ = [
-    "InputsUnusableError",
-    "LostProcessError",
-    "NidlDclError",
-    "NoRoomError",
-    "NonFiniteError",
-    "OnAnotherProcessError",
-    "OutputInUseError",
-    "UsageError",
-    "describe",
-    "exit_status",
-]
-
 
 class NidlDclError(Exception):
     """Base of the errors whose message says what is wrong, where, and what to do."""
@@ -69,18 +56,14 @@ class OnAnotherProcessError(NidlDclError, RuntimeError):
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-
 
 _GONE = {
     *(errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENODEV, errno.ENXIO),
     *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ETIMEDOUT),
 }
 
-
 _LOADER = "torch.utils.data.dataloader"
-
 
 _WHOLE = "The files that were there are whole"
 

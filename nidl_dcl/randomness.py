@@ -1,4 +1,4 @@
-"""Seeds derived from keys such as (seed, epoch, participant, view), and generators that obey them.
+"""Seeds derived from keys such as (seed, epoch, participant, view), and generators seeded by them.
 
 What is random in nidl_dcl depends on its key alone: never on a worker, a process or an index.
 """
@@ -14,23 +14,18 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["fresh_seed", "key_seed", "keyed", "permutation"]
-
 
 def key_seed(*key: object) -> int:
     """Return a seed in [0, 2**32) that depends on the text of the key's parts alone.
 
-    Parameters
-    ----------
-    *key : object
-        For a view: seed, epoch, participant, view number.
+    The key of a view: seed, epoch, participant, view number.
     """
     text = "\x1f".join(str(part) for part in key)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 
 
 def fresh_seed(random_state: int | np.random.RandomState | None) -> int:
-    """Return the seed that scikit-learn's `random_state` stands for; None draws a new one."""
+    """Return a seed for a `random_state` as scikit-learn takes it; None draws a new one."""
     if random_state is None:
         return secrets.randbits(32)
     if isinstance(random_state, np.random.RandomState):
@@ -39,25 +34,19 @@ def fresh_seed(random_state: int | np.random.RandomState | None) -> int:
 
 
 def permutation(n: int, *key: object) -> np.ndarray:
-    """Return the permutation of ``range(n)`` that belongs to `key`."""
+    """Return a permutation of ``range(n)`` that depends on `key` alone."""
     return np.random.Generator(np.random.PCG64(key_seed(*key))).permutation(n)
 
 
 @contextmanager
 def keyed(*key: object) -> Iterator[int]:
-    """Seed torch (CPU), numpy and random by `key` inside the block; restore them after it.
+    """Seed torch (on the CPU), numpy and random by `key` inside the block; restore them after it.
 
-    Yields
-    ------
-    int
-        The seed, for objects with generators of their own.
+    Yields the seed, for objects with generators of their own.
     """
     seed = key_seed(*key)
-    torch_state, numpy_state, python_state = (
-        torch.get_rng_state(),
-        np.random.get_state(),  # noqa: NPY002
-        random.getstate(),
-    )
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     random.seed(seed)

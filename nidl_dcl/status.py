@@ -7,8 +7,6 @@ from typing import Literal
 
 from nidl_dcl.errors import NidlDclError
 
-__all__ = ["Check", "Code", "UnreadableVolumeError"]
-
 Code = Literal[
     "ok",
     "empty",

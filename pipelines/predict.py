@@ -23,10 +23,10 @@ def main(table: str, bids_dir: str, target: str) -> None:
         na_values=["n/a"],
         dtype={"participant_id": str},
     )
-    joined = embeddings.merge(people[["participant_id", target]], on="participant_id", how="left")
-    features = joined.filter(regex=r"^dcl\d+$")
+    images = embeddings.merge(people[["participant_id", target]], on="participant_id", how="left")
+    features = images.filter(regex=r"^dcl\d+$")
     result = predict_phenotype(
-        features, joined[target], joined["participant_id"], target=target, random_state=0
+        features, images[target], images["participant_id"], target=target, random_state=0
     )
     for name, value in result.summary().items():
         print(f"{name}: {value}")

@@ -11,65 +11,46 @@ from __future__ import annotations
 
 import sys
 
-import nidl_dcl.workflow.study as stages
-from nidl_dcl.io.console import ConsoleReporter
-from nidl_dcl.output.folder import Output
+from nidl_dcl.io.console import ConsoleHandler, handled_by
+from nidl_dcl.workflow.embed import embed
 from nidl_dcl.workflow.options import read_study
+from nidl_dcl.workflow.predict import predict
+from nidl_dcl.workflow.pretrain import pretrain
+from nidl_dcl.workflow.study import configure, open_study, report
+from nidl_dcl.workflow.summary import summary_table
 
 
 def main(file: str, *trust: str) -> None:
     options = read_study(file, trust)
-    console = ConsoleReporter()
-    run = options.run
-    output = Output(
+    study = open_study(
         options.bids_dir,
         options.output_dir,
-        work_dir=run.work_dir,
+        options.data,
+        options.run,
+        options.training,
+        options.prediction,
+        trust=trust,
         command=sys.argv,
-        share=run.share,
-        share_key=run.share_key,
     )
-    with output.writing():
-        # 0. What cannot be studied is refused before anything is computed.
-        stages.configure(output, options, console)
+    with handled_by(ConsoleHandler()), study.output.writing():
+        # 0. The dataset is indexed, checked and joined with phenotypes, once for all steps; what
+        #    cannot be studied is refused before anything is computed.
+        configure(study, options)
 
         # 1. An encoder learns, without labels, to tell participants apart whatever their view.
         if options.model is None:
-            stages.pretrain(
-                output,
-                options.data,
-                options.training,
-                run,
-                console,
-                group=options.prediction.group,
-            )
+            pretrain(study, options.training)
 
         # 2. One embedding per image: a table of ids and a matrix, row by row.
-        embeddings = stages.embed(
-            output,
-            options.data,
-            run,
-            model_folder=options.model,
-            trust=trust,
-            console=console,
-            group=options.prediction.group,
-        )
+        embeddings = embed(study, options.model)
         print(f"{len(embeddings.table)} images, {embeddings.matrix.shape[1]} numbers each")
 
         # 3. Phenotypes from embeddings, cross-validated by participant, beside their baselines.
-        rows = stages.predict(
-            output,
-            options.target,
-            options.data,
-            run,
-            options.prediction,
-            trust=trust,
-            console=console,
-        )
+        rows = predict(study, options.target, options.prediction)
 
         # 4. One page about all of it.
-        page = stages.report(output, run)
-    print(stages.summary_table(rows))
+        page = report(study)
+    print(summary_table(rows))
     print(page)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -131,7 +130,6 @@ def give(*words: object) -> int:
                 main(argv)
     finally:
         signal.signal(signal.SIGTERM, handler)
-        logging.disable(logging.NOTSET)
     return int(ended.value.code or 0)
 
 

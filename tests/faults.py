@@ -120,11 +120,7 @@ class _Faults:
         self.add(name, expected, make)
 
     def content(
-        self,
-        name: str,
-        expected: Rows,
-        change: Callable[[bytes], bytes],
-        ending: str = ".nii.gz",
+        self, name: str, expected: Rows, change: Callable[[bytes], bytes], ending: str = ".nii.gz"
     ) -> None:
         """Add an image whose bytes, as they would lie on disk, are changed."""
 

@@ -206,7 +206,8 @@ def dataset_with_targets(run):
 
 def loader(run):
     train = DataLoader(Pairs(29, torch.arange(29)), batch_size=run.loaders)
-    return run.fit(train, DataLoader(Pairs(7), batch_size=run.loaders))
+    validation = DataLoader(Pairs(7), batch_size=run.loaders)
+    return run.fit(train, validation, precision="64-true")
 
 
 def loader_shuffled(run):
@@ -223,7 +224,7 @@ def loader_dropping(run):
 
 
 def data_module(run):
-    return run.fit(Plain(run.loaders))
+    return run.fit(Plain(run.loaders), precision="64-true")
 
 
 def double_precision(run):

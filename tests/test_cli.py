@@ -123,7 +123,7 @@ def test_ctrl_c_is_status_130_and_says_what_to_do(
     def stop(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nidl_dcl.workflow.study.index", stop)
+    monkeypatch.setattr("nidl_dcl.workflow.inputs.index", stop)
     done = run("index", heads_made)
     assert done.status == 130
     assert done.err == "nidl-dcl: Interrupted. The same command goes on from here.\n"
@@ -188,7 +188,7 @@ def test_a_dry_run_says_what_is_odd(run: Any, make_heads: Any, tmp_path: Path) -
     )
     assert done.status == 0, done.err
     assert "1 skip: empty (nidl-dcl index --check)" in done.out
-    assert "cells are parted by ','" in done.out
+    assert "cells are separated by ','" in done.out
     assert "prefix" in done.out or "zeros" in done.out
 
 
@@ -295,12 +295,12 @@ def test_index_judges_by_name_and_opens_files_only_when_asked(run: Any, make_hea
 def test_an_unexpected_fault_is_one_line_with_status_1_and_a_traceback_with_v(
     run: Any, heads_made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nidl_dcl.workflow import study as stages
+    from nidl_dcl.workflow import inputs
 
     def fault(*args: Any, **kwargs: Any) -> str:
         raise RuntimeError("the dog ate it")
 
-    monkeypatch.setattr(stages, "index", fault)
+    monkeypatch.setattr(inputs, "index", fault)
     done = run("index", heads_made)
     assert done.status == 1
     assert len(done.err.splitlines()) == 1

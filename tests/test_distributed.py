@@ -29,7 +29,13 @@ STEPS = (
     "warm_cosine",
     "double_precision",
 )
-IN_DOUBLE_PRECISION = ("double_precision", "array_in_small_batches", "loader_shuffled")
+IN_DOUBLE_PRECISION = (
+    "double_precision",
+    "array_in_small_batches",
+    "loader",
+    "loader_shuffled",
+    "data_module",
+)
 OTHERS = (
     "transforms",
     "no_seed",
@@ -147,7 +153,7 @@ def test_without_a_seed_the_processes_agree_on_one(group):
 
 
 @pytest.mark.slow
-def test_a_shuffling_loader_of_the_caller_deals_every_sample_once(group):
+def test_a_shuffling_loader_of_the_caller_yields_every_sample_once(group):
     _, found = group
     for got in found("shuffled_without_generator"):
         seen = [i for y in got["y"] for i in y.tolist()]
@@ -250,8 +256,9 @@ def test_strategies_that_start_the_processes_themselves(strategy, tmp_path):
         want = one(name, 2, tmp_path)
         for rank in range(2 if strategy == "ddp" else 1):
             got = read(tmp_path, name, rank)
-            assert_same(got["state"], want["state"])
-            assert_same(got["rows"], want["rows"])
+            # ddp_spawn brings the weights back into a model that is still in single precision
+            for key in ("state", "rows"):
+                assert_same(got[key], want[key], **EXACT, check_dtype=strategy == "ddp")
 
 
 # -- one process -----------------------------------------------------------------------------

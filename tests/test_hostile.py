@@ -200,10 +200,7 @@ TABLES: dict[str, tuple[bytes, str]] = {
         "",
     ),
     "infinities": (b"participant_id\tage\nsub-01\t1e999\nsub-02\t-inf\nsub-03\tNaN\n", ""),
-    "many columns": (
-        b"participant_id\t" + b"\t".join(b"c%d" % i for i in range(5000)) + b"\n",
-        "",
-    ),
+    "many columns": (b"participant_id\t" + b"\t".join(b"c%d" % i for i in range(5000)) + b"\n", ""),
     "a long cell": (b"participant_id\tage\nsub-01\t" + b"9" * 10**6 + b"\n", ""),
 }
 
@@ -260,7 +257,7 @@ def test_ids_are_written_as_they_are_but_cannot_leave_their_cell(
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
     assert "sub-=cmd|'/c calc'!A0" in cells
     assert "sub-<b>\\x1b[2J</b>" in cells
-    assert "=cmd|'/c calc'!A0" in set(matches.matches["id"].dropna())
+    assert "=cmd|'/c calc'!A0" in set(matches.table.matches["id"].dropna())
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "brackets", "terabyte"])

@@ -22,16 +22,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-import nidl_dcl.workflow.study as stages
 from nidl_dcl.bids.synthetic import write_demo_dataset
 from nidl_dcl.output.folder import Output
-from nidl_dcl.workflow.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
+from nidl_dcl.workflow.embed import embed
+from nidl_dcl.workflow.inputs import Study, index
+from nidl_dcl.workflow.options import TrainingOptions
+from nidl_dcl.workflow.predict import predict
+from nidl_dcl.workflow.pretrain import pretrain
+from nidl_dcl.workflow.study import report
 
 folder = Path(tempfile.mkdtemp())
 write_demo_dataset(folder / "bids", n_participants=24, seed=0)
 
-output = Output(folder / "bids", folder / "study")
-data, run = DataOptions(), RunOptions()
+study = Study(Output(folder / "bids", folder / "study"))
 training = TrainingOptions(spacing=[8], max_epochs=10, batch_size=12)
 
 
@@ -53,7 +56,7 @@ def read(name):
 
 import io
 
-listed = stages.index(folder / "bids", data, run, check=True)
+listed = index(folder / "bids", study.data, study.run, check=True)
 inputs = pd.read_csv(io.StringIO(listed), sep="\t", keep_default_na=False)
 inputs[["participant_id", "session_id", "status", "code", "message"]].head(4)
 
@@ -64,14 +67,14 @@ print(inputs["status"].value_counts().to_dict())
 # %%
 # Pretrain: an encoder, without labels
 # ------------------------------------
-# ``output.writing()`` holds the folder, so that no other run writes to it at the same time.
+# ``study.output.writing()`` holds the folder, so that no other run writes to it at the same time.
 #
 # .. code-block:: console
 #
 #    $ nidl-dcl pretrain bids study --spacing 8 --max-epochs 10 --batch-size 12
 
-with output.writing():
-    model = stages.pretrain(output, data, training, run)
+with study.output.writing():
+    model = pretrain(study, training)
 
 print(model.relative_to(folder))
 print(sorted(file.name for file in model.iterdir()))
@@ -96,8 +99,8 @@ panel.legend()
 #
 #    $ nidl-dcl embed bids study
 
-with output.writing():
-    embeddings = stages.embed(output, data, run)
+with study.output.writing():
+    embeddings = embed(study)
 
 # %%
 # Two files: a table of ids, and a matrix whose row i belongs to row i of the table. ``source`` is
@@ -116,8 +119,8 @@ read("desc-dcl_embeddings.tsv").head(4)
 #
 #    $ nidl-dcl predict bids study --target age sex
 
-with output.writing():
-    rows = stages.predict(output, ["age", "sex"], data, run, PredictionOptions())
+with study.output.writing():
+    rows = predict(study, ["age", "sex"])
 
 # %%
 # The command prints this at its end: each score with the ends of its 95 % interval, beside chance
@@ -153,8 +156,8 @@ print("Keys:", ", ".join(metrics))
 #
 #    $ nidl-dcl report bids study
 
-with output.writing():
-    page = stages.report(output, run)
+with study.output.writing():
+    page = report(study)
 
 print(page.relative_to(folder))
 
@@ -173,12 +176,12 @@ print(*[p for p in paths if p.parts[0] not in (".work", "figures")], sep="\n")
 # ------------------------------
 # The same stages again look at what is there, and find that nothing is missing. ``logs/run.json``
 # lists the stages of this run: those above did their work, the last three were skipped. In the same
-# way a run that was killed goes on where it was, and new participants or targets are added.
+# way an interrupted run resumes, and new participants or targets are added.
 
-with output.writing():
-    stages.pretrain(output, data, training, run)
-    stages.embed(output, data, run)
-    stages.predict(output, ["age", "sex"], data, run, PredictionOptions())
+with study.output.writing():
+    pretrain(study, training)
+    embed(study)
+    predict(study, ["age", "sex"])
 
 record = json.loads((folder / "study" / "logs" / "run.json").read_text())
 pd.DataFrame(record["stages"])[["name", "seconds", "skipped"]]
@@ -191,8 +194,8 @@ from dataclasses import replace
 from nidl_dcl.errors import UsageError
 
 try:
-    with output.writing():
-        stages.pretrain(output, data, replace(training, temperature=0.5), run)
+    with study.output.writing():
+        pretrain(study, replace(training, temperature=0.5))
 except UsageError as error:
     print(str(error).replace(f"{folder}/", ""))
 

@@ -2,7 +2,7 @@
 DCL in a scikit-learn pipeline
 ==============================
 
-``DCL`` is a scikit-learn transformer: images in, embeddings out, a network learnt in between. So it
+``DCL`` is a scikit-learn transformer: images in, embeddings out, a network learned in between. So it
 can be a step of a ``Pipeline``, be searched by ``GridSearchCV``, and be cross-validated with
 everything that comes after it. This page does that on arrays, and says when you want it and when
 you want an encoder that stays as it is.
@@ -164,19 +164,21 @@ print(f"mean error {mean_absolute_error(ages, predicted):.1f} years")
 import tempfile
 from pathlib import Path
 
-import nidl_dcl.workflow.study as stages
 from nidl_dcl import load_embeddings
 from nidl_dcl.bids.synthetic import write_demo_dataset
 from nidl_dcl.output.folder import Output
-from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
+from nidl_dcl.workflow.embed import embed
+from nidl_dcl.workflow.inputs import Study
+from nidl_dcl.workflow.options import TrainingOptions
+from nidl_dcl.workflow.pretrain import pretrain
 
 folder = Path(tempfile.mkdtemp())
 write_demo_dataset(folder / "bids", n_participants=16, seed=0)
-output = Output(folder / "bids", folder / "study")
-with output.writing():
+study = Study(Output(folder / "bids", folder / "study"))
+with study.output.writing():
     training = TrainingOptions(spacing=[8], max_epochs=5, batch_size=8)
-    stages.pretrain(output, DataOptions(), training, RunOptions())
-    stages.embed(output, DataOptions(), RunOptions())
+    pretrain(study, training)
+    embed(study)
 
 table, matrix = load_embeddings(folder / "study")
 table[["participant_id", "session_id", "age", "sex", "row"]].head()
@@ -204,4 +206,4 @@ table[["participant_id", "session_id", "age", "predicted"]].head().round(1)
 # * ``predict_phenotype`` does this with repeated folds, intervals, chance and baselines in one
 #   call: :doc:`/api`. :doc:`04_reading_the_report` shows what comes of it.
 # * :doc:`/estimator` has more of what ``DCL`` takes: loaders, data modules, lists of paths.
-# * :doc:`/analysis` goes on with the tables of a study.
+# * :doc:`/analysis` continues with the tables of a study.

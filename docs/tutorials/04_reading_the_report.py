@@ -26,10 +26,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-import nidl_dcl.workflow.study as stages
 from nidl_dcl.bids.synthetic import write_demo_dataset
 from nidl_dcl.output.folder import Output
+from nidl_dcl.workflow.inputs import Study
 from nidl_dcl.workflow.options import PredictionOptions, StudyOptions, TrainingOptions
+from nidl_dcl.workflow.study import run_study
 
 folder = Path(tempfile.mkdtemp())
 write_demo_dataset(folder / "bids", n_participants=30, seed=0)
@@ -41,9 +42,9 @@ options = StudyOptions(
     training=TrainingOptions(spacing=[6], max_epochs=10, batch_size=15),
     prediction=PredictionOptions(occlusion=True),
 )
-output = Output(options.bids_dir, options.output_dir)
-with output.writing():
-    stages.study(output, options)
+opened = Study(Output(options.bids_dir, options.output_dir))
+with opened.output.writing():
+    run_study(opened, options)
 
 report_page = folder / "study" / "report.html"
 # sphinx_gallery_thumbnail_number = 2
@@ -70,7 +71,7 @@ sex = json.loads((study / "desc-dclSex_metrics.json").read_text())
 # the same embedding.
 #
 # * The loss should fall well below the dashed line, which is the loss of a collapsed encoder.
-# * The effective rank is how many directions the embeddings use. It may fall, but not towards 1.
+# * The effective rank is how many directions the embeddings use. It may fall, but not toward 1.
 
 curve = pd.read_csv(study / "logs" / "metrics.csv")
 
@@ -161,7 +162,7 @@ print(f"age: p = {age['permutation']['p']:.3f}; sex: p = {sex['permutation']['p'
 # More labels, or fewer
 # ---------------------
 # `In the report <../../reports/04_reading_the_report.html#predictions>`__, under each target: the
-# learning curve, the same test participants predicted by models that learnt from fewer people. If a
+# learning curve, the same test participants predicted by models that learned from fewer people. If a
 # curve still falls at its right end, more labeled people would help. If the embeddings lie below
 # the voxels at its left end, they save labels.
 
@@ -171,7 +172,7 @@ figure, panel = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
 for name, line in curves.groupby("features", sort=False):
     panel.plot(line["n_participants"], line["mean"], marker="o", label=name)
 panel.set(title="Error in predicting age, by labeled participants")
-panel.set(xlabel="participants learnt from", ylabel="mean absolute error (years)")
+panel.set(xlabel="participants learned from", ylabel="mean absolute error (years)")
 figure.legend(loc="outside right upper")
 print(age["learning_curve"]["sentence"])
 
@@ -226,4 +227,4 @@ print(*occlusion["Outputs"][0]["Sentences"], sep="\n")
 # 5. Had pretraining seen the people it is tested on?
 #
 # The end of the report has a text for your methods section, and what to cite.
-# :doc:`/analysis` goes on with the tables in pandas.
+# :doc:`/analysis` continues with the tables in pandas.

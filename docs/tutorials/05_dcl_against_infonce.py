@@ -255,7 +255,7 @@ pd.Series(
 # %%
 # What came out
 # -------------
-# Test accuracy in per cent, mean ± standard deviation over the seeds, and DCL less InfoNCE, paired
+# Test accuracy in percent, mean ± standard deviation over the seeds, and DCL less InfoNCE, paired
 # by seed, with its 95 % t interval. The last column is a reading of the interval.
 
 

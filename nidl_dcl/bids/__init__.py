@@ -1,5 +1,4 @@
-"""What lies in a BIDS dataset, and what its tables say: images, masks, phenotypes.
+"""Find the images and masks of a BIDS dataset by name, and read its tables of phenotypes.
 
-Finds files by name and reads tables; pybids is used here. Opening an image is left to
-`nidl_dcl.volumes`.
+pybids is used here. Opening an image is left to `nidl_dcl.volumes`.
 """

@@ -1,6 +1,6 @@
-"""Which folder holds the images of a preset: the dataset itself or one of its derivatives.
+"""Find the dataset that holds the images of a preset: the raw one or one of its derivatives.
 
-What is in a folder is found by `candidates`.
+What is in a dataset is left to `search`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nidl_dcl.bids.directory_cache import read_folder
 from nidl_dcl.bids.entities import Allowed
 from nidl_dcl.bids.presets import PRESETS, Preset
 from nidl_dcl.bids.search import SearchResult, search
-from nidl_dcl.bids.walk import Progress
+from nidl_dcl.bids.walk import Progress, subfolders
 from nidl_dcl.errors import UsageError
-
-__all__ = ["dataset_root", "listed", "named_places", "preset_called", "search_places"]
 
 _RESERVED = ("raw", "auto", "none")
 
@@ -41,53 +38,54 @@ def dataset_root(bids_dir: str | Path) -> Path:
     return root.resolve()
 
 
-def preset_called(name: str) -> Preset:
-    """Return a preset by name; an unknown one is a UsageError that lists the known."""
+def find_preset(name: str) -> Preset:
+    """Return the preset of that name.
+
+    Raises
+    ------
+    UsageError
+        For an unknown name.
+    """
     if name not in PRESETS:
         raise UsageError(f"Unknown preset {name!r}. Known: {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 
-def listed(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
+def as_list(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
     """Return one or several paths as a list."""
     return [given] if isinstance(given, str | Path) else list(given)
 
 
-def named_places(root: Path, given: Sequence[str | Path]) -> dict[str, Path]:
+def named_datasets(root: Path, given: Sequence[str | Path]) -> dict[str, Path]:
     """Return datasets by name: ``raw``, the derivatives given, the folders of ``derivatives/``.
 
-    Parameters
-    ----------
-    root : Path
-        The dataset.
-    given : sequence of str or path
-        ``PATH`` or ``NAME=PATH``; a relative path may start at ``derivatives/``. The name is that
-        of the folder unless one is given, with ``-`` for what BIDS URIs do not allow.
+    Those given are ``PATH`` or ``NAME=PATH``; a relative path may start at ``derivatives/``. The
+    name is that of the folder unless one is given, with ``-`` for what BIDS URIs do not allow.
 
     Raises
     ------
     UsageError
         For a missing folder and for two of one name.
     """
-    places = {"raw": root}
-    for text in listed(given):
+    datasets = {"raw": root}
+    for text in as_list(given):
         name, path = _named_path(root, str(text))
-        if name in places or name in _RESERVED:
+        if name in datasets or name in _RESERVED:
             raise UsageError(
                 f"--derivatives {text}: the name {name!r} is taken. "
                 "Name them: --derivatives NAME=PATH NAME=PATH."
             )
-        places[name] = path
+        datasets[name] = path
     own = root / "derivatives"
-    taken = set(places.values())
-    for name, kind in read_folder(own).odd.items() if own.is_dir() else ():
-        path = (own / name).resolve()
+    taken = set(datasets.values())
+    for name in subfolders(os.scandir(own)) if own.is_dir() else ():
         # OpenBHB keeps its participants in derivatives/ itself.
-        if kind in ("dir", "link") and not name.startswith((".", "sub-")) and path.is_dir():
-            label = re.sub("[^A-Za-z0-9_-]", "-", name)
-            if path not in taken and label not in _RESERVED:
-                places.setdefault(label, path)
-    return places
+        if name.startswith((".", "sub-")):
+            continue
+        path, label = (own / name).resolve(), re.sub("[^A-Za-z0-9_-]", "-", name)
+        if path not in taken and label not in _RESERVED:
+            datasets.setdefault(label, path)
+    return datasets
 
 
 def _named_path(root: Path, text: str) -> tuple[str, Path]:
@@ -101,47 +99,46 @@ def _named_path(root: Path, text: str) -> tuple[str, Path]:
     raise UsageError(f"--derivatives {text}: no such folder. Give PATH or NAME=PATH.")
 
 
-def search_places(
-    places: Mapping[str, Path],
+def search_datasets(
+    datasets: Mapping[str, Path],
     given: Sequence[str | Path],
-    form: Preset,
-    wanted: Mapping[str, Allowed],
+    preset: Preset,
+    entity_filters: Mapping[str, Allowed],
     participants: set[str] | None,
     sessions: set[str] | None,
     *,
-    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[str, SearchResult]:
-    """Return the name of the place that holds the images, and what was found there.
+    """Return the name of the dataset that holds the images, and what was found there.
 
     A raw preset is searched in ``raw``. The images of a derivative are looked for in those given,
-    then by the pipeline's usual name, then in the dataset itself, then in every derivative.
+    then by the pipeline's usual name, then in the raw dataset, then in every derivative.
 
     Parameters
     ----------
-    places : mapping of str to Path
-        As `named_places` returns it.
+    datasets : mapping of str to Path
+        As `named_datasets` returns it.
     given : sequence
-        The derivatives given, first in `places` after ``raw``.
-    form, wanted, participants, sessions, cache, progress
-        As in `candidates.search`.
+        The derivatives given, first in `datasets` after ``raw``.
+    preset, entity_filters, participants, sessions, progress
+        As in `search.search`.
 
     Raises
     ------
     UsageError
-        When several places at once hold such images, or none and nothing tells which was meant.
+        When several datasets hold such images, or none and nothing tells which was meant.
     """
 
     def searched(name: str) -> SearchResult:
         return search(
-            places[name], form, wanted, participants, sessions, cache=cache, progress=progress
+            datasets[name], preset, entity_filters, participants, sessions, progress=progress
         )
 
-    if not form.derivatives:
+    if not preset.derivatives:
         return "raw", searched("raw")
-    names = [name for name in places if name != "raw"]
-    first = names[: len(listed(given))]
-    usual = [n for n in names if n not in first and n.lower().startswith(form.derivatives)]
+    names = [name for name in datasets if name != "raw"]
+    first = names[: len(as_list(given))]
+    usual = [n for n in names if n not in first and n.lower().startswith(preset.derivatives)]
     rest = [n for n in names if n not in first and n not in usual]
     finds: dict[str, SearchResult] = {}
     for group in (first, usual, ["raw"], rest):
@@ -150,17 +147,17 @@ def search_places(
         if len(holding) > 1:
             raise UsageError(
                 f"Several derivatives hold such images: {', '.join(holding)}. "
-                f"Say which: --derivatives {holding[0]}={places[holding[0]]}"
+                f"Say which: --derivatives {holding[0]}={datasets[holding[0]]}"
             )
         if holding:
             return holding[0], finds[holding[0]]
-    # None to use; still, candidates that were left out, or an unknown participant, have a place.
+    # No usable image. Report on the dataset with candidates that were left out, or participants.
     meant = [n for n in finds if finds[n].candidates] or [
         n for n in (*first, *usual) if finds[n].participants
     ]
     if meant:
         return meant[0], finds[meant[0]]
     raise UsageError(
-        f"No image of this preset ({form.summary}) in {places['raw']}, nor in its derivatives "
+        f"No image of this preset ({preset.summary}) in {datasets['raw']}, nor in its derivatives "
         f"({', '.join(names) or 'none'}). Give the folder: --derivatives NAME=PATH"
     )

@@ -1,6 +1,6 @@
-"""What a file name says: entities by pybids' own patterns, the strict name rule, entity filters.
+"""Read entities from file names by pybids' own patterns, check names, and apply entity filters.
 
-Judges text alone; which folders and files exist is for `bids_index`.
+Only text is looked at. Finding folders and files is left to `walk` and `search`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -17,29 +18,16 @@ from typing import Any, Literal
 from nidl_dcl.bids.presets import Preset
 from nidl_dcl.errors import UsageError
 
-__all__ = [
-    "LABEL",
-    "Allowed",
-    "NameRule",
-    "entities_of",
-    "is_label",
-    "natural_key",
-    "passes",
-    "read_filters",
-]
-
 LABEL = "[a-zA-Z0-9+]+"
-"""Letters, digits and +: what pybids' patterns take as the value of an entity."""
+"""Letters, digits and +: the values of entities that pybids' patterns accept."""
 
-
-# Images that other software reads: worth a row that says why they are left out.
+# Extensions of images that other software reads: they get a row that says why they are skipped.
 _FOREIGN = (
     *(".img", ".mgz", ".mgh", ".npy", ".nrrd", ".mnc", ".dcm"),
     *(".nii", ".nii.gz", ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip"),
 )
 
-
-# Names by which BIDS and its filter files know entities that pybids calls otherwise.
+# Names of entities in BIDS and its filter files that differ from pybids' names.
 _OTHER_NAMES = {
     "description": "desc",
     "density": "den",
@@ -51,20 +39,17 @@ _OTHER_NAMES = {
     "stain": "staining",
 }
 
-
 _OWN_ENTITIES = ("preproc",)  # OpenBHB and brainprep; pybids does not know it
-
-
 _LABEL = re.compile(LABEL).fullmatch
 
-
+_Search = Callable[[str], re.Match[str] | None]
 Allowed = list[str | int | None] | Literal["*"]
 """The values an entity may have (None: absent), or ``"*"``: present, whatever its value."""
 
 
 @cache
-def _grammar() -> tuple[tuple[str, str, Callable[[str], re.Match[str] | None], bool], ...]:
-    """Return (entity, text that any match contains, search, is a number) of pybids' patterns.
+def _grammar() -> tuple[tuple[str, str, _Search, bool], ...]:
+    """Return (entity, text that any match contains, search, is a number) of each pybids pattern.
 
     The patterns are read from pybids' JSON files, because importing pybids takes seconds.
     """
@@ -72,22 +57,19 @@ def _grammar() -> tuple[tuple[str, str, Callable[[str], re.Match[str] | None], b
     if spec is None or not spec.submodule_search_locations:
         raise UsageError("pybids is not installed. Run: pip install pybids")
     folder = Path(spec.submodule_search_locations[0]) / "layout" / "config"
-    rows: dict[str, tuple[str, str, Callable[[str], re.Match[str] | None], bool]] = {}
+    rows: dict[str, tuple[str, str, _Search, bool]] = {}
     for name in ("bids.json", "derivatives.json"):
         for entity in json.loads((folder / name).read_text("utf-8"))["entities"]:
             key = re.search("([a-z]+-)\\(", entity["pattern"])
-            rows[entity["name"]] = (
-                entity["name"],
-                key[1] if key else "",
-                re.compile(entity["pattern"]).search,
-                entity.get("dtype") == "int",
-            )
+            needed, number = key[1] if key else "", entity.get("dtype") == "int"
+            search = re.compile(entity["pattern"]).search
+            rows[entity["name"]] = entity["name"], needed, search, number
     return tuple(rows.values())
 
 
 @cache
 def _entity_names() -> dict[str, str]:
-    """Return every accepted spelling of an entity with pybids' name of it."""
+    """Return pybids' name of an entity for each accepted spelling."""
     names = {name: name for name, *_ in _grammar()}
     names |= {key[:-1]: name for name, key, *_ in _grammar() if key}
     names |= {other: name for other, name in _OTHER_NAMES.items() if name in names}
@@ -95,18 +77,10 @@ def _entity_names() -> dict[str, str]:
 
 
 def entities_of(path: str) -> dict[str, str | int]:
-    """Return the entities that pybids reads from a path.
+    """Return the entities that pybids reads from a path, by pybids' names; ``run`` is a number.
 
-    Parameters
-    ----------
-    path : str
-        Relative to the root of its dataset (folders above it could look like entities).
-
-    Returns
-    -------
-    dict of str to (str or int)
-        pybids' names of entities (``subject``, ``run`` …) and their values; ``run`` is a number.
-        ``preproc``, which pybids does not know, is read too.
+    The path is relative to the root of its dataset (folders above it could look like entities).
+    ``preproc``, which pybids does not know, is read too.
     """
     text = f"/{path}"
     found: dict[str, str | int] = {}
@@ -125,24 +99,24 @@ def is_label(text: str) -> bool:
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key that puts ``run-2`` before ``run-10``."""
+    """Return a key that sorts ``run-2`` before ``run-10``."""
     parts = re.split("([0-9]+)", text)
     return tuple((1, int(p), p) if p.isascii() and p.isdigit() else (0, 0, p) for p in parts)
 
 
 class NameRule:
-    """Which names in a folder are candidate images, and which of those are right.
+    """Rule for the names of candidate images in a folder, and for those that are valid.
 
-    A candidate ends in the suffix and an image's extension, in any case. It is right when it reads
+    A candidate ends in the suffix and an image's extension, in any case. It is valid when it reads
     ``sub-<label>[_ses-<label>][_<key>-<label>…]_<suffix><extension>``, labels of letters and
     digits, no key twice, and its participant and session are those of its folder.
 
     Parameters
     ----------
     preset : Preset
-        The layout.
+        Folders and names of the images.
     suffixes, extensions : iterable of str
-        Accepted ones, which a filter may have changed.
+        Accepted ones: those of the preset, or of a filter.
     """
 
     def __init__(self, preset: Preset, suffixes: Iterable[str], extensions: Iterable[str]) -> None:
@@ -161,20 +135,18 @@ class NameRule:
         )
         self._loose = re.compile(rf"(?:.*_)?(?:{suffix})({endings})", re.IGNORECASE | re.DOTALL)
 
-    def hopeful(self, names: Iterable[str]) -> list[str]:
-        """Return, quickly, those of many names that `stem` has to look at."""
+    def preselect(self, entries: Iterable[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
+        """Return the files that can be candidates, without the cost of `stem` for each of many."""
         if self.preset.file_name:
-            return [name for name in names if name == self.preset.file_name]
+            return [entry for entry in entries if entry.name == self.preset.file_name]
         hint = self._hint
-        return [name for name in names if hint in name.lower()]
+        return [entry for entry in entries if hint in entry.name.lower()]
 
     def stem(self, name: str) -> str | None:
         """Return the name without its extension if it is a candidate, else None."""
         if self.preset.file_name:
             return name.split(".")[0] if name == self.preset.file_name else None
-        if name.startswith("."):
-            return None
-        if not name.startswith(self.preset.prefixes):
+        if name.startswith(".") or not name.startswith(self.preset.prefixes):
             return None
         match = self._loose.fullmatch(name)
         return None if match is None else name[: match.start(1)]
@@ -182,14 +154,14 @@ class NameRule:
     def judge(
         self, name: str, participant: str, session: str | None
     ) -> tuple[Literal["ok", "extension", "bad_name", "bad_id"], str]:
-        """Return the code of a candidate and the reason in words.
+        """Return the code of a candidate and the reason for it.
 
         Parameters
         ----------
         name : str
             File name.
         participant, session : str and (str or None)
-            The folders it lies in, as they are.
+            Names of the folders it lies in.
         """
         if not is_label(participant.removeprefix("sub-")):
             return "bad_id", (
@@ -212,10 +184,10 @@ class NameRule:
             )
         if f"sub-{match[1]}" != participant:
             return "bad_name", f"the name says sub-{match[1]}, its folder {participant}"
-        named = f"ses-{match[2]}" if match[2] else None
-        if named != session and (named is not None or self.preset.session_in_name):
+        own = f"ses-{match[2]}" if match[2] else None
+        if own != session and (own is not None or self.preset.session_in_name):
             return "bad_name", (
-                f"the name says {named or 'no session'}, its folder {session or 'no session'}"
+                f"the name says {own or 'no session'}, its folder {session or 'no session'}"
             )
         keys = ["sub", "ses", *re.findall("_([a-zA-Z0-9]+)-", match[3])]
         if len(set(keys)) < len(keys):
@@ -229,21 +201,16 @@ class NameRule:
 
 
 def read_filters(filters: Mapping[str, Any] | None, preset: Preset) -> dict[str, Allowed]:
-    """Return what a BIDS filter asks for, entity by entity.
+    """Return the allowed values of each entity in a BIDS filter for the images of a preset.
 
-    Parameters
-    ----------
-    filters : mapping or None
-        Entity to value, list of values, None (absent) or ``"*"`` (present, any value); or, as in
-        fMRIPrep's filter files, ``{"t1w": {entity: value}}``, of which the part named like the
-        preset's suffix, or ``t1w``, is used. Entities by pybids' name or by their BIDS key.
-    preset : Preset
-        The layout the filter goes with.
+    It maps entities, by pybids' name or by their BIDS key, to a value, a list of values, None
+    (absent) or ``"*"`` (present, any value). Or it is ``{"t1w": {entity: value}}``, as in
+    fMRIPrep's filter files, of which the part named like the preset's suffix, or ``t1w``, is used.
 
     Raises
     ------
     UsageError
-        For an unknown entity, a value of another type, or parts of which none fits.
+        For an unknown entity, a value of another type, or parts of which none is for `preset`.
     """
     if not filters:
         return {}
@@ -265,7 +232,7 @@ def read_filters(filters: Mapping[str, Any] | None, preset: Preset) -> dict[str,
             )
         filters = parts[fitting[0]]
     names = _entity_names()
-    wanted: dict[str, Allowed] = {}
+    allowed: dict[str, Allowed] = {}
     for given, value in filters.items():
         name = names.get(given) or names.get(str(given).lower())
         if name is None:
@@ -278,11 +245,11 @@ def read_filters(filters: Mapping[str, Any] | None, preset: Preset) -> dict[str,
         if isinstance(value, str) and value in ("*", "Query.ANY", "Query.REQUIRED"):
             if name in ("suffix", "extension"):
                 raise UsageError(f"The BIDS filter takes values for {name!r}, not {value!r}.")
-            wanted[name] = "*"
+            allowed[name] = "*"
         elif value != "Query.OPTIONAL":
             values = value if isinstance(value, list | tuple) else [value]
-            wanted[name] = [_plain_value(name, v) for v in values]
-    return wanted
+            allowed[name] = [_plain_value(name, v) for v in values]
+    return allowed
 
 
 def _plain_value(name: str, value: Any) -> str | int | None:
@@ -294,21 +261,19 @@ def _plain_value(name: str, value: Any) -> str | int | None:
             'null (absent), "*" (any), or a list of those.'
         )
     if isinstance(value, str):
-        # pybids finds nothing, without a word, for values that repeat their key.
-        for key in {"subject": ("sub-",), "session": ("ses-",)}.get(name, ()):
-            value = value.removeprefix(key)
+        # For values that repeat their key, pybids finds nothing and says nothing.
+        value = value.removeprefix({"subject": "sub-", "session": "ses-"}.get(name, ""))
         if name == "extension" and not value.startswith("."):
             value = f".{value}"
     return value
 
 
-def passes(entities: Mapping[str, str | int], name: str, allowed: Allowed) -> bool:
-    """Return whether the entity `name` has one of the `allowed` values.
+def passes(value: str | int | None, allowed: Allowed) -> bool:
+    """Return whether the value of an entity (None: absent) is one of the `allowed` values.
 
     Numbers compare by value: ``run`` always (``"01"`` allows run 1), other entities where the
     allowed value is a number (``1`` allows ``echo-01``).
     """
-    value = entities.get(name)
     if allowed == "*":
         return value is not None
     if value in allowed:

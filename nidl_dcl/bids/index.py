@@ -1,6 +1,6 @@
-"""Find the images of a BIDS dataset in seconds, by name alone, and say what became of each.
+"""Find the images of a BIDS dataset by name alone, and report on every file that could be one.
 
-pybids gives the grammar and, on demand, a real `BIDSLayout`; files are opened by `volumes`.
+Opening files is left to `nidl_dcl.volumes`.
 """
 
 from __future__ import annotations
@@ -16,27 +16,21 @@ from typing import Any
 
 import pandas as pd
 
-from nidl_dcl.bids.derivatives import dataset_root, named_places, preset_called, search_places
-from nidl_dcl.bids.directory_cache import read_folder
+from nidl_dcl.bids.derivatives import dataset_root, find_preset, named_datasets, search_datasets
 from nidl_dcl.bids.entities import is_label, natural_key, read_filters
-from nidl_dcl.bids.layout import layout
 from nidl_dcl.bids.masks import pair_masks
 from nidl_dcl.bids.phenotypes import participant_ids, read_phenotypes
-from nidl_dcl.bids.presets import PRESETS, Preset
 from nidl_dcl.bids.search import Candidate, SearchResult, select_images
 from nidl_dcl.bids.subject_ids import match_ids
 from nidl_dcl.bids.walk import Progress
 from nidl_dcl.errors import UsageError
-from nidl_dcl.status import Code
-
-__all__ = ["PRESETS", "DatasetIndex", "Preset", "find_images", "index_bids", "layout"]
 
 INPUT_COLUMNS = ["participant_id", "session_id", "path", "status", "code", "message"]
 
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """The images of a dataset and everything that could have been one.
+    """The images of a dataset, and every file that could have been one.
 
     Attributes
     ----------
@@ -49,9 +43,9 @@ class DatasetIndex:
         ``participant_id session_id path status code message``: every candidate image, and the
         participants without one (path ``n/a``). Listed = ok + warn + skip.
     kept : list of (str, int)
-        What was asked in turn, and how many images were left.
+        Each step of the selection, and how many images were left after it.
     links : dict of str to Path
-        The datasets that `source` names: ``raw`` is `root`.
+        The datasets that the URIs in `source` refer to; ``raw`` is `root`.
     """
 
     root: Path
@@ -71,13 +65,12 @@ def index_bids(
     filters: Mapping[str, Any] | None = None,
     select: str = "all",
     phenotypes: bool | str | Path | Sequence[str | Path] | None = None,
-    cache: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Return one row per image of a BIDS dataset, judged by name alone.
+    """Return one row per image of a BIDS dataset, found by name alone.
 
     Parameters
     ----------
-    bids_dir, preset, derivatives, participant_label, session_label, filters, select, cache
+    bids_dir, preset, derivatives, participant_label, session_label, filters, select
         As in `find_images`.
     phenotypes : bool, path or sequence of path, optional
         True joins the dataset's own tables; paths join those tables as well.
@@ -94,9 +87,14 @@ def index_bids(
 
     Examples
     --------
-    >>> index_bids("ds000001", participant_label=["01", "02"])  # doctest: +SKIP
+    ``MY_DATASET`` is a BIDS dataset.
+
+    >>> from nidl_dcl import index_bids
+    >>> images = index_bids("MY_DATASET", participant_label=["01", "03"], phenotypes=True)
+    >>> images[["participant_id", "session_id", "age"]].values.tolist()
+    [['sub-01', 'ses-01', 48.0], ['sub-03', 'ses-01', 68.0], ['sub-03', 'ses-02', 68.0]]
     """
-    inventory = find_images(
+    index = find_images(
         bids_dir,
         preset=preset,
         derivatives=derivatives,
@@ -105,15 +103,14 @@ def index_bids(
         filters=filters,
         select=select,
         mask="none",
-        cache=cache,
     )
-    images = inventory.images[["participant_id", "session_id", "run", "path"]]
+    images = index.images[["participant_id", "session_id", "run", "path"]]
     if phenotypes is None or phenotypes is False:
         return images
     files = [phenotypes] if isinstance(phenotypes, str | Path) else phenotypes
     tables = [] if files is True else [Path(file) for file in files]
-    joined = read_phenotypes(inventory.root, inventory.images, tables)
-    return pd.concat([images, joined.table.set_index(images.index)], axis=1)
+    columns = read_phenotypes(index.root, index.images, tables).table
+    return pd.concat([images, columns.set_index(images.index)], axis=1)
 
 
 def find_images(
@@ -126,17 +123,16 @@ def find_images(
     filters: Mapping[str, Any] | None = None,
     select: str = "all",
     mask: str = "auto",
-    cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> DatasetIndex:
-    """Return the images of a BIDS dataset, with their masks and every candidate that was left out.
+    """Return the images of a BIDS dataset, their masks, and every candidate with its status.
 
-    Only names and kinds of files are looked at; no image is opened.
+    Only names and kinds of files are looked at; no image is opened, and nothing is written.
 
     Parameters
     ----------
     bids_dir : path
-        A raw dataset, or the derivative that the preset describes. Never written to.
+        A raw dataset, or the derivative that the preset describes.
     preset : str, default="raw-t1w"
         Key of `PRESETS`. Images of a derivative are looked for in `derivatives`, then under
         ``derivatives/`` by the pipeline's usual name, then in `bids_dir` itself, then in every
@@ -146,15 +142,13 @@ def find_images(
     participant_label, session_label : sequence of str, optional
         Only these, with or without ``sub-`` and ``ses-``. Empty means all.
     filters : mapping, optional
-        A BIDS filter (see `bids_names.read_filters`); goes before the preset's own.
+        A BIDS filter (see `entities.read_filters`), used instead of the preset's values of the
+        same entities.
     select : {"all", "first", "last"}, default="all"
-        Of several images in a session, sorted by acquisition, then run, then path.
+        Which of several images in a session, sorted by acquisition, then run, then path.
     mask : str, default="auto"
         ``"auto"``: the brain masks of the one derivative that has them, used when every image has
         one; ``"none"``; or the name of a derivative.
-    cache : path, optional
-        A folder where listings are kept, so that the next call reads only the folders that changed
-        (see `listings.Listings`). Without it nothing is written.
     progress : callable, optional
         Called with ("indexing", participants done, participants in total), now and then.
 
@@ -162,28 +156,32 @@ def find_images(
     ------
     UsageError
         For a missing folder, an unknown preset, participant, session or entity, images of the
-        preset in several derivatives or in none, and masks that are incomplete or ambiguous.
+        preset in several derivatives or in none, and incomplete or ambiguous masks.
     """
     root = dataset_root(bids_dir)
-    form = preset_called(preset)
+    layout_preset = find_preset(preset)
     if select not in ("all", "first", "last"):
         raise UsageError(f"select is all, first or last, got {select!r}.")
-    wanted = read_filters(filters, form)
+    entity_filters = read_filters(filters, layout_preset)
     participants = _labels(participant_label, "sub-")
     sessions = _labels(session_label, "ses-")
-    kept = None if cache is None else Path(cache).expanduser()
-    places = named_places(root, derivatives)
-    home, found = search_places(
-        places,
+    datasets = named_datasets(root, derivatives)
+    home, found = search_datasets(
+        datasets,
         derivatives,
-        form,
-        wanted,
+        layout_preset,
+        entity_filters,
         participants,
         sessions,
-        cache=kept,
         progress=progress,
     )
-    folders = {*found.participants, *(_folders(root) if found.root != root else ())}
+    folders = set(found.participants)
+    if found.root != root:
+        folders |= {
+            entry.name
+            for entry in os.scandir(root)
+            if entry.name.startswith("sub-") and not entry.is_file(follow_symlinks=False)
+        }
     table = _match_table(root, folders)
     known = {*folders, *table}
     if participants is not None:
@@ -199,10 +197,10 @@ def find_images(
     found.candidates = _in_order(found.candidates)
     usable = found.usable
     base = _relative(found.root, root)
-    masks = pair_masks(usable, form, home, places, mask, cache=kept, progress=progress)
+    masks = pair_masks(usable, layout_preset, home, datasets, mask, progress=progress)
     inputs = _inputs(found, base, known if participants is None else known & participants, table)
     return DatasetIndex(
-        root, _images(usable, base, home, masks, places, root), inputs, found.kept, places
+        root, _images(usable, base, home, masks, datasets, root), inputs, found.kept, datasets
     )
 
 
@@ -226,16 +224,12 @@ def _refuse_unknown(what: str, asked: set[str], known: Iterable[str], root: Path
     )
 
 
-def _folders(root: Path) -> list[str]:
-    return [name for name in read_folder(root).odd if name.startswith("sub-")]
-
-
 def _match_table(root: Path, folders: set[str]) -> set[str]:
     """Return the participants of ``participants.tsv``, by the names of their folders."""
     try:
         ids = participant_ids(root)
     except UsageError as error:
-        # Images can be found and trained on without the table; joining it is refused elsewhere.
+        # Images can be found and trained on without the table; read_phenotypes refuses it.
         warnings.warn(f"participants.tsv is not used: {error}", stacklevel=3)
         return set()
     matched = match_ids(ids, folders)
@@ -257,8 +251,8 @@ def _in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
     return ordered
 
 
-def _relative(place: Path, root: Path) -> str:
-    base = Path(os.path.relpath(place, root)).as_posix()
+def _relative(folder: Path, root: Path) -> str:
+    base = Path(os.path.relpath(folder, root)).as_posix()
     return "" if base == "." else f"{base}/"
 
 
@@ -267,12 +261,12 @@ def _images(
     base: str,
     home: str,
     masks: tuple[str, list[str | None]] | None,
-    places: Mapping[str, Path],
+    datasets: Mapping[str, Path],
     root: Path,
 ) -> pd.DataFrame:
     paths: list[str | None] = [None] * len(usable)
     if masks is not None:
-        mask_base = _relative(places[masks[0]], root)
+        mask_base = _relative(datasets[masks[0]], root)
         paths = [None if path is None else mask_base + path for path in masks[1]]
     runs = [c.entities.get("run") for c in usable]
     return pd.DataFrame(
@@ -288,30 +282,22 @@ def _images(
 
 
 def _inputs(found: SearchResult, base: str, expected: set[str], table: set[str]) -> pd.DataFrame:
-    """Return the rows of ``inputs.tsv``: the candidates, and who has none."""
+    """Return the rows of ``inputs.tsv``: the candidates, and participants without any."""
     rows = [
-        (_utf8(c.participant), c.session and _utf8(c.session), _utf8(base + c.path), *_verdict(c))
+        (*map(_utf8, (c.participant, c.session, base + c.path)), c.status, c.code, c.message)
         for c in found.candidates
     ]
     have = {c.participant for c in found.candidates}
     for participant in sorted(expected - have):
         where = "in participants.tsv" if participant in table else "as a folder"
-        if is_label(participant.removeprefix("sub-")):
-            row: tuple[Code, str] = (
-                "no_image",
-                f"listed {where}, without an image that was asked for",
-            )
-        else:
-            row = "bad_id", f"listed {where}; labels are letters and digits only"
-        rows.append((_utf8(participant), None, "n/a", "skip", *row))
+        code, message = "no_image", f"listed {where}, without an image that was asked for"
+        if not is_label(participant.removeprefix("sub-")):
+            code, message = "bad_id", f"listed {where}; labels are letters and digits only"
+        rows.append((_utf8(participant), None, "n/a", "skip", code, message))
     rows.sort(key=lambda row: row[0])
     return pd.DataFrame(rows, columns=INPUT_COLUMNS).astype("string")
 
 
-def _verdict(candidate: Candidate) -> tuple[str, str, str]:
-    return candidate.status, candidate.code, candidate.message
-
-
-def _utf8(text: str) -> str:
-    """Return a name as it can be written: bytes that are no text show as escapes."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _utf8(text: str | None) -> Any:
+    """Return a name as UTF-8 can hold it: bytes that are not text become escapes."""
+    return text and text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,27 +1,26 @@
-"""A real `bids.BIDSLayout`, filled in seconds through pybids' own ``indexer`` argument.
+"""Make a real `bids.BIDSLayout` in seconds, through pybids' own ``indexer`` argument.
 
-Holds the files of the folders where images lie; `bids_index` finds images without it.
+It holds the files of the folders where images lie. `index` finds images without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from nidl_dcl.bids.derivatives import (
+    as_list,
     dataset_root,
-    listed,
-    named_places,
-    preset_called,
-    search_places,
+    find_preset,
+    named_datasets,
+    search_datasets,
 )
-from nidl_dcl.bids.directory_cache import Listings
 from nidl_dcl.bids.entities import entities_of
 from nidl_dcl.bids.presets import Preset
 from nidl_dcl.bids.walk import DatasetWalker
-
-__all__ = ["layout"]
 
 
 def layout(
@@ -47,44 +46,38 @@ def layout(
     from bids import BIDSLayout
 
     root = dataset_root(bids_dir)
-    form = preset_called(preset)
-    places = named_places(root, derivatives)
-    children = {name: places[name] for name in list(places)[1 : 1 + len(listed(derivatives))]}
-    if form.derivatives:
-        home, _ = search_places(places, derivatives, form, {}, None, None)
-        children |= {} if home == "raw" else {home: places[home]}
+    found = find_preset(preset)
+    datasets = named_datasets(root, derivatives)
+    children = {name: datasets[name] for name in list(datasets)[1 : 1 + len(as_list(derivatives))]}
+    if found.derivatives:
+        home, _ = search_datasets(datasets, derivatives, found, {}, None, None)
+        children |= {} if home == "raw" else {home: datasets[home]}
 
-    def fill(new: Any) -> None:
-        _fill_layout(new, form)
-
+    fill = partial(_fill_layout, preset=found)
     parent = BIDSLayout(root, validate=False, indexer=fill)
-    for name, place in children.items():
+    for name, folder in children.items():
         parent.derivatives[name] = BIDSLayout(
-            place, validate=False, is_derivative=True, indexer=fill, sources=parent
+            folder, validate=False, is_derivative=True, indexer=fill, sources=parent
         )
     return parent
 
 
-def _fill_layout(new: Any, form: Preset) -> None:
+def _fill_layout(new: Any, preset: Preset) -> None:
     """Add the files of the folders where images lie, and their entities, to an empty layout."""
     from bids.layout.models import BIDSFile, Tag
     from bids.utils import make_bidsfile
 
     root = Path(new.root)
     known = {name for config in new.config.values() for name in config.entities}
-    folders = tuple(dict.fromkeys((*Preset("").folders, *form.folders)))
-    listings = Listings(root)
-    names = [("", name) for name in listings.read("").files()]
-    for folder in DatasetWalker(listings, Preset("", folders=folders)):
-        names += [(folder.path, name) for name in folder.listing.files()]
-    classes: dict[str, str] = {}
+    folders = tuple(dict.fromkeys((*Preset("").folders, *preset.folders)))
+    names = [("", name) for name in _files(os.scandir(root))]
+    for folder in DatasetWalker(root, Preset("", folders=folders)):
+        names += [(folder.path, name) for name in _files(folder.entries)]
+    class_of = cache(lambda ending: make_bidsfile(f"x.{ending}").class_)
     files, tags = [], []
     for folder_path, name in dict.fromkeys(names):
         if name.startswith("."):
             continue
-        ending = name.partition(".")[2]
-        if ending not in classes:
-            classes[ending] = make_bidsfile(f"x.{ending}").class_
         path = f"{folder_path}/{name}" if folder_path else name
         files.append(
             {
@@ -92,7 +85,7 @@ def _fill_layout(new: Any, form: Preset) -> None:
                 "filename": name,
                 "dirname": f"{root}/{folder_path}".rstrip("/"),
                 "is_dir": False,
-                "class_": classes[ending],
+                "class_": class_of(name.partition(".")[2]),
             }
         )
         tags += [
@@ -111,3 +104,12 @@ def _fill_layout(new: Any, form: Preset) -> None:
         if rows:
             new.session.execute(model.__table__.insert(), rows)
     new.session.commit()
+
+
+def _files(entries: Iterable[os.DirEntry[str]]) -> list[str]:
+    """Return the names of plain files and links, sorted."""
+    return sorted(
+        entry.name
+        for entry in entries
+        if entry.is_symlink() or entry.is_file(follow_symlinks=False)
+    )

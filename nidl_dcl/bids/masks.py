@@ -1,6 +1,6 @@
-"""Pair each image with the brain mask that a derivative holds of it, by the entities of both names.
+"""Pair each image with its brain mask in a derivative, by the entities of both names.
 
-Never opens a file; applying masks is the work of `volumes`.
+No file is opened. Applying masks is left to `nidl_dcl.volumes`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,8 @@ from nidl_dcl.bids.search import Candidate, search
 from nidl_dcl.bids.walk import Progress
 from nidl_dcl.errors import UsageError
 
-__all__ = ["pair_masks"]
-
 _COMPARED = ("acquisition", "ceagent", "reconstruction", "run", "echo", "inv", "part", "res")
-
-
 _NATIVE = {None, "T1w", "orig", "individual"}
-
-
 Pairs = list[str | None]
 
 
@@ -29,10 +23,9 @@ def pair_masks(
     images: Sequence[Candidate],
     preset: Preset,
     home: str,
-    places: Mapping[str, Path],
+    datasets: Mapping[str, Path],
     mask: str,
     *,
-    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[str, Pairs] | None:
     """Return the derivative whose masks are used, and the mask of each image.
@@ -47,29 +40,29 @@ def pair_masks(
     preset : Preset
         Their layout.
     home : str
-        The place the images are in; its own masks go first unless that is the raw dataset.
-    places : mapping of str to Path
+        The dataset that holds the images; its own masks go first unless it is the raw one.
+    datasets : mapping of str to Path
         Roots by name: the raw dataset and the derivatives.
     mask : str
-        ``"auto"``, ``"none"`` or the name of a place.
-    cache, progress
-        As in `candidates.search`.
+        ``"auto"``, ``"none"`` or the name of a dataset.
+    progress : callable, optional
+        As in `walk.DatasetWalker`.
 
     Returns
     -------
     (str, list of str) or None
-        Name of the place and paths of masks relative to it; None when no masks are used.
+        Name of the dataset and paths of masks relative to it; None when no masks are used.
 
     Raises
     ------
     UsageError
-        When only some images have a mask, when several derivatives hold masks and none was named,
-        or when the named one is unknown or holds none.
+        When only some images have a mask, when several derivatives hold masks and `mask` names none
+        of them, or when the named derivative is unknown or holds none.
     """
     if mask == "none" or (mask == "auto" and preset.masks == "none") or not images:
         return None
-    if mask != "auto" and mask not in places:
-        known = ", ".join(repr(n) for n in places if n != "raw") or "there is none"
+    if mask != "auto" and mask not in datasets:
+        known = ", ".join(repr(n) for n in datasets if n != "raw") or "there is none"
         raise UsageError(
             f"--mask {mask}: no derivative of that name. Known: {known}. "
             "Name one with --derivatives NAME=PATH, or use --mask auto or --mask none."
@@ -80,13 +73,16 @@ def pair_masks(
         names = [home]
     else:
         own = [home] if preset.derivatives else []
-        names = own + [name for name in places if name not in ("raw", home)]
+        names = own + [name for name in datasets if name not in ("raw", home)]
     held: dict[str, Pairs] = {}
+    participants = {image.participant for image in images}
     for name in names:
-        form = _form_of_masks(preset, own=name == home)
-        people = {image.participant for image in images}
-        masks = search(places[name], form, {}, people, cache=cache, progress=progress).usable
-        pairs = _pairs(images, masks)
+        mask_preset = _mask_preset(preset, own=name == home)
+        masks = search(datasets[name], mask_preset, {}, participants, progress=progress).usable
+        of: defaultdict[tuple[str, str | None], list[Candidate]] = defaultdict(list)
+        for found in masks:
+            of[found.participant, found.session].append(found)
+        pairs = [_best(image, of[image.participant, image.session]) for image in images]
         if any(pairs):
             held[name] = pairs
             if name == home:
@@ -95,7 +91,7 @@ def pair_masks(
         if mask == "auto":
             return None
         raise UsageError(
-            f"--mask {mask}: {places[mask]} holds no brain mask of the {len(images)} images used. "
+            f"--mask {mask}: {datasets[mask]} holds no brain mask of the {len(images)} images used. "
             "Masks are named like sub-<label>/anat/sub-<label>_desc-brain_mask.nii.gz, with the "
             "image's session and space."
         )
@@ -116,7 +112,7 @@ def pair_masks(
     return name, pairs
 
 
-def _form_of_masks(preset: Preset, *, own: bool) -> Preset:
+def _mask_preset(preset: Preset, *, own: bool) -> Preset:
     return Preset(
         "brain masks",
         suffix=preset.mask_suffix if own else "mask",
@@ -126,18 +122,12 @@ def _form_of_masks(preset: Preset, *, own: bool) -> Preset:
     )
 
 
-def _pairs(images: Sequence[Candidate], masks: Sequence[Candidate]) -> Pairs:
-    """Return the path of each image's mask, None where there is not exactly one."""
-    of: defaultdict[tuple[str, str | None], list[Candidate]] = defaultdict(list)
-    for mask in masks:
-        of[mask.participant, mask.session].append(mask)
-    return [_best(image, of[image.participant, image.session]) for image in images]
-
-
 def _best(image: Candidate, masks: Sequence[Candidate]) -> str | None:
+    """Return the path of the mask of an image, None unless exactly one fits best."""
     scores: defaultdict[int, list[Candidate]] = defaultdict(list)
     for mask in masks:
-        if not _same_space(image, mask):
+        spaces = image.entities.get("space"), mask.entities.get("space")
+        if spaces[0] != spaces[1] and not set(spaces) <= _NATIVE:
             continue
         if mask.entities.get("modality") not in (None, image.entities.get("suffix")):
             continue
@@ -147,8 +137,3 @@ def _best(image: Candidate, masks: Sequence[Candidate]) -> str | None:
             scores[len(both) - alone].append(mask)
     fitting = scores[max(scores)] if scores else []
     return fitting[0].path if len(fitting) == 1 else None
-
-
-def _same_space(image: Candidate, mask: Candidate) -> bool:
-    spaces = image.entities.get("space"), mask.entities.get("space")
-    return spaces[0] == spaces[1] or set(spaces) <= _NATIVE

@@ -1,6 +1,6 @@
-"""Join what a dataset says of its participants, sessions and scans to a table of images.
+"""Join a dataset's tables of participants, sessions and scans to a table of images.
 
-Tables are read by `tables`, the meaning of their columns by `coding`; images come from `bids_index`.
+Reading tables is left to `tables`, decoding columns to `recode`, and finding images to `index`.
 """
 
 from __future__ import annotations
@@ -18,35 +18,24 @@ import pandas as pd
 from nidl_dcl.bids.recode import as_series, decode, same_value
 from nidl_dcl.bids.subject_ids import match_ids
 from nidl_dcl.bids.tables import Table, read_sidecar, read_table, scan_tables, session_tables
+from nidl_dcl.bids.walk import subfolders
 from nidl_dcl.errors import UsageError
 
-__all__ = ["Phenotypes", "participant_ids", "read_phenotypes"]
-
 _PARTICIPANT = ("participant_id", "participant", "subject_id", "subject", "sub", "id")
-
-
 _SESSION = ("session_id", "session", "ses")
-
 
 _TAKEN = {
     *("participant_id", "session_id", "run", "path", "source", "mask_path", "split", "row"),
+    *("person_id", "group_id", "content", "voxel_mm", "seen_by"),
 }
 
-
 _DERIVED = re.compile("_(?:space|res|den|desc|label|hemi|atlas|seg|cohort)-[A-Za-z0-9]+")
-
-
 _MOST_NOTES = 20
-
-
 _Values = list[str | None]
-
-
 _Key = tuple[str, str | None]
 
-
 _Rows = tuple[list[int], ...]
-"""Numbers of the rows that speak of an image, by level, the closest first."""
+"""Numbers of the rows of an image, by level: those of its scan or session before its participant's."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +48,14 @@ class Phenotypes:
         One row per image, in the order given, index from 0; one column per phenotype: float64
         where every value is a number, else strings with ``<NA>``.
     matches : DataFrame
-        ``participant_id id rule source``, as text: for each table, its ids in order, each once,
-        and by which rule each belongs to which participant (exact, prefix, case, zeros), with or
-        without images; ``none`` for ids that fit no participant or several (participant_id
-        missing) and then for participants with images who have no row (id missing).
+        ``participant_id id rule source``, as text: the ids of each table, the participant that each
+        matches, with or without images, and by which rule (exact, prefix, case, zeros). The rule is
+        ``none`` for ids that match no participant or several (participant_id missing) and for
+        participants with images but without a row (id missing).
     notes : list of str
-        What was put right, collapsed, renamed or left out, in words; few for each table.
+        What was repaired, merged, renamed or left out; at most 20 for each table.
     columns : dict of str to dict
-        What the sidecars say of each column (Description, Units, Levels …).
+        Descriptions of the columns in sidecars (Description, Units, Levels …).
     """
 
     table: pd.DataFrame
@@ -96,17 +85,17 @@ def read_phenotypes(
 ) -> Phenotypes:
     """Return the phenotypes of images.
 
-    Read are ``participants.tsv``, ``phenotype/*.tsv``, ``sub-*/sub-*_sessions.tsv``, the images'
-    rows in ``*_scans.tsv``, and `files`. A value of a session or scan goes before that of the
+    They come from ``participants.tsv``, ``phenotype/*.tsv``, ``sub-*/sub-*_sessions.tsv``, the
+    images' rows in ``*_scans.tsv``, and `files`. A value of a session or scan replaces that of the
     participant. Where tables contradict each other, a column of ``phenotype/`` is renamed to
-    ``<file>_<column>``; a column of `files` takes the plain name and the other one is renamed.
-    Columns in different declared units are never merged.
+    ``<file>_<column>``; a column of `files` keeps its name and the other one is renamed. Columns in
+    different declared units are never merged.
 
     Parameters
     ----------
     bids_dir : path
-        Dataset; for a derivative inside ``derivatives/``, the tables are those of the dataset
-        around it when it has none itself. No table at all is fine.
+        A dataset. A derivative inside ``derivatives/`` that has no ``participants.tsv`` uses the
+        tables of the dataset around it. Tables are optional.
     images : DataFrame
         ``participant_id session_id path`` at least, one row per image.
     files : sequence of path
@@ -126,19 +115,19 @@ def read_phenotypes(
             continue
         table = read_table(path)
         if table.find(_PARTICIPANT) is None:
-            join.notes.append(f"{join.called(table)} has no column participant_id and is not used")
+            join.notes.append(f"{join.name_of(table)} has no column participant_id and is not used")
         else:
             join.add(table, clash="rename new")
     join.add_own()
     for given in files:
-        # A user nobody knows stays as it is, and the path is then missing.
+        # Unlike Path.expanduser, this does not raise for an unknown user: the path is then missing.
         join.add(read_table(Path(os.path.expanduser(given))), clash="rename old")  # noqa: PTH111
     return join.result()
 
 
 @dataclass
 class _Column:
-    """One value per image, the table it came from, and what the sidecar says of it."""
+    """One value per image, the table it came from, and its description in the sidecar."""
 
     values: _Values
     origin: str
@@ -151,14 +140,14 @@ class _Column:
 
 
 class _Join:
-    """The growing table: columns of text, one value per image."""
+    """Joins tables one after the other: columns of text, one value per image."""
 
     def __init__(self, bids_dir: Path, images: pd.DataFrame) -> None:
         self.home = _home(bids_dir)
         self.participants = [str(p) for p in images["participant_id"]]
         self.sessions = [None if pd.isna(s) else str(s) for s in images["session_id"]]
         self.paths = [str(p) for p in images["path"]]
-        # Ids must be told from all participants, else "1" would match the only one selected.
+        # Match among all participants: else "1" could match the only one that is selected.
         self.everyone = list(dict.fromkeys([*self.participants, *_folders(self.home, "sub-")]))
         self.sessions_of: dict[str, list[str]] = {name: [] for name in self.participants}
         for name, session in dict.fromkeys(self._image_keys()):
@@ -167,7 +156,7 @@ class _Join:
         self.notes: list[str] = []
         self.matches: list[tuple[str | None, str | None, str, str]] = []
 
-    def called(self, table: Table) -> str:
+    def name_of(self, table: Table) -> str:
         """Return how a table is called in notes."""
         if table.files:
             return f"sub-*_{table.path.name}"
@@ -219,13 +208,10 @@ class _Join:
 
     def result(self) -> Phenotypes:
         """Return the table as it stands."""
-        table = pd.DataFrame(
-            {name: as_series(column.values) for name, column in self.columns.items()},
-            index=pd.RangeIndex(len(self.paths)),
-        )
-        matches = pd.DataFrame(
-            self.matches, columns=["participant_id", "id", "rule", "source"]
-        ).astype("string")
+        series = {name: as_series(column.values) for name, column in self.columns.items()}
+        table = pd.DataFrame(series, index=pd.RangeIndex(len(self.paths)))
+        names = ["participant_id", "id", "rule", "source"]
+        matches = pd.DataFrame(self.matches, columns=names).astype("string")
         about = {name: dict(c.about) for name, c in self.columns.items() if c.about}
         return Phenotypes(table, matches, self.notes, about)
 
@@ -258,7 +244,7 @@ class _Join:
         if matched:
             self._join(table, "over", {0}, groups, rows)
         else:
-            self._say(table, table.notes)
+            self._add_notes(table, table.notes)
 
     def _sessions(self, table: Table, owners: Sequence[str | None], when: int | None) -> _Values:
         """Return the session of each row, by the name of the image's session where it is one."""
@@ -267,25 +253,27 @@ class _Join:
         for owner, text in zip(owners, texts, strict=True):
             if owner is not None and text is not None and self.sessions_of.get(owner):
                 theirs[owner][text] = None
-        told: dict[_Key, str] = {}
+        matched: dict[_Key, str] = {}
         rules: Counter[str] = Counter()
         for person, said in theirs.items():
             known = self.sessions_of[person]
             if not said.keys() <= set(known):
                 known = list(dict.fromkeys([*known, *_folders(self.home / person, "ses-")]))
             for text, (name, rule) in match_ids(said, known, "ses-").items():
-                told[person, text] = name
+                matched[person, text] = name
                 rules[rule] += 1
         if rules and set(rules) != {"exact"}:
             how = ", ".join(f"{n} {rule}" for rule, n in rules.items())
             table.notes.append(f"sessions matched: {how}")
-        lost = [(p, text) for p, said in theirs.items() for text in said if (p, text) not in told]
+        lost = [
+            (p, text) for p, said in theirs.items() for text in said if (p, text) not in matched
+        ]
         if lost:
             table.notes.append(
                 f"{len(lost)} sessions have no folder (first: {lost[0][1][:40]!r} of {lost[0][0]})"
             )
         return [
-            text if owner is None else told.get((owner, text), text)
+            text if owner is None else matched.get((owner, text), text)
             for owner, text in zip(owners, texts, strict=True)
         ]
 
@@ -296,7 +284,7 @@ class _Join:
         who: Mapping[str, tuple[str, str]],
         rows: Sequence[_Rows],
     ) -> None:
-        source = self.called(table)
+        source = self.name_of(table)
         texts = list(dict.fromkeys(text for text in ids if text is not None))
         for text in texts:
             name, rule = who.get(text, (None, "none"))
@@ -309,11 +297,8 @@ class _Join:
             f"{len(have)} of {len(self.sessions_of)} participants with images have a row"
             + (f" (ids matched: {how})" if how else "")
         ]
-        without = sum(
-            not any(levels)
-            for name, levels in zip(self.participants, rows, strict=True)
-            if name in have
-        )
+        images = zip(self.participants, rows, strict=True)
+        without = sum(not any(levels) for name, levels in images if name in have)
         if without:
             said.append(f"{without} of their images have no row for their session")
         strange = [text for text in texts if text not in who]
@@ -344,16 +329,14 @@ class _Join:
             key, numbers = next(iter(doubles.items()))
             notes.append(
                 f"rows that agree are taken as one, for {len(doubles)} ids "
-                f"(first: {_called(key)}, {_lines(table, numbers)})"
+                f"(first: {_key_name(key)}, {_lines(table, numbers)})"
             )
         # Nearly every image has one row; -1 is the missing value at the end of each column.
         flat = [[number for level in levels for number in level] for levels in rows]
         sole = [numbers[0] if len(numbers) == 1 else -1 for numbers in flat]
         several = [image for image, numbers in enumerate(flat) if len(numbers) > 1]
-        names = [name for at, name in enumerate(table.columns) if at not in skip]
-        for at, name in enumerate(table.columns):
-            if at in skip:
-                continue
+        names = {at: name for at, name in enumerate(table.columns) if at not in skip}
+        for at, name in names.items():
             column, more = decode(name, [row[at] for row in table.rows], about.get(name, {}))
             for key, numbers in doubles.items():
                 _refuse_contradiction(table, key, name, column, numbers)
@@ -361,11 +344,13 @@ class _Join:
             values = [column[number] for number in sole]
             for image in several:
                 values[image] = _closest(column, rows[image])
-            notes += more + self._lay(table, clash, name, values, about.get(name, {}), names)
-        self._say(table, [*table.notes, *notes])
+            notes += more + self._lay(
+                table, clash, name, values, about.get(name, {}), names.values()
+            )
+        self._add_notes(table, [*table.notes, *notes])
 
-    def _say(self, table: Table, notes: Sequence[str]) -> None:
-        source, more = self.called(table), len(notes) - _MOST_NOTES
+    def _add_notes(self, table: Table, notes: Sequence[str]) -> None:
+        source, more = self.name_of(table), len(notes) - _MOST_NOTES
         self.notes += [f"{source}: {note}" for note in notes[:_MOST_NOTES]]
         if more > 0:
             self.notes.append(f"{source}: {more} more notes like these")
@@ -377,7 +362,7 @@ class _Join:
         name: str,
         values: _Values,
         about: Mapping[str, Any],
-        names: Sequence[str],
+        names: Collection[str],
     ) -> list[str]:
         """Lay one column over what is there, and return notes."""
         notes = []
@@ -433,19 +418,16 @@ def _refuse_contradiction(
     said = [number for number in numbers if column[number] is not None]
     other = next((n for n in said if not same_value(column[said[0]], column[n])), None)
     if other is not None:
+        person = "participant (and session, in a column session_id)"
         raise UsageError(
             f"{table.path if not table.files else table.path.parent}: "
-            f"{_lines(table, [said[0], other])} contradict each other for {_called(key)}: "
+            f"{_lines(table, [said[0], other])} contradict each other for {_key_name(key)}: "
             f"{name} is {str(column[said[0]])[:60]!r} and {str(column[other])[:60]!r}. "
-            + (
-                "Keep one row per scan."
-                if table.columns[0] == "path"
-                else "Keep one row per participant (and session, in a column session_id)."
-            )
+            f"Keep one row per {'scan' if table.columns[0] == 'path' else person}."
         )
 
 
-def _called(key: _Key) -> str:
+def _key_name(key: _Key) -> str:
     return " ".join(part for part in key if part is not None)
 
 
@@ -465,10 +447,9 @@ def _scan_name(path: str) -> str:
 
 
 def _folders(path: Path, prefix: str) -> list[str]:
-    """Return the sub-folders that start with `prefix`, sorted; none where it cannot be read."""
+    """Return the sub-folders that start with `prefix`; none where the folder cannot be read."""
     try:
-        with os.scandir(path) as entries:
-            return sorted(e.name for e in entries if e.name.startswith(prefix) and e.is_dir())
+        return subfolders(os.scandir(path), prefix)
     except OSError:
         return []
 
@@ -483,14 +464,14 @@ def _home(bids_dir: Path) -> Path:
 
 def _id_column(table: Table) -> int:
     at = table.find(_PARTICIPANT)
-    if at is None:
-        if len(table.columns) == 1 and len(table.columns[0].split()) > 1:
-            raise UsageError(
-                f"{table.path} has blanks between the names of its columns. Put one tab there, and "
-                "between the cells of each line."
-            )
+    if at is not None:
+        return at
+    if len(table.columns) == 1 and len(table.columns[0].split()) > 1:
         raise UsageError(
-            f"{table.path} has no column participant_id (its columns: "
-            f"{', '.join(table.columns[:8])}). Name the column of ids participant_id."
+            f"{table.path} has blanks between the names of its columns. Put one tab there, and "
+            "between the cells of each line."
         )
-    return at
+    raise UsageError(
+        f"{table.path} has no column participant_id (its columns: {', '.join(table.columns[:8])}). "
+        "Name the column of ids participant_id."
+    )

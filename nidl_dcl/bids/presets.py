@@ -1,6 +1,6 @@
-"""Which files are images: one record per layout that users hold, as data.
+"""Presets: where the images of a dataset or pipeline lie, and how they are named.
 
-Says where images lie and how they are named; finding them is the work of `bids_index`.
+Finding the images is left to `index`.
 """
 
 from __future__ import annotations
@@ -8,87 +8,51 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["PRESETS", "Preset"]
-
 _BIDS = ("sub-*/anat", "sub-*/ses-*/anat")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One layout of images.
+    """Folders and names of one kind of images."""
 
-    Attributes
-    ----------
-    summary : str
-        What the images are, for a table in the documentation.
-    suffix : str
-        Last part of the name, before the extension.
-    entities : mapping of str to (str or None)
-        pybids entities and the value each must have; None: the entity must be absent.
-    folders : tuple of str
-        Where images lie below the root; the only wildcards are ``sub-*`` and ``ses-*``.
-    extensions : tuple of str
-        Accepted ones; of two files that differ by extension alone the earlier one is used.
-    derivatives : tuple of str
-        How the name of the pipeline's folder under ``derivatives/`` begins, in lower case; empty
-        for raw data.
-    kind : {"intensity", "probability", "signed"}
-        What the values are; decides how they are normalized and augmented.
-    prefixes : tuple of str
-        What may stand before ``sub-`` in the name; names that begin otherwise are other images.
-    file_name : str or None
-        The whole name, where it holds no entities at all. A folder ``sub-<label>_ses-<label>`` is
-        then a session; runs over several sessions (``….long.…``) and the template of a
-        participant who has sessions are no images of their own.
-    session_in_name : bool
-        The name repeats the session of its folder.
-    bare_suffix : bool
-        The name may hold the suffix in its middle, too (older versions of Clinica).
-    one_resolution : bool
-        Files that differ by ``res-`` alone are one scan, of which the finest grid is used.
-    mask_suffix, mask_desc : str and (str or None)
-        How the pipeline names its own brain masks.
-    space : str
-        Of the images, where names have no entity for it: ``"native"`` or a template.
-    stripped : bool
-        The images have no skull, though no mask is paired with them.
-    masks : {"any", "own", "none"}
-        Which masks ``mask="auto"`` may pair: of any derivative, of the pipeline itself, or none
-        (tissue maps and images that are skull-stripped already).
-    """
-
-    summary: str
-    suffix: str = "T1w"
+    summary: str  # description of the images, for a table in the documentation
+    suffix: str = "T1w"  # last part of the name, before the extension
+    # pybids entities and the value each must have; None: the entity must be absent.
     entities: Mapping[str, str | None] = field(default_factory=dict)
+    # Where images lie below the root; the only wildcards are sub-* and ses-*.
     folders: tuple[str, ...] = _BIDS
+    # Accepted ones; of two files that differ by extension alone the earlier one is used.
     extensions: tuple[str, ...] = (".nii.gz", ".nii")
+    # How the pipeline's folder under derivatives/ begins, in lower case; empty for raw data.
     derivatives: tuple[str, ...] = ()
+    # Of the values: intensity, probability or signed; decides how they are normalized, augmented.
     kind: str = "intensity"
+    # Accepted text before sub- in the name; names with other text are other images.
     prefixes: tuple[str, ...] = ("",)
+    # The whole name, where it holds no entities. A folder sub-<label>_ses-<label> is then a
+    # session; longitudinal runs (….long.…) and the template of a participant who has sessions are
+    # not images of their own.
     file_name: str | None = None
-    session_in_name: bool = True
-    bare_suffix: bool = False
-    one_resolution: bool = False
-    mask_suffix: str = "mask"
+    session_in_name: bool = True  # the name repeats the session of its folder
+    bare_suffix: bool = False  # the suffix may be in the middle as well (older versions of Clinica)
+    one_resolution: bool = False  # of files that differ only in res-, the finest one is used
+    mask_suffix: str = "mask"  # suffix and desc- of the pipeline's own brain masks
     mask_desc: str | None = "brain"
-    space: str = "native"
-    stripped: bool = False
+    space: str = "native"  # or a template: of the images where names have no entity for it
+    stripped: bool = False  # the images are skull-stripped, though no mask is paired with them
+    # Masks that mask="auto" may pair: of any derivative, of the pipeline itself (own), or none
+    # (tissue maps and images that are skull-stripped already).
     masks: str = "any"
 
     @property
     def rule(self) -> str:
-        """The intensity rule of `volumes.Preparation` that suits the kind."""
+        """The intensity rule of `preparation.Preparation` for this kind."""
         return "robust" if self.kind == "intensity" else self.kind
 
 
 _FMRIPREP = ("fmriprep", "smriprep")
-
-
 _MNI = "MNI152NLin2009cAsym"
-
-
 _OPENBHB = tuple(f"{split}derivatives/sub-*/ses-*" for split in ("", "train/", "val/"))
-
 
 PRESETS: dict[str, Preset] = {
     "raw-t1w": Preset("T1-weighted images of a raw BIDS dataset"),

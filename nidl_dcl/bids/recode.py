@@ -1,6 +1,6 @@
-"""What the text of a phenotype column means: coded levels, sex, decimal commas, open ends, numbers.
+"""Decode the text of a phenotype column: coded levels, sex, decimal commas, open ends, numbers.
 
-Works on one column of text; nothing is guessed that the column or its sidecar does not say.
+One column is decoded at a time, and nothing is guessed that neither the column nor its sidecar says.
 """
 
 from __future__ import annotations
@@ -12,31 +12,17 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["as_series", "decode", "same_value"]
-
 Values = list[str | None]
-
-
 _NUMERALS = re.compile("[0-9.eE+-]*")
-
-
 _CODE = re.compile(r"[+-]?[0-9]+(?:\.0*)?")
-
-
 _COMMA = re.compile("[+-]?[0-9]+,[0-9]+")
-
-
 _THOUSANDS = re.compile("[+-]?[1-9][0-9]{0,2},[0-9]{3}")
-
-
 _OPEN_END = re.compile(r"(?:[<>≤≥]=? ?)?([0-9]+(?:\.[0-9]+)?) ?\+?")
-
 
 _SEX = {
     **dict.fromkeys(("m", "male", "man", "boy"), "M"),
     **dict.fromkeys(("f", "female", "woman", "girl"), "F"),
 }
-
 
 _NO_ANSWER = {
     *("missing", "missing data", "missing value", "no data", "not applicable", "not available"),
@@ -47,22 +33,22 @@ _NO_ANSWER = {
 def decode(
     name: str, values: Sequence[str | None], about: Mapping[str, Any]
 ) -> tuple[Values, list[str]]:
-    """Return a column in plain form, and notes on what was read how.
+    """Return a decoded column, and notes on what was changed.
 
-    In this order: whole numbers become the labels that the sidecar's ``Levels`` give them (and
-    nothing when a label says missing); in a column of sex or gender, M, m, Male … become ``M``
-    and F, female … ``F``; decimal commas become points, if the column has no decimal points;
-    ``89+`` becomes ``89`` when all else in the column is a number. Everything else stays as it
-    is and, where most of the column is numbers, is noted. Units are never converted.
+    In this order: whole numbers become their labels in the sidecar's ``Levels`` (a missing value
+    when the label says so); in a column of sex or gender, M, m, Male … become ``M`` and F, female …
+    ``F``; decimal commas become points, if the column has no decimal points; ``89+`` becomes ``89``
+    when all other values are numbers. Other values stay as they are, with a note where most of the
+    column is numbers. Units are never converted.
 
     Parameters
     ----------
     name : str
-        The column.
+        Name of the column.
     values : sequence of (str or None)
         Text, None where missing.
     about : mapping
-        What the sidecar says of the column.
+        Description of the column in the sidecar.
     """
     counts = Counter(value for value in values if value is not None)
     meaning: dict[str, str | None] = {text: text for text in counts}
@@ -95,7 +81,7 @@ def as_series(values: Sequence[str | None]) -> pd.Series[Any]:
 
 
 def same_value(one: str | None, other: str | None) -> bool:
-    """Return whether two values do not contradict each other: equal, equal numbers, or missing."""
+    """Return whether two values agree: they are equal, equal numbers, or one is missing."""
     if one is None or other is None or one == other:
         return True
     numbers = _floats((one, other))
@@ -103,7 +89,7 @@ def same_value(one: str | None, other: str | None) -> bool:
 
 
 def _floats(texts: Collection[str]) -> list[float] | None:
-    """Return the numbers that all texts are, None when one is not; ``inf``, ``nan``, ``1_0`` are not."""
+    """Return texts as numbers, None if one is not; ``inf``, ``nan`` and ``1_0`` are not numbers."""
     if not _NUMERALS.fullmatch("".join(texts)):
         return None
     try:
@@ -152,7 +138,7 @@ def _levels(meaning: dict[str, str | None], levels: Any, notes: list[str]) -> No
         return
     unnamed = [code for code in whole if code not in labels]
     if not unnamed:
-        notes.append(f"codes read by its Levels ({_listed(labels, whole)})")
+        notes.append(f"codes read by its Levels ({_shown(labels, whole)})")
         meaning.update({text: labels[code] for text, code in codes.items()})
     elif len(unnamed) < len(whole):
         shown = ", ".join(code[:40] for code in unnamed[:6])
@@ -164,7 +150,7 @@ def _sex(meaning: dict[str, str | None], notes: list[str]) -> None:
     changed = {v: p for v, p in zip(_left(meaning), plain.values(), strict=True) if v != p}
     meaning.update(plain)
     if changed:
-        notes.append(_listed(changed, sorted(changed)))
+        notes.append(_shown(changed, sorted(changed)))
     coded = [text for text, value in plain.items() if _code(value) in ("0", "1", "2")]
     if coded and len(coded) == len(plain):
         notes.append("coded by numbers without Levels in a sidecar; kept as numbers")
@@ -191,12 +177,12 @@ def _open_ends(meaning: dict[str, str | None], notes: list[str]) -> None:
     odd = sorted(v for v in _left(meaning) if _floats([v]) is None)
     ends = {v: match[1] for v in odd if (match := _OPEN_END.fullmatch(v))}
     if odd and len(ends) == len(odd) < len(_left(meaning)):
-        notes.append(f"open ends read as their limit ({_listed(ends, odd)})")
+        notes.append(f"open ends read as their limit ({_shown(ends, odd)})")
         meaning.update({t: ends.get(v, v) for t, v in meaning.items() if v is not None})
 
 
 def _odd_ones(meaning: dict[str, str | None], counts: Counter[str], notes: list[str]) -> None:
-    """Say what keeps a column of numbers from being one."""
+    """Note the values that keep a column from being numeric."""
     odd = sorted(text for text, v in meaning.items() if v is not None and _floats([v]) is None)
     n_odd = sum(counts[text] for text in odd)
     n_all = sum(counts[text] for text, value in meaning.items() if value is not None)
@@ -216,6 +202,6 @@ def _ages(meaning: dict[str, str | None], notes: list[str]) -> None:
         )
 
 
-def _listed(meaning: Mapping[str, str], keys: Sequence[str]) -> str:
+def _shown(meaning: Mapping[str, str], keys: Sequence[str]) -> str:
     shown = ", ".join(f"{key[:40]} = {meaning[key][:40]}" for key in keys[:6])
     return shown + (", …" if len(keys) > 6 else "")

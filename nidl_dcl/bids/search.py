@@ -1,6 +1,6 @@
-"""Judge every candidate image of one dataset by name and kind of file alone.
+"""Find every candidate image of one dataset, and judge it by its name and kind of file alone.
 
-Folders are walked by `bids_walk`, names read by `bids_names`; tables are made in `bids_index`.
+Visiting folders is left to `walk`, reading names to `entities`, and making tables to `index`.
 """
 
 from __future__ import annotations
@@ -12,229 +12,196 @@ import stat
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
-from nidl_dcl.bids.directory_cache import Listings
 from nidl_dcl.bids.entities import Allowed, NameRule, entities_of, is_label, natural_key, passes
 from nidl_dcl.bids.presets import Preset
 from nidl_dcl.bids.walk import DatasetWalker, Folder, Progress
 from nidl_dcl.status import Code
 
-__all__ = ["Candidate", "SearchResult", "search", "select_images"]
-
 _RESOLUTION = re.compile("_res-[a-zA-Z0-9+]+(?=_[^/]*$)")
-
-
 _NUMBERED = re.compile("(run|echo|inv|flip|chunk)-0+(?=[0-9])")
 
 
 @dataclass(slots=True)
 class Candidate:
-    """One file (or unreadable folder) that could hold an image.
+    """One file that could be an image, or a folder that cannot be read."""
 
-    Attributes
-    ----------
-    participant, session : str and (str or None)
-        As the folders say.
-    path : str
-        POSIX, relative to the root that was searched.
-    entities : dict
-        As pybids reads them; empty for a folder.
-    status, code, message : str
-        The columns of ``inputs.tsv``.
-    """
-
-    participant: str
+    participant: str  # names of the folders
     session: str | None
-    path: str
-    entities: dict[str, str | int] = field(default_factory=dict)
-    status: str = "ok"
+    path: str  # POSIX, relative to the root that was searched
+    entry: os.DirEntry[str] | None = None  # None for a folder
+    entities: dict[str, str | int] = field(default_factory=dict)  # as pybids reads them
+    status: str = "ok"  # this and the rest: columns of inputs.tsv
     code: Code = "ok"
     message: str = ""
 
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.path.rpartition("/")[2]
+
     def leave_out(self, code: Code, message: str) -> None:
-        """Mark as not usable."""
+        """Mark the candidate as not usable."""
         self.status, self.code, self.message = "skip", code, message
 
 
 @dataclass
 class SearchResult:
-    """What one root holds.
-
-    Attributes
-    ----------
-    root : Path
-        Where it was searched.
-    candidates : list of Candidate
-        In the order they were met.
-    participants : list of str
-        Folders ``sub-…``, wanted or not, whatever they hold.
-    sessions : set of str
-        Sessions of the participants that were wanted.
-    kept : list of (str, int)
-        What was asked in turn, and how many usable images were left.
-    """
+    """The candidate images, participants and sessions of one dataset."""
 
     root: Path
-    candidates: list[Candidate] = field(default_factory=list)
-    participants: list[str] = field(default_factory=list)
-    sessions: set[str] = field(default_factory=set)
-    kept: list[tuple[str, int]] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)  # by folder, then name
+    participants: list[str] = field(default_factory=list)  # all sub-*, selected or not
+    sessions: set[str] = field(default_factory=set)  # of the selected participants
+    kept: list[tuple[str, int]] = field(default_factory=list)  # steps, and usable images after each
 
     @property
     def usable(self) -> list[Candidate]:
-        """The candidates that are not left out."""
+        """The candidates that are not skipped."""
         return [c for c in self.candidates if c.status != "skip"]
 
     def count(self, step: str) -> None:
-        """Note how many usable images are left after a step."""
+        """Record how many usable images are left after a step."""
         self.kept.append((step, len(self.usable)))
 
 
 def search(
     root: Path,
     preset: Preset,
-    wanted: Mapping[str, Allowed],
+    entity_filters: Mapping[str, Allowed],
     participants: Collection[str] | None = None,
     sessions: Collection[str] | None = None,
     *,
-    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
-    """Return every candidate image below `root`, judged by name and kind of file.
+    """Return every candidate image below `root`, with a code by its name and kind of file.
 
     Parameters
     ----------
     root : Path
         A dataset, raw or derivative.
     preset : Preset
-        Where images lie and how they are named.
-    wanted : mapping
-        What is asked of each entity; goes before what the preset asks of the same entity.
-        Candidates with other values are no candidates.
+        Folders and names of the images.
+    entity_filters : mapping
+        The values allowed for each entity, instead of those of the preset. Files with other values
+        are no candidates.
     participants, sessions : collection of str, optional
         Only these, with ``sub-`` and ``ses-``.
-    cache : Path, optional
-        See `listings.Listings`.
     progress : callable, optional
-        See `bids_walk.DatasetWalker`.
+        As in `walk.DatasetWalker`.
     """
-    asked: dict[str, Allowed] = {name: [value] for name, value in preset.entities.items()}
-    asked |= wanted
+    filters: dict[str, Allowed] = {name: [value] for name, value in preset.entities.items()}
+    filters |= entity_filters
     rule = NameRule(
         preset,
-        _texts(asked.pop("suffix", [preset.suffix])),
-        _texts(asked.pop("extension", list(preset.extensions))),
+        _texts(filters.pop("suffix", [preset.suffix])),
+        _texts(filters.pop("extension", list(preset.extensions))),
     )
     found = SearchResult(root)
     reader = _Reader(rule)
-    kinds: dict[str, str] = {}
     several: list[list[Candidate]] = []
-    with Listings(root, cache) as listings:
-        folders = DatasetWalker(listings, preset, participants, progress)
-        for folder in folders:
-            if sessions is not None and folder.session not in sessions:
-                continue
-            if folder.error is not None:
-                found.candidates.append(_unreadable(folder))
-            here = reader.read(folder)
-            found.candidates += here
-            if odd := folder.listing.odd:
-                kinds |= {c.path: odd[name] for c in here if (name := _name(c)) in odd}
-            if len(here) > 1:
-                several.append(here)
+    folders = DatasetWalker(root, preset, participants, progress)
+    for folder in folders:
+        if sessions is not None and folder.session not in sessions:
+            continue
+        if folder.error is not None:
+            found.candidates.append(_unreadable(folder))
+        here = reader.read(folder)
+        found.candidates += here
+        if len(here) > 1:
+            several.append(here)
     found.participants, found.sessions = list(folders.participants), folders.sessions
     if preset.file_name:
         _drop_templates(found)
     found.count(f"{' or '.join(rule.suffixes)} by name")
-    for name, allowed in asked.items():
+    for name, allowed in filters.items():
         found.candidates = [
-            c for c in found.candidates if not c.entities or passes(c.entities, name, allowed)
+            c for c in found.candidates if not c.entities or passes(c.entities.get(name), allowed)
         ]
         found.count(_step(name, allowed))
-    if preset.one_resolution and "res" not in asked:
+    if preset.one_resolution and "res" not in filters:
         _drop_resolutions(found)
-    marks = [n for n in ("desc", "space") if n not in asked and not preset.derivatives]
+    marks = [n for n in ("desc", "space") if n not in filters and not preset.derivatives]
     for candidate in found.usable:
-        if candidate.path in kinds:
-            _judge_kind(candidate, root, kinds[candidate.path])
-        if "part" not in asked and candidate.entities.get("part") in ("phase", "real", "imag"):
+        _judge_kind(candidate)
+        if "part" not in filters and candidate.entities.get("part") in ("phase", "real", "imag"):
             candidate.leave_out("part", f"part-{candidate.entities['part']}, not the magnitude")
         derived = [n for n in marks if n in candidate.entities]
         if derived and candidate.status == "ok":
             candidate.status, candidate.code = "warn", "ambiguous"
             candidate.message = f"{derived[0]}- marks a derivative; is another --preset meant?"
-    listed = {id(candidate) for candidate in found.candidates} if several else set()
+    remaining = {id(candidate) for candidate in found.candidates} if several else set()
     for here in several:
-        _judge_doubles(here, rule, listed)
+        _judge_doubles(here, rule, remaining)
     found.count("usable by name")
     return found
 
 
 class _Reader:
-    """Reads the names in folders. Of names that differ in their labels alone, one is parsed.
+    """Read candidates from folders; of names that differ only in their labels, one is parsed.
 
-    A label holds none of the characters that part entities, so another participant or session
-    changes nothing else of what a right name says.
+    A label holds none of the characters that separate entities, so another participant or session
+    does not change the other entities of a valid name.
     """
 
     def __init__(self, rule: NameRule) -> None:
         self.rule = rule
-        self._right: dict[tuple[str, str, str], dict[str, str | int]] = {}
+        self._parsed: dict[tuple[str, str, str], dict[str, str | int]] = {}
 
     def read(self, folder: Folder) -> list[Candidate]:
         """Return the candidates in a folder, in the order of their names."""
-        names = self.rule.hopeful(folder.listing.names)
-        if not names:
+        entries = self.rule.preselect(folder.entries)
+        if not entries:
             return []
+        entries.sort(key=attrgetter("name"))
         who, when = folder.participant, folder.session
-        labels: dict[str, str | int] = {"subject": who.removeprefix("sub-")}
+        subject = who.removeprefix("sub-")
+        labels: dict[str, str | int] = {"subject": subject}
         start, prefixes = who, self.rule.preset.prefixes
+        alike = not self.rule.preset.file_name and is_label(subject)
         if when is not None:
-            labels["session"] = when.removeprefix("ses-")
+            labels["session"] = session = when.removeprefix("ses-")
             start += f"_{when}"
-        alike = not self.rule.preset.file_name and all(is_label(str(v)) for v in labels.values())
+            alike = alike and is_label(session)
         found: list[Candidate] = []
-        for name in names:
-            path = f"{folder.path}/{name}"
-            prefix, named, rest = name.partition(start)
+        for entry in entries:
+            name, path = entry.name, f"{folder.path}/{entry.name}"
+            prefix, middle, rest = name.partition(start)
             key = folder.pattern, prefix, rest
-            same = alike and named != "" and prefix in prefixes
-            if same and key in self._right:
-                found.append(Candidate(who, when, path, self._right[key] | labels))
+            same = alike and middle != "" and prefix in prefixes
+            if same and key in self._parsed:
+                found.append(Candidate(who, when, path, entry, self._parsed[key] | labels))
             elif self.rule.stem(name) is not None:
-                candidate = Candidate(who, when, path, entities_of(path))
+                candidate = Candidate(who, when, path, entry, entities_of(path))
                 code, message = self.rule.judge(name, who, when)
                 if code != "ok":
                     candidate.leave_out(code, message)
                 elif same:
-                    self._right[key] = candidate.entities
+                    self._parsed[key] = candidate.entities
                 found.append(candidate)
         return found
 
 
 def select_images(found: SearchResult, select: str) -> None:
     """Keep one usable image of each session, the first or last by acquisition, run and path."""
-    sessions: defaultdict[tuple[str, str | None], list[Candidate]] = defaultdict(list)
-    for candidate in found.usable:
-        sessions[candidate.participant, candidate.session].append(candidate)
-    dropped: set[int] = set()
-    for images in sessions.values():
-        images.sort(
-            key=lambda c: (
-                natural_key(str(c.entities.get("acquisition", ""))),
-                c.entities.get("run", -1),
-                natural_key(c.path),
-            )
-        )
-        chosen = images[0 if select == "first" else -1]
-        dropped |= {id(c) for c in images if c is not chosen}
-    found.candidates = [c for c in found.candidates if id(c) not in dropped]
+    images = sorted(
+        found.usable,
+        key=lambda c: (
+            natural_key(str(c.entities.get("acquisition", ""))),
+            c.entities.get("run", -1),
+            natural_key(c.path),
+        ),
+        reverse=select == "first",  # the last of a session stays
+    )
+    kept = set({(c.participant, c.session): id(c) for c in images}.values())
+    found.candidates = [c for c in found.candidates if c.status == "skip" or id(c) in kept]
     found.count(f"{select} image of each session")
 
 
 def _drop_templates(found: SearchResult) -> None:
-    """Drop what FreeSurfer makes of all sessions of a participant together."""
+    """Drop the templates that FreeSurfer makes of all sessions of a participant."""
     have = {c.participant for c in found.candidates if c.session is not None}
     found.candidates = [
         c for c in found.candidates if c.session is not None or c.participant not in have
@@ -242,22 +209,18 @@ def _drop_templates(found: SearchResult) -> None:
 
 
 def _drop_resolutions(found: SearchResult) -> None:
-    """Keep one of the files that differ by ``res-`` alone: the one without, else the first.
+    """Keep one of the files that differ only in ``res-``: the one without it, else the first.
 
-    They are one scan, resampled to several grids; templates number their resolutions from the
+    They are one scan, resampled to several grids. Templates number their resolutions from the
     finest.
     """
-    first: dict[str, Candidate] = {}
-    for candidate in sorted(found.candidates, key=lambda c: natural_key(_res(c))):
-        first.setdefault(_RESOLUTION.sub("", candidate.path), candidate)
-    kept = {id(candidate) for candidate in first.values()}
+    first: dict[str, int] = {}
+    for c in sorted(found.candidates, key=lambda c: natural_key(str(c.entities.get("res", "")))):
+        first.setdefault(_RESOLUTION.sub("", c.path), id(c))
+    kept = set(first.values())
     if len(kept) < len(found.candidates):
         found.candidates = [c for c in found.candidates if id(c) in kept]
         found.count("finest resolution of each")
-
-
-def _res(candidate: Candidate) -> str:
-    return str(candidate.entities.get("res", ""))
 
 
 def _texts(allowed: Allowed) -> list[str]:
@@ -279,59 +242,50 @@ def _unreadable(folder: Folder) -> Candidate:
     return candidate
 
 
-def _judge_kind(candidate: Candidate, root: Path, kind: str) -> None:
-    """Leave out what is no regular file, or a link to nothing."""
-    if kind != "link":
-        what = "a folder" if kind == "dir" else "a pipe, socket or device"
+def _judge_kind(candidate: Candidate) -> None:
+    """Leave out a candidate that is not a regular file, or a link to nothing."""
+    entry = candidate.entry
+    if entry is None or entry.is_file(follow_symlinks=False):
+        return
+    if not entry.is_symlink():
+        what = "a folder" if entry.is_dir() else "a pipe, socket or device"
         candidate.leave_out("not_a_file", f"{what}, not a file")
         return
-    path = f"{root}/{candidate.path}"
     try:
-        mode = os.stat(path).st_mode  # noqa: PTH116  (twice as fast, and there may be thousands)
+        mode = entry.stat().st_mode
     except OSError as error:
         if error.errno == errno.ELOOP:
             candidate.leave_out("unreadable", "a link that leads back to itself")
         elif isinstance(error, PermissionError):
             candidate.leave_out("permission", f"the link cannot be followed: {error.strerror}")
         else:
-            annexed = "annex/objects/" in os.readlink(path)  # noqa: PTH115
-            candidate.leave_out(
-                "not_fetched",
-                f"its content has not been fetched; run: datalad get {candidate.path}"
-                if annexed
-                else "a link to a file that does not exist",
-            )
+            message = "a link to a file that does not exist"
+            if "annex/objects/" in os.readlink(entry):  # noqa: PTH115
+                message = f"its content has not been fetched; run: datalad get {candidate.path}"
+            candidate.leave_out("not_fetched", message)
         return
     if not stat.S_ISREG(mode):
         candidate.leave_out("not_a_file", "a link to something that is not a file")
 
 
-def _judge_doubles(here: Sequence[Candidate], rule: NameRule, listed: set[int]) -> None:
-    """Leave out a second file of one name; warn of names in a folder that mean the same image."""
+def _judge_doubles(here: Sequence[Candidate], rule: NameRule, remaining: set[int]) -> None:
+    """Leave out a second file of one name; warn of names in a folder that mean the same."""
     stems: defaultdict[str, list[Candidate]] = defaultdict(list)
     for candidate in here:
-        stems[rule.stem(_name(candidate)) or ""].append(candidate)
+        stems[rule.stem(candidate.name) or ""].append(candidate)
     meanings: dict[frozenset[str], Candidate] = {}
     for stem, same in stems.items():
-        usable = [c for c in same if id(c) in listed and c.status != "skip"]
+        usable = [c for c in same if id(c) in remaining and c.status != "skip"]
         if not usable:
             continue
         first = usable[0]
         if len(same) > 1:
-            first = min(usable, key=lambda c: rule.extensions.index(_ending(c, stem)))
+            first = min(usable, key=lambda c: rule.extensions.index(c.name.removeprefix(stem)))
             for other in same:
                 if other is not first and (other.status != "skip" or other.code == "extension"):
-                    other.leave_out("duplicate", f"the image is used as {_name(first)}")
+                    other.leave_out("duplicate", f"the image is used as {first.name}")
         meaning = frozenset(_NUMBERED.sub(r"\1-", part) for part in stem.split("_"))
         twin = meanings.setdefault(meaning, first)
         if twin is not first:
             first.status, first.code = "warn", "ambiguous"
-            first.message = f"the name means the same as {_name(twin)}; both are used"
-
-
-def _name(candidate: Candidate) -> str:
-    return candidate.path.rsplit("/", 1)[-1]
-
-
-def _ending(candidate: Candidate, stem: str) -> str:
-    return _name(candidate)[len(stem) :]
+            first.message = f"the name means the same as {twin.name}; both are used"

@@ -1,6 +1,6 @@
-"""Tell which participant or session a table means by an id that is written otherwise.
+"""Match the ids of a table to participants or sessions whose names are written differently.
 
-Ids are only text here; tables are read by `tables` and joined by `phenotypes`.
+Ids are only text here. Reading tables is left to `tables`, joining them to `phenotypes`.
 """
 
 from __future__ import annotations
@@ -9,23 +9,21 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection
 
-__all__ = ["match_ids"]
-
 
 def match_ids(
     ids: Collection[str], names: Collection[str], prefix: str = "sub-"
 ) -> dict[str, tuple[str, str]]:
-    """Return, for each id that can be told, the name it stands for and the rule that told it.
+    """Return the name and the matching rule of each id that matches one.
 
-    The rules, in this order: ``exact``; ``prefix``, with or without `prefix`; ``case``, another
-    case as well; ``zeros``, other zero padding of its numbers as well. A rule only pairs an id and
-    a name that are alone, among all ids and all names, in being alike by it: the pairs are one to
-    one and do not depend on the order.
+    The rules, in this order: ``exact``; ``prefix``, with or without `prefix`; ``case``, in another
+    case as well; ``zeros``, with other zero padding of its numbers as well. A rule pairs an id and
+    a name only if no other id and no other name are equal by it: the pairs are one to one and do
+    not depend on the order.
 
     Parameters
     ----------
     ids : collection of str
-        As a table has them.
+        Ids in a table.
     names : collection of str
         Participants or sessions, with prefix.
     prefix : str, default="sub-"
@@ -36,13 +34,12 @@ def match_ids(
         return text[len(prefix) :] if text.lower().startswith(prefix) else text
 
     rules: tuple[tuple[str, Callable[[str], str]], ...] = (
-        ("exact", str),
         ("prefix", bare),
         ("case", lambda text: bare(text).lower()),
         ("zeros", lambda text: re.sub("(?<![0-9])0+(?=[0-9])", "", bare(text).lower())),
     )
     ids, names = dict.fromkeys(ids), dict.fromkeys(names)
-    matched: dict[str, tuple[str, str]] = {}
+    matched = {text: (text, "exact") for text in ids if text in names}
     for rule, key in rules:
         if len(matched) == len(ids):
             break

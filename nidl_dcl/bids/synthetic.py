@@ -1,15 +1,15 @@
-"""A synthetic BIDS dataset of heads, to try everything on without data of one's own.
+"""Write a synthetic BIDS dataset of heads, drawn from the MNI152 maps in nilearn's wheel.
 
-Drawn from the MNI152 maps in nilearn's wheel. What is done with the dataset is left to others.
+Running a study on it is left to `nidl_dcl.workflow`.
 """
 
 from __future__ import annotations
 
 import gzip
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,43 +24,27 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
 from nidl_dcl.errors import UsageError
-from nidl_dcl.io.atomic import write_bytes
-from nidl_dcl.io.formats import to_tsv, write_text
+from nidl_dcl.io.atomic import keep_bytes, write_bytes
+from nidl_dcl.io.formats import to_json, to_tsv, write_text
 from nidl_dcl.randomness import key_seed
-
-__all__ = ["write_demo_dataset"]
 
 Floats = NDArray[np.float32]
 
-
 _DRAWING = "1"
-"""Another number for every change that gives other images for the same seed."""
-
+"""Version of the images: a change that gives other images for the same seed needs a new one."""
 
 _BIDS_VERSION = "1.10.0"
-
-
 _SHAPE = (69, 87, 75)
-
-
 _VOXEL = 3.0  # mm
-
-
 _CENTER = (0.0, -8.0, -12.0)  # mm in MNI space: middle of the field of view
-
-
 _STEP = 2  # mm: voxels of the template
-
-
 _MARGIN = ((6, 6), (6, 14), (28, 10))  # voxels: what the template needs beyond the brain for a head
-
-
 _CSF, _GREY, _WHITE = 0.28, 0.65, 0.87  # brightness; fat is 0.85, air 0
 
 
 @dataclass(frozen=True)
 class _Site:
-    """A scanner and its habits."""
+    """A scanner and how its images differ from others."""
 
     bias: float  # standard deviation of the logarithm of the receive field
     gamma: float  # contrast
@@ -75,12 +59,10 @@ _SITES = {
     "C": _Site(bias=0.18, gamma=1.25, noise=0.028, gain=600, axes="PSR"),
 }
 
-
 _README = """# Synthetic heads
 
 T1-weighted heads that belong to nobody, drawn by `nidl-dcl demo` from the MNI152 maps in nilearn.
 """
-
 
 _COLUMNS = {
     "age": {"Description": "Age at the session", "Units": "year"},
@@ -109,16 +91,17 @@ def write_demo_dataset(
     folder : path
         A new or empty folder, or one that an earlier call with the same seed wrote or began.
     n_participants : int, default=120
-        How many there are at least. Participant i is the same for any number.
+        Number of participants, or more where the folder holds more. Participant i is the same for
+        any number.
     seed : int, default=0
-        Draws all participants.
+        Seed of everything random.
     progress : callable, optional
-        Told of participants done and participants in all.
+        Called with (participants done, participants in total).
 
     Returns
     -------
     Path
-        `folder`. Files that are there already are left as they are; participants too.
+        `folder`. Images that are there already are left as they are.
 
     Raises
     ------
@@ -133,12 +116,11 @@ def write_demo_dataset(
     people = [_person(seed, i) for i in range(n_participants)]
     template: _Template | None = None
     for done, person in enumerate(people, 1):
-        for session, (image, mask) in enumerate(_paths(folder, person)):
-            if not (image.is_file() and mask.is_file()):
+        for session, files in enumerate(_paths(folder, person)):
+            if not all(file.is_file() for file in files):
                 template = template or _template()
-                drawn, inside = _draw(template, person, session)
-                write_bytes(image, _compressed(drawn))
-                write_bytes(mask, _compressed(inside))
+                for file, image in zip(files, _draw(template, person, session), strict=True):
+                    write_bytes(file, gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
         if progress is not None:
             progress(done, n_participants)
     _write_tables(folder, people)
@@ -151,7 +133,7 @@ def write_demo_dataset(
 def _claim(folder: Path, seed: int) -> None:
     """Make `folder` the demo dataset of `seed`, unless it is something else."""
     marker = folder / "dataset_description.json"
-    text = _json(
+    text = to_json(
         {
             "Name": "Synthetic heads",
             "BIDSVersion": _BIDS_VERSION,
@@ -177,13 +159,13 @@ def _claim(folder: Path, seed: int) -> None:
 
 
 def _paths(folder: Path, person: _Person) -> Iterator[tuple[Path, Path]]:
-    """Yield where image and mask of each session belong."""
+    """Yield the paths of the image and the mask of each session."""
     for session in range(len(person.ages)):
         stem = f"{person.label}_{_session(session)}"
-        place = Path(person.label) / _session(session) / "anat"
+        anat = Path(person.label) / _session(session) / "anat"
         yield (
-            folder / place / f"{stem}_T1w.nii.gz",
-            folder / "derivatives" / "brainmask" / place / f"{stem}_desc-brain_mask.nii.gz",
+            folder / anat / f"{stem}_T1w.nii.gz",
+            folder / "derivatives" / "brainmask" / anat / f"{stem}_desc-brain_mask.nii.gz",
         )
 
 
@@ -191,22 +173,14 @@ def _session(number: int) -> str:
     return f"ses-{number + 1:02d}"
 
 
-def _compressed(image: nib.Nifti1Image) -> bytes:
-    return gzip.compress(image.to_bytes(), compresslevel=3, mtime=0)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2) + "\n"
-
-
 def _write_tables(folder: Path, people: list[_Person]) -> None:
-    """Write all that is not an image, where it differs; participants.tsv is the last."""
+    """Write the files that are not images where they differ, participants.tsv last."""
     texts = {
         "README.md": _README,
-        "T1w.json": _json({"Modality": "MR", "ConversionSoftware": "nidl_dcl demo"}),
-        "participants.json": _json(_COLUMNS),
-        "sessions.json": _json({"age": _COLUMNS["age"]}),
-        "derivatives/brainmask/dataset_description.json": _json(
+        "T1w.json": to_json({"Modality": "MR", "ConversionSoftware": "nidl_dcl demo"}),
+        "participants.json": to_json(_COLUMNS),
+        "sessions.json": to_json({"age": _COLUMNS["age"]}),
+        "derivatives/brainmask/dataset_description.json": to_json(
             {
                 "Name": "Brain masks of the synthetic heads",
                 "BIDSVersion": _BIDS_VERSION,
@@ -214,7 +188,7 @@ def _write_tables(folder: Path, people: list[_Person]) -> None:
                 "GeneratedBy": [{"Name": "nidl_dcl demo", "Version": _DRAWING}],
             }
         ),
-        "derivatives/brainmask/desc-brain_mask.json": _json({"Type": "Brain"}),
+        "derivatives/brainmask/desc-brain_mask.json": to_json({"Type": "Brain"}),
     }
     for person in people:
         sessions = [
@@ -224,9 +198,7 @@ def _write_tables(folder: Path, people: list[_Person]) -> None:
         texts[f"{person.label}/{person.label}_sessions.tsv"] = to_tsv(pd.DataFrame(sessions))
     texts["participants.tsv"] = to_tsv(pd.DataFrame([p.row() for p in people]))
     for name, text in texts.items():
-        path = folder / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
+        keep_bytes(folder / name, text.encode())
 
 
 # -- participants ----------------------------------------------------------------------------
@@ -234,7 +206,7 @@ def _write_tables(folder: Path, people: list[_Person]) -> None:
 
 @dataclass(frozen=True)
 class _Person:
-    key: tuple[object, ...]  # of all that is random about them
+    key: tuple[object, ...]  # seeds everything random about them
     label: str
     sex: str
     site: str
@@ -255,7 +227,7 @@ class _Person:
 
 
 def _person(seed: int, i: int) -> _Person:
-    """Draw participant `i`; every few in a row are balanced in age, sex and site."""
+    """Draw participant `i`; successive participants are balanced in age, sex and site."""
 
     def turn(what: str, n: int) -> int:
         block, place = divmod(i, n)
@@ -287,29 +259,20 @@ def _generator(*key: object) -> np.random.Generator:
 class _Template:
     """Maps of an average head on one grid.
 
-    Attributes
-    ----------
-    origin : ndarray, shape (3, 1)
-        Millimeters of the first voxel.
-    maps : dict of str to ndarray
-        ``csf``, ``gray``, ``white``: logarithms of tissue shares; ``detail``: brightness beyond
-        them; ``surface``, ``ventricles``: millimeters outside the brain and the ventricles, inside
-        negative; ``x``, ``y``, ``z``: direction away from the ventricles, fading with distance;
-        ``head``: brightness of everything but the brain.
+    They are ``csf``, ``gray``, ``white``: logarithms of tissue shares; ``detail``: brightness
+    beyond them; ``surface``, ``ventricles``: millimeters outside the brain and the ventricles,
+    inside negative; ``x``, ``y``, ``z``: direction away from the ventricles, fading with distance;
+    ``head``: brightness of everything but the brain.
     """
 
-    origin: Floats
+    origin: Floats  # (3, 1), millimeters of the first voxel
     maps: dict[str, Floats]
 
     def at(self, points: Floats, *names: str) -> Floats:
         """Return maps at `points`, shape (3, n) in mm: (n_maps, n), or (n,) for a single one."""
         where = (points - self.origin) / np.float32(_STEP)
-        found = [
-            ndimage.map_coordinates(
-                self.maps[name], where, output=np.float32, order=1, mode="nearest"
-            )
-            for name in names
-        ]
+        linear = partial(ndimage.map_coordinates, output=np.float32, order=1, mode="nearest")
+        found = [linear(self.maps[name], where) for name in names]
         return np.stack(found) if len(names) > 1 else found[0]
 
 
@@ -450,7 +413,7 @@ def _brain(template: _Template, points: Floats, person: _Person, age: float) -> 
 
 
 def _scan(brightness: Floats, site: _Site, visit: np.random.Generator) -> NDArray[np.int16]:
-    """Return what the scanner of a site makes of a head."""
+    """Return the image that the scanner of a site makes of a head."""
     contrast = site.gamma * np.exp(visit.normal(0, 0.04))
     coarse = _VOXEL * _every_other_voxel() - _VOXEL * np.array(_SHAPE)[:, None] / 2
     bias = _all_voxels(site.bias * _smooth(visit, coarse, 110.0)[None])[0]
@@ -493,9 +456,8 @@ def _smooth(rng: np.random.Generator, points: NDArray[Any], spacing: float) -> F
 
 def _every_other_voxel() -> Floats:
     """Return the indices of every second voxel along each axis, shape (3, n)."""
-    return np.stack([g.ravel() for g in np.mgrid[tuple(slice(0, n, 2) for n in _SHAPE)]]).astype(
-        np.float32
-    )
+    indices = np.mgrid[tuple(slice(0, n, 2) for n in _SHAPE)]
+    return indices.reshape(3, -1).astype(np.float32)
 
 
 def _all_voxels(values: NDArray[Any]) -> Floats:

@@ -11,81 +11,46 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from nidl_dcl.bids.subject_ids import match_ids
 from nidl_dcl.errors import UsageError
 
-__all__ = ["Table", "is_missing", "read_sidecar", "read_table", "scan_tables", "session_tables"]
-
 _MISSING = {"", "n/a", "na", "nan", "null", "#n/a", "#na", "<na>", "."}
-
-
 _LARGEST = 256 * 2**20
-
-
 _POINTERS = ("version https://git-lfs", "/annex/objects/", "../.git/annex/")
-
-
 _FETCH = "fetch it first (datalad get, git annex get, git lfs pull)"
-
-
 _BOMS = (("utf-8-sig", b"\xef\xbb\xbf"), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"))
 
 
 @dataclass
 class Table:
-    """A table of text.
+    """A table of text."""
 
-    Attributes
-    ----------
-    path : Path
-        Where it was read.
-    columns : list of str
-        Unique names.
-    rows : list of list of (str or None)
-        Stripped text, None where missing; as long as `columns`.
-    lines : list of int
-        Line of the file each row stands in, from 1.
-    notes : list of str
-        What was put right while reading.
-    files : list of Path
-        File of each row, where several were put together; else empty.
-    about : dict of str to dict
-        What the sidecars of `files` say of its columns.
-    """
-
-    path: Path
-    columns: list[str]
+    path: Path  # where it was read
+    columns: list[str]  # unique
+    # Stripped text, None where missing; as long as the columns.
     rows: list[list[str | None]] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    about: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lines: list[int] = field(default_factory=list)  # of the file each row stands in, from 1
+    notes: list[str] = field(default_factory=list)  # what was repaired
+    files: list[Path] = field(default_factory=list)  # of each row, where several were joined
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)  # of columns, by the sidecars
 
     def find(self, names: Iterable[str]) -> int | None:
-        """Return the position of the first column that is called one of `names`, in any case."""
+        """Return the position of the first column with one of the `names`, in any case."""
         plain = [re.sub("[ -]", "_", column.strip().lower()) for column in self.columns]
         return next((plain.index(name) for name in names if name in plain), None)
-
-
-def is_missing(text: str | None) -> bool:
-    """Return whether a cell stands for no value: ``n/a`` and its usual relatives, in any case."""
-    return text is None or text.strip().lower() in _MISSING
 
 
 def read_table(path: Path) -> Table:
     """Read a table as text.
 
-    Tabs part the cells if the header holds one, else semicolons or commas. Quotes are text between
-    tabs, unless the name ends in ``.csv``, and CSV's quoting else. Byte order marks and every kind
-    of line end are understood; a row that is short is filled up and counted.
-
-    Parameters
-    ----------
-    path : Path
-        A file of at most 256 MB.
+    Cells are separated by tabs if the header holds one, else by semicolons or commas. Between tabs,
+    unless the name ends in ``.csv``, quotes are text; elsewhere they are CSV's quoting. Byte order
+    marks and all kinds of line ends are accepted; short rows are filled with missing values. The
+    file has at most 256 MB.
 
     Raises
     ------
@@ -96,14 +61,15 @@ def read_table(path: Path) -> Table:
     notes: list[str] = []
     text = _text(path, notes)
     table: Table | None = None
-    cells = _Cells()
+    # Each text is looked at once, since tables repeat themselves.
+    value_of = cache(lambda cell: None if (text := cell.strip()).lower() in _MISSING else text)
     short: list[int] = []
     for number, row in _rows(path, text, notes):
         if table is None:
             table = Table(path, _unique([cell.strip() for cell in row], notes), notes=notes)
             width = len(table.columns)
             continue
-        values = list(map(cells.__getitem__, row))
+        values = list(map(value_of, row))
         if len(values) > width:
             if any(value is not None for value in values[width:]):
                 raise UsageError(
@@ -127,17 +93,9 @@ def read_table(path: Path) -> Table:
 
 
 def read_sidecar(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return what the JSON file beside a table says of its columns, and notes.
+    """Return the descriptions of columns in the JSON file beside a table, by column, and notes.
 
-    Parameters
-    ----------
-    path : Path
-        The table; its sidecar has the same name and ends in ``.json``.
-
-    Returns
-    -------
-    (dict, list of str)
-        Column to its description (empty without a sidecar); a broken sidecar is a note.
+    There is none without a sidecar; a broken sidecar is a note.
     """
     sidecar = path.with_name(f"{path.stem}.json")
     if not os.path.lexists(sidecar):
@@ -153,16 +111,8 @@ def read_sidecar(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     return {str(k).strip(): v for k, v in content.items() if isinstance(v, dict)}, []
 
 
-class _Cells(dict[str, "str | None"]):
-    """Cell to what is read of it, each text once: tables repeat themselves."""
-
-    def __missing__(self, cell: str) -> str | None:
-        self[cell] = None if is_missing(cell) else cell.strip()
-        return self[cell]
-
-
 def _rows(path: Path, text: str, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Return line number and cells of each line that is not blank, the header first."""
+    """Yield line number and cells of each line that is not blank, the header first."""
     lines = re.split("\r\n|\n|\r", text)
     header = next((line for line in lines if line.strip()), "")
     mark = next((m for m in "\t;," if m in header), "\t")
@@ -172,7 +122,7 @@ def _rows(path: Path, text: str, notes: list[str]) -> Iterator[tuple[int, list[s
         yield from ((n, line.split("\t")) for n, line in enumerate(lines, 1) if line.strip())
         return
     if mark != "\t" and path.suffix.lower() == ".tsv":
-        notes.append(f"cells are parted by {mark!r}, not by tabs")
+        notes.append(f"cells are separated by {mark!r}, not by tabs")
     del lines
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     try:
@@ -184,7 +134,7 @@ def _rows(path: Path, text: str, notes: list[str]) -> Iterator[tuple[int, list[s
 
 
 def _bytes(path: Path) -> bytes:
-    """Return the content of a regular file of bearable size; nothing else is opened."""
+    """Return the content of a regular file of limited size; nothing else is opened."""
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
@@ -222,7 +172,7 @@ def _text(path: Path, notes: list[str]) -> str:
 
 
 def _unique(names: list[str], notes: list[str]) -> list[str]:
-    """Return column names, none empty and none twice."""
+    """Return column names, renamed where they are empty or repeated."""
     while names and not names[-1]:
         names.pop()
     unique: dict[str, None] = {}
@@ -255,7 +205,7 @@ def session_tables(root: Path, participants: Iterable[str], session: Iterable[st
     participants : iterable of str
         Names of folders.
     session : iterable of str
-        How the column of sessions may be called.
+        Accepted names of the column of sessions.
     """
     whole = Table(root / "sessions.tsv", ["participant_id", "session_id"])
     names = [(name, f"{name}/{name}_sessions.tsv") for name in participants]
@@ -266,12 +216,7 @@ def session_tables(root: Path, participants: Iterable[str], session: Iterable[st
 def scan_tables(root: Path, folders: Iterable[str]) -> Table:
     """Return all ``*_scans.tsv`` of `folders` as one table, paths below the root first.
 
-    Parameters
-    ----------
-    root : Path
-        The dataset.
-    folders : iterable of str
-        Folders of participants and their sessions.
+    The folders are those of participants and their sessions.
     """
 
     def path(folder: str, name: str | None) -> list[str | None]:
@@ -286,7 +231,7 @@ def scan_tables(root: Path, folders: Iterable[str]) -> Table:
 def _gather(
     whole: Table, names: Iterable[tuple[str, str]], key: tuple[str, ...], cells: _FolderCells
 ) -> None:
-    """Append tables to `whole`, column by name; what is said of many files is said once."""
+    """Append tables to `whole`, matching columns by name; equal notes of several files become one."""
     root, own = whole.path.parent, list(whole.columns)
     columns = dict.fromkeys(own)
     notes: defaultdict[str, list[str]] = defaultdict(list)
@@ -299,8 +244,7 @@ def _gather(
         if at is None:
             notes[f"no column {key[0]}, so it is not used"].append(name)
             continue
-        more = _take_sidecar(whole, part)
-        for note in (*part.notes, *more):
+        for note in (*part.notes, *_take_sidecar(whole, part)):
             notes[note].append(name)
         if own[0] in part.columns[:at] + part.columns[at + 1 :]:
             texts = {row[part.columns.index(own[0])] or owner for row in part.rows}
@@ -322,7 +266,7 @@ def _gather(
 
 
 def _take_sidecar(whole: Table, part: Table) -> list[str]:
-    """Add what the sidecar of a part says; codes and units that differ between parts do not count."""
+    """Add the sidecar of a part; levels and units that differ between parts are dropped."""
     about, notes = read_sidecar(part.path)
     for column, said in about.items():
         old = whole.about.setdefault(column, said)

@@ -1,4 +1,4 @@
-"""The official BIDS validator, run on an output folder."""
+"""Run the official BIDS validator on an output folder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 from nidl_dcl.errors import NidlDclError, UsageError
-
-__all__ = ["validate"]
 
 
 def validate(folder: Path) -> None:

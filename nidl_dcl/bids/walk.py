@@ -1,65 +1,56 @@
-"""DatasetWalker the few folders of a dataset where images lie, in the order of their names.
+"""Visit the folders of a dataset where images lie, in the order of their names.
 
-Which folders those are is said by `presets`; they are listed by `listings`, and what is in them is
-judged by `candidates`.
+Which folders those are is left to `presets`, judging what is in them to `search`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nidl_dcl.bids.directory_cache import Listing, Listings
 from nidl_dcl.bids.entities import LABEL
 from nidl_dcl.bids.presets import Preset
-
-__all__ = ["DatasetWalker", "Folder", "Progress"]
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
 
-
-_JOINED = re.compile(f"(sub-{LABEL})_(ses-{LABEL})")
-
+_PARTICIPANT_SESSION = re.compile(f"(sub-{LABEL})_(ses-{LABEL})")
 
 _EVERY = 0.2
 """Seconds between two reports of progress."""
 
 
+def subfolders(entries: Iterable[os.DirEntry[str]], prefix: str = "") -> list[str]:
+    """Return the names of folders, and of links to folders, that start with `prefix`, sorted."""
+    return sorted(
+        entry.name
+        for entry in entries
+        if entry.name.startswith(prefix)
+        # Unlike DirEntry.is_dir, os.path.isdir never raises: not for a link to itself, either.
+        and (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir())  # noqa: PTH112
+    )
+
+
 @dataclass(slots=True)
 class Folder:
-    """A folder where images lie: its listing, or the error that reading it gave.
+    """A folder where images lie: its entries, or the error that reading it gave."""
 
-    Attributes
-    ----------
-    participant, session : str and (str or None)
-        As the folders above say, right or wrong.
-    path : str
-        Relative to the root, POSIX.
-    pattern : str
-        The folder of the preset that it is, such as ``sub-*/anat``.
-    listing : Listing
-        What it holds.
-    error : OSError or None
-        Why it, or a folder on the way, could not be read.
-    """
-
-    participant: str
+    participant: str  # as the folders above say, right or wrong; so is the session
     session: str | None
-    path: str
-    pattern: str
-    listing: Listing
-    error: OSError | None = None
+    path: str  # relative to the root, POSIX
+    pattern: str  # the folder of the preset that it is, such as sub-*/anat
+    entries: list[os.DirEntry[str]]  # in no order
+    error: OSError | None = None  # why it, or a folder on the way, could not be read
 
 
 @dataclass(slots=True)
 class _Step:
-    """A folder of the preset, or one on the way there; its name may end in a wildcard."""
+    """A folder of the preset, or one on the way there, and the folders to visit below it."""
 
-    name: str
     pattern: str
     images: bool = False
     below: dict[str, _Step] = field(default_factory=dict)
@@ -70,51 +61,46 @@ class _Step:
             self.images = self.listed = True
             return
         pattern = f"{self.pattern}/{parts[0]}".removeprefix("/")
-        self.below.setdefault(parts[0], _Step(parts[0], pattern)).add(parts[1:])
+        self.below.setdefault(parts[0], _Step(pattern)).add(parts[1:])
         self.below = dict(sorted(self.below.items()))
         self.listed = self.listed or parts[0].endswith("*")
 
 
 class DatasetWalker:
-    """Iterates over the folders of a preset below a root. Loops of links end: depth is fixed.
+    """Iterate over the folders of a preset below a root.
+
+    The depth is that of the preset, so links that lead back to a folder above end.
 
     Parameters
     ----------
-    listings : Listings
-        Of the root where to start.
+    root : Path
+        Where to start.
     preset : Preset
         Its folders, such as ``sub-*/ses-*/anat``. Where file names hold no entities, a folder
         ``sub-<label>_ses-<label>`` is a session (FreeSurfer's habit).
-    wanted : collection of str, optional
-        Only these folders ``sub-…``.
+    selected : collection of str, optional
+        Visit only these folders ``sub-…``.
     progress : callable, optional
         Called with ("indexing", participants done, participants in total) now and then, and at the
         end of every folder that holds participants.
-
-    Attributes
-    ----------
-    participants : dict of str to None
-        The participants' folders met so far, wanted or not, in order.
-    sessions : set of str
-        The sessions of the wanted participants met so far.
     """
 
     def __init__(
         self,
-        listings: Listings,
+        root: Path,
         preset: Preset,
-        wanted: Collection[str] | None = None,
+        selected: Collection[str] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.listings = listings
-        self.wanted = wanted
+        self.root = os.fspath(root)
+        self.selected = selected
         self.progress = progress
-        self.splits = preset.file_name is not None
-        self.participants: dict[str, None] = {}
-        self.sessions: set[str] = set()
+        self._sessions_in_names = preset.file_name is not None
+        self.participants: dict[str, None] = {}  # met so far, selected or not, in order
+        self.sessions: set[str] = set()  # met so far, of the selected participants
         self._done = self._total = 0
-        self._told = time.monotonic()
-        self._top = _Step("", "")
+        self._reported = time.monotonic()
+        self._top = _Step("")
         for folder in preset.folders:
             self._top.add(folder.split("/"))
 
@@ -130,57 +116,47 @@ class DatasetWalker:
                 yield from self._visit(inside + name, below, participant, session)
             return
         try:
-            listing = self.listings.read(path)
+            with os.scandir(f"{self.root}/{path}") as found:
+                entries = list(found)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            yield Folder(participant, session, path, step.pattern, Listing([], {}), error)
+            yield Folder(participant, session, path, step.pattern, [], error)
             return
         if step.images:
-            yield Folder(participant, session, path, step.pattern, listing)
+            yield Folder(participant, session, path, step.pattern, entries)
         for part, below in step.below.items():
             if part == "sub-*":
-                yield from self._participants(inside, self._matching(path, listing, "sub-"), below)
+                yield from self._participants(inside, subfolders(entries, "sub-"), below)
             elif part == "ses-*":
-                for name in self._matching(path, listing, "ses-"):
+                for name in subfolders(entries, "ses-"):
                     self.sessions.add(name)
                     yield from self._visit(inside + name, below, participant, name)
-            elif listing.odd.get(part) in ("dir", "link"):
+            elif any(entry.name == part for entry in entries):
                 yield from self._visit(inside + part, below, participant, session)
 
-    def _matching(self, path: str, listing: Listing, start: str) -> list[str]:
-        """Return the folders whose names begin so; where a link leads is looked up each time."""
-        return [
-            name
-            for name, kind in listing.odd.items()
-            if name.startswith(start)
-            and (
-                kind == "dir" or (kind == "link" and Path(self.listings.root, path, name).is_dir())
-            )
-        ]
-
     def _participants(self, inside: str, names: list[str], step: _Step) -> Iterator[Folder]:
-        people: list[tuple[str, str, str | None]] = []
+        visited: list[tuple[str, str, str | None]] = []
         for name in names:
-            if self.splits and ".long." in name:
+            if self._sessions_in_names and ".long." in name:
                 continue  # the same scans again, processed together with those of other sessions
-            joined = _JOINED.fullmatch(name) if self.splits else None
-            participant, session = (joined[1], joined[2]) if joined else (name, None)
+            match = _PARTICIPANT_SESSION.fullmatch(name) if self._sessions_in_names else None
+            participant, session = match.groups() if match else (name, None)
             self.participants[participant] = None
-            if self.wanted is None or participant in self.wanted:
-                people.append((name, participant, session))
-        self._total += len(people)
-        for name, participant, session in people:
+            if self.selected is None or participant in self.selected:
+                visited.append((name, participant, session))
+        self._total += len(visited)
+        for name, participant, session in visited:
             if session is not None:
                 self.sessions.add(session)
             yield from self._visit(inside + name, step, participant, session)
             self._done += 1
-            if self.progress is not None and time.monotonic() - self._told >= _EVERY:
-                self._tell()
-        if people:
-            self._tell()
+            if time.monotonic() - self._reported >= _EVERY:
+                self._report()
+        if visited:
+            self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
+        self._reported = time.monotonic()
         if self.progress is not None:
-            self._told = time.monotonic()
             self.progress("indexing", self._done, self._total)

@@ -1,4 +1,7 @@
-"""Datasets of samples, and the two views of each."""
+"""Datasets of samples, and of two views of each.
+
+The order in which they are loaded is left to `samplers`, what a view is to `views`.
+"""
 
 from __future__ import annotations
 
@@ -7,73 +10,39 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    Dataset,
-    default_collate,
-)
+from torch.utils.data import Dataset, default_collate
 
-from nidl_dcl.data.monai_seeding import warn_of_untested
-from nidl_dcl.data.views import draw_view
+from nidl_dcl.data.views import KeyCheck, draw_pair
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.volumes.preparation import Preparation, prepare_volume
 
-__all__ = [
-    "ArraySamples",
-    "CollateLazyViews",
-    "ImageSamples",
-    "JitterTransform",
-    "LazyViews",
-    "TwoViewSamples",
-]
 
+class ArraySamples(Dataset[Tensor]):
+    """The rows of an array or tensor of shape (n, ...) as float32 tensors."""
 
-class ArraySamples(Dataset[Any]):
-    """Rows of an array as float32 tensors.
-
-    Parameters
-    ----------
-    array : ndarray or Tensor of shape (n, ...)
-        The samples.
-    targets : sequence of length n, optional
-        Then an item is ``(sample, target)``.
-    """
-
-    def __init__(self, array: Any, targets: Sequence[Any] | None = None) -> None:
+    def __init__(self, array: Any) -> None:
         self.array = array
-        self.targets = targets
 
     def __len__(self) -> int:
         return len(self.array)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Tensor:
         x = self.array[index]
         # A copy: arrays that several processes share are not writable.
         x = x if isinstance(x, Tensor) else torch.tensor(np.asarray(x, dtype=np.float32))
-        x = x.to(torch.float32)
-        return x if self.targets is None else (x, self.targets[index])
+        return x.to(torch.float32)
 
 
 class ImageSamples(Dataset[Tensor]):
-    """Image files (or nibabel images), prepared as a model's input contract says.
+    """Images prepared by an input contract: `path` (or nibabel image) and `mask_path` of each."""
 
-    Parameters
-    ----------
-    images : sequence of path or nibabel image
-        The volumes.
-    preparation : Preparation
-        How they are prepared.
-    masks : sequence of path or None, optional
-        Brain mask of each image.
-    """
-
-    def __init__(
-        self, images: Sequence[Any], preparation: Preparation, masks: Sequence[Any] | None = None
-    ) -> None:
-        self.images = images
+    def __init__(self, images: pd.DataFrame, preparation: Preparation) -> None:
+        self.images = list(images["path"])
         self.preparation = preparation
-        self.masks = [None] * len(images) if masks is None else masks
+        self.masks = list(images["mask_path"])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,15 +54,7 @@ class ImageSamples(Dataset[Tensor]):
 
 
 class JitterTransform:
-    """Views of samples that are not volumes: a little noise, and a tenth of the values set to zero.
-
-    Parameters
-    ----------
-    noise : float, default=0.1
-        Standard deviation of the noise, as a share of that of the sample.
-    drop : float, default=0.1
-        Probability of a value to be dropped.
-    """
+    """A view of a sample that is no volume: noise (a share of its spread), some values dropped."""
 
     def __init__(self, noise: float = 0.1, drop: float = 0.1) -> None:
         self.noise = noise
@@ -112,17 +73,21 @@ class TwoViewSamples(Dataset[Any]):
     Parameters
     ----------
     samples : Dataset
-        Items are ``x`` or ``(x, y)``, x a tensor without batch axis. An item that is a pair of
-        tensors of one shape is taken for two views made already.
+        Items are ``x`` or ``(x, y)``, x a tensor without batch axis. A pair of tensors of one shape
+        counts as two views that are drawn already.
     views : callable
-        From one sample to one view of it. A warning names the random transforms of MONAI in it
-        that are not tested to obey a key.
+        From one sample to one view of it.
     seed : int
         First part of every key.
     groups : sequence of (str, sequence of int), optional
         Participants with the indices of their images; every sample is its own by default.
-    undrawn : bool, default=False
+    lazy : bool, default=False
         Leave the drawing to `LazyViews.draw`, on the device where the batch will be.
+
+    Attributes
+    ----------
+    check : KeyCheck or None
+        Whether the views obey their key, where a loader asked for it.
     """
 
     def __init__(
@@ -134,22 +99,22 @@ class TwoViewSamples(Dataset[Any]):
         groups: Sequence[tuple[str, Sequence[int]]] | None = None,
         lazy: bool = False,
     ) -> None:
-        warn_of_untested(views)
-        self.lazy = lazy
         self.samples = samples
         self.views = views
         self.seed = seed
         self.groups = groups
+        self.lazy = lazy
+        self.check: KeyCheck | None = None
 
     def __len__(self) -> int:
         return len(self.samples) if self.groups is None else len(self.groups)
 
     def key(self, index: int) -> str:
-        """Return the participant, or the number of the sample where there are none."""
+        """Return the participant's name, or the number of the sample where there are no groups."""
         return str(index) if self.groups is None else self.groups[index][0]
 
-    def __getitem__(self, place: tuple[int, int]) -> Any:
-        epoch, index = place
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> Any:
+        epoch, index = epoch_and_index
         key = self.key(index)
         if self.groups is not None:
             own = self.groups[index][1]
@@ -163,7 +128,9 @@ class TwoViewSamples(Dataset[Any]):
         x = torch.as_tensor(x).to(torch.float32)
         if self.lazy:
             return x, (self.seed, epoch, key), y
-        pair = [draw_view(self.views, x, self.seed, epoch, key, view) for view in (1, 2)]
+        pair = draw_pair(self.views, x, self.seed, epoch, key)
+        if self.check is not None:
+            self.check.compare(pair, x, self.seed, epoch, key)
         return pair if y is None else (pair, y)
 
 
@@ -188,46 +155,45 @@ class LazyViews:
         Seed, epoch and participant of each.
     y : object
         Their targets, None where there are none.
-    views : callable
-        As in `TwoViewSamples`; it must take what is on the device.
+    views : callable, optional
+        As in `TwoViewSamples`; it must take what is on the device. A loader gives it once the batch
+        has left the loading worker.
+    check : KeyCheck, optional
+        Whether the views obey their key.
     """
 
     def __init__(
-        self, x: Tensor, keys: list[tuple[Any, ...]], y: Any, views: Callable[[Tensor], Tensor]
+        self,
+        x: Tensor,
+        keys: list[tuple[Any, ...]],
+        y: Any,
+        views: Callable[[Tensor], Tensor] | None = None,
+        check: KeyCheck | None = None,
     ) -> None:
-        self.x, self.keys, self.y, self.views = x, keys, y, views
+        self.x, self.keys, self.y, self.views, self.check = x, keys, y, views, check
 
     def to(self, device: Any, **options: Any) -> LazyViews:
         """Send the samples to a device, as Lightning does with every batch."""
         y = self.y.to(device) if isinstance(self.y, Tensor) else self.y
-        return LazyViews(self.x.to(device, **options), self.keys, y, self.views)
+        return LazyViews(self.x.to(device, **options), self.keys, y, self.views, self.check)
 
     def pin_memory(self) -> LazyViews:
         """Pin the samples, as a loader does for a GPU."""
-        return LazyViews(self.x.pin_memory(), self.keys, self.y, self.views)
+        return LazyViews(self.x.pin_memory(), self.keys, self.y, self.views, self.check)
 
     def draw(self) -> Any:
         """Return ``[X1, X2]`` or ``([X1, X2], y)``."""
-        pair = [
-            torch.stack(
-                [
-                    draw_view(self.views, x, *key, view)
-                    for x, key in zip(self.x, self.keys, strict=True)
-                ]
-            )
-            for view in (1, 2)
-        ]
+        assert self.views is not None
+        drawn = [draw_pair(self.views, x, *k) for x, k in zip(self.x, self.keys, strict=True)]
+        pair = [torch.stack(views) for views in zip(*drawn, strict=True)]
+        if self.check is not None:
+            self.check.compare(drawn[0], self.x[0], *self.keys[0])
+            self.check.warn()
         return pair if self.y is None else (pair, self.y)
 
 
-class CollateLazyViews:
-    """Collates samples into `LazyViews`."""
-
-    def __init__(self, views: Callable[[Tensor], Tensor]) -> None:
-        self.views = views
-
-    def __call__(self, items: list[Any]) -> LazyViews:
-        """Return the batch of `items`, each a sample, its key and its target."""
-        x, keys, y = zip(*items, strict=True)
-        targets = None if y[0] is None else default_collate(list(y))
-        return LazyViews(torch.stack(x), list(keys), targets, self.views)
+def collate_lazy_views(items: list[Any]) -> LazyViews:
+    """Return the batch of `items`, each a sample, its key and its target."""
+    x, keys, y = zip(*items, strict=True)
+    targets = None if y[0] is None else default_collate(list(y))
+    return LazyViews(torch.stack(x), list(keys), targets)

@@ -11,8 +11,6 @@ from typing import Any
 
 from nidl_dcl.io.hashing import salted, salted_hash
 
-__all__ = ["after", "exposure_of", "is_exposure", "recognize", "records_images", "validated"]
-
 Exposure = Mapping[str, Any]
 
 
@@ -44,14 +42,9 @@ def exposure_of(
 
 
 def after(before: Exposure | None, now: Exposure) -> dict[str, Any]:
-    """Return the exposure of weights that were trained further.
+    """Return the exposure of weights that were trained further, from those before and by training.
 
-    Parameters
-    ----------
-    before : mapping or None
-        Exposure of the weights at the start; empty where it is not known, None for new weights.
-    now : mapping
-        Exposure by the training; empty where it is not known.
+    An exposure is empty where it is not known; that of new weights is None.
     """
     if before is None:
         return dict(now)
@@ -93,10 +86,15 @@ def recognize(
         ``"image"``: the same voxels; ``"id"``: the id alone, which may be another person of that
         name; ``""``: not seen; None: not known, because a training kept no record.
     """
-    parts = list(_parts(exposure))
+    parts = list(trainings(exposure))
     known = all("participants" in part for part in parts)
     sets = [
-        (str(part.get("salt", "")), set(part.get("images") or ()), _names(part)) for part in parts
+        (
+            str(part.get("salt", "")),
+            set(part.get("images") or ()),
+            set(part.get("participants") or ()),
+        )
+        for part in parts
     ]
     found: list[str | None] = []
     for who, content in zip(participants, contents, strict=True):
@@ -117,18 +115,14 @@ def validated(participants: Iterable[str], exposure: Exposure) -> list[bool]:
 
 def records_images(exposure: Exposure) -> bool:
     """Return whether images can be recognized, which model folders of old cannot."""
-    return all("images" in part for part in _parts(exposure))
+    return all("images" in part for part in trainings(exposure))
 
 
-def _parts(exposure: Exposure) -> Iterator[Exposure]:
+def trainings(exposure: Exposure) -> Iterator[Exposure]:
     """Yield the exposure by the last training, then those by the ones before."""
     yield exposure
     for earlier in exposure.get("before") or ():
-        yield from _parts(earlier)
-
-
-def _names(part: Exposure) -> set[str]:
-    return set(part.get("participants") or ())
+        yield from trainings(earlier)
 
 
 def _hash_all(texts: Iterable[str], salt: str) -> list[str]:

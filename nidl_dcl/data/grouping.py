@@ -10,10 +10,8 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["joined"]
 
-
-def joined(people: Iterable[Any], *labels: Iterable[Any]) -> list[str]:
+def connected_groups(people: Iterable[Any], *labels: Iterable[Any]) -> list[str]:
     """Return for each row the participant that stands for its group.
 
     Parameters

@@ -1,6 +1,6 @@
-"""Whether a dataset's images are what a model was trained on, and how to meet it if they are not.
+"""Whether a dataset's images are like those a model was trained on, and what to do if they are not.
 
-The contract itself is a `volumes.Preparation`, saved with the weights.
+The input contract itself is a `volumes.preparation.Preparation`, saved with the weights.
 """
 
 from __future__ import annotations
@@ -11,31 +11,29 @@ from nidl_dcl.bids.presets import PRESETS, Preset
 from nidl_dcl.errors import UsageError
 from nidl_dcl.volumes.preparation import Origin, Preparation
 
-__all__ = ["origin_of", "require_contract"]
-
 _COARSER = 1.25
-"""How much coarser images may be than what a model learnt from, or than its own voxels."""
+"""How much coarser images may be than those a model was trained on, or than its own voxels."""
 
 
-def origin_of(paths: pd.Series, form: Preset, coarsest: float) -> Origin:
-    """Return what the images of a dataset are, from their names.
+def origin_of(paths: pd.Series, preset: Preset, coarsest: float) -> Origin:
+    """Return contrast, space and stripping of the images of a dataset, from their names.
 
     Parameters
     ----------
     paths : Series of str
         The images in use.
-    form : Preset
-        Their layout; says what names do not.
+    preset : Preset
+        Of the dataset: what the names do not tell.
     coarsest : float
         Longest side of a voxel, in mm.
     """
     names = paths.astype(str).str.rpartition("/")[2]
-    spaces = names.str.extract("_space-([a-zA-Z0-9+]+)", expand=False).fillna(form.space)
-    endings = names.str.extract(r"_([a-zA-Z0-9]+)\.[^/]*$", expand=False).fillna(form.suffix)
+    spaces = names.str.extract("_space-([a-zA-Z0-9+]+)", expand=False).fillna(preset.space)
+    endings = names.str.extract(r"_([a-zA-Z0-9]+)\.[^/]*$", expand=False).fillna(preset.suffix)
     return Origin(
         contrast="+".join(sorted(set(endings))),
         space="+".join(sorted(set(spaces))),
-        stripped=form.stripped,
+        stripped=preset.stripped,
         coarsest=coarsest,
     )
 
@@ -43,21 +41,21 @@ def origin_of(paths: pd.Series, form: Preset, coarsest: float) -> Origin:
 def require_contract(
     contract: Preparation, *, intensity: str, masked: bool, origin: Origin, coarse: str = ""
 ) -> None:
-    """Refuse images that a model cannot be expected to understand.
+    """Refuse images that differ from those a model was trained on.
 
-    Templates of one family (``MNI152…``) count as one space. A model whose folder does not say what
-    it was trained on is taken for all images of its intensity rule.
+    Templates of one family (``MNI152…``) count as one space. A model whose folder has no record of
+    what it was trained on takes all images of its intensity rule.
 
     Parameters
     ----------
     contract : Preparation
         Of the model.
     intensity : str
-        Rule that the dataset's images ask for.
+        Intensity rule of the dataset's images.
     masked : bool
-        Every image has a brain mask.
+        Whether every image has a brain mask.
     origin : Origin
-        What the images are.
+        Contrast, space, stripping and voxel size of the images.
     coarse : str, optional
         The image with the longest voxel side, for the message.
 
@@ -74,34 +72,35 @@ def require_contract(
     if contract.intensity != intensity:
         raise UsageError(
             f"The model was trained on images of the intensity rule {contract.intensity!r} and "
-            f"these are {intensity!r}. {_presets_like(contract, intensity=True)} If they are "
+            f"these are {intensity!r}. {_presets_like(contract.intensity)} If they are "
             f"{contract.intensity!r} all the same: --intensity {contract.intensity}."
         )
-    learnt = contract.origin
-    if learnt is None:
+    trained_on = contract.origin
+    if trained_on is None:
         return
-    if learnt.contrast != origin.contrast:
+    presets = _presets_like(contract.intensity, trained_on)
+    if trained_on.contrast != origin.contrast:
         raise UsageError(
-            f"The model was trained on {learnt.contrast} images and these are {origin.contrast}. "
-            f"{_presets_like(contract)} A contrast is chosen with --bids-filter-file "
+            f"The model was trained on {trained_on.contrast} images and these are {origin.contrast}. "
+            f"{presets} A contrast is chosen with --bids-filter-file "
             '({"suffix": "T2w"}, for instance).'
         )
-    if _family(learnt.space) != _family(origin.space):
+    if _family(trained_on.space) != _family(origin.space):
         raise UsageError(
-            f"The model was trained on images in the space {learnt.space} and these are in "
-            f"{origin.space}. {_presets_like(contract)}"
+            f"The model was trained on images in the space {trained_on.space} and these are in "
+            f"{origin.space}. {presets}"
         )
-    if learnt.stripped != origin.stripped and not contract.masked:
+    if trained_on.stripped != origin.stripped and not contract.masked:
         kinds = ("with skull", "without skull")
         raise UsageError(
-            f"The model was trained on images {kinds[learnt.stripped]} and these are "
-            f"{kinds[origin.stripped]}. {_presets_like(contract)}"
+            f"The model was trained on images {kinds[trained_on.stripped]} and these are "
+            f"{kinds[origin.stripped]}. {presets}"
         )
-    allowed = _COARSER * max(learnt.coarsest, *contract.spacing)
+    allowed = _COARSER * max(trained_on.coarsest, *contract.spacing)
     if origin.coarsest > allowed:
         raise UsageError(
             f"{coarse or 'An image'} has voxels of {origin.coarsest:g} mm. The model was trained on "
-            f"voxels of {learnt.coarsest:g} mm at most, prepared at "
+            f"voxels of {trained_on.coarsest:g} mm at most, prepared at "
             f"{' x '.join(f'{mm:g}' for mm in contract.spacing)} mm, and takes up to {allowed:.3g} "
             "mm: finer images are averaged, but detail that was never there cannot be added. Leave "
             "such images out (--participant-label, --session-label, --bids-filter-file), or train a "
@@ -113,19 +112,21 @@ def _family(space: str) -> str:
     return "MNI152" if space.startswith("MNI152") else space
 
 
-def _presets_like(contract: Preparation, *, intensity: bool = False) -> str:
-    """Return which presets give images like those of the model."""
-    fitting = []
-    for name, form in PRESETS.items():
-        if form.rule != contract.intensity:
-            continue
-        space = form.entities.get("space") or form.space
-        learnt = contract.origin
-        if not intensity and learnt is not None:
-            same = form.suffix in (learnt.contrast, "brain"), form.stripped == learnt.stripped
-            if not all(same) or _family(space) != _family(learnt.space):
-                continue
-        fitting.append(name)
+def _presets_like(rule: str, origin: Origin | None = None) -> str:
+    """Return which presets give images like those of a model, or of its intensity rule alone."""
+    fitting = [
+        name
+        for name, preset in PRESETS.items()
+        if preset.rule == rule and (origin is None or _like(preset, origin))
+    ]
     if not fitting:
         return "Give it images like those it was trained on."
     return f"Presets with such images: --preset {', '.join(fitting)}."
+
+
+def _like(preset: Preset, origin: Origin) -> bool:
+    return (
+        preset.suffix in (origin.contrast, "brain")
+        and preset.stripped == origin.stripped
+        and _family(preset.entities.get("space") or preset.space) == _family(origin.space)
+    )

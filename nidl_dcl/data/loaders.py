@@ -1,6 +1,6 @@
-"""The data modules of a fit and of an encoding: which process loads which part of what.
+"""The data modules of `fit` and of `transform`: which process loads which part of the data.
 
-Samples and their order are made in `samples`; a caller's loaders are taken as they are.
+Samples are left to `datasets`, their order to `samplers`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,26 @@ import lightning as L
 from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset
 
 from nidl_dcl.data.datasets import TwoViewSamples
-from nidl_dcl.data.samplers import sharded, sync_with_trainer, two_view_loader, with_batches
+from nidl_dcl.data.samplers import sharded, two_view_loader, with_batches
 from nidl_dcl.distributed import first_value, world
-
-__all__ = ["Loaders", "PredictShards", "shard_loader"]
 
 
 class Loaders(L.LightningDataModule):
-    """The loaders of a fit: the caller's own, or keyed ones over samples."""
+    """The loaders of a fit: the caller's own, or those of `two_view_loader`.
+
+    Parameters
+    ----------
+    train : DataLoader or TwoViewSamples
+        Training data.
+    validation : DataLoader, TwoViewSamples or None
+        Validation data.
+    seed : int
+        First part of every key, until the processes have agreed on one.
+    batch_size : int
+        Samples of a batch, all processes together; not for loaders of the caller.
+    num_workers : int
+        Loading workers; not for loaders of the caller.
+    """
 
     def __init__(
         self, train: Any, validation: Any, *, seed: int, batch_size: int, num_workers: int
@@ -48,21 +60,24 @@ class Loaders(L.LightningDataModule):
         # A run that resumes, or has several processes, agrees on the seed after it was set up.
         module: Any = None if self.trainer is None else self.trainer.lightning_module
         data.seed = self.seed if module is None else module._seed
-        rank, processes = world()
-        loader = two_view_loader(
+        return two_view_loader(
             data,
             self.batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
-            rank=rank,
-            processes=processes,
+            trainer=self.trainer,
         )
-        if shuffle and self.trainer is not None:
-            sync_with_trainer(self.trainer, loader)
-        return loader
 
     def sample_name(self, epoch: int, batch: int, position: int) -> str | None:
-        """Return the name of a sample of a training batch, where the order is ours."""
+        """Return the name of a sample of a training batch, None for a loader of the caller.
+
+        Parameters
+        ----------
+        epoch, batch : int
+            Which batch.
+        position : int
+            Of the sample, in the batch of all processes together.
+        """
         if not isinstance(self.train, TwoViewSamples):
             return None
         loader = self.train_dataloader()
@@ -76,7 +91,7 @@ class Loaders(L.LightningDataModule):
 
 
 class PredictShards(L.LightningDataModule):
-    """Every process's part of the batches to encode."""
+    """Every process's part of the batches to encode, from a caller's loader."""
 
     allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -90,7 +105,7 @@ class PredictShards(L.LightningDataModule):
         loader, batches = self.loader, self.loader.batch_sampler
         stream = batches is None or isinstance(loader.dataset, IterableDataset)
         if not stream and isinstance(getattr(batches, "sampler", None), DistributedSampler):
-            # The caller's own division, undone: every row once, in the order of the data.
+            # Undo the caller's own division: every row once, in the order of the data.
             batches = BatchSampler(range(len(loader.dataset)), batches.batch_size, drop_last=False)
             loader = with_batches(loader, list(batches))
         elif not stream and processes > 1:
@@ -103,7 +118,7 @@ class PredictShards(L.LightningDataModule):
 
 
 class _Batches:
-    """One of every `step` batches of a loader, which the trainer then takes as it is."""
+    """One of every `step` batches of a loader, in a form that the trainer does not divide again."""
 
     def __init__(self, loader: Any, start: int = 0, step: int = 1) -> None:
         self.loader = loader
@@ -116,21 +131,20 @@ class _Batches:
 
 @contextmanager
 def shard_loader(data: Any, processes: int) -> Iterator[None]:
-    """Let a caller's data module hand every process its own part of each batch, inside the block."""
-    ours = isinstance(data, Loaders) or processes == 1
-    names = [] if ours else ["train_dataloader", "val_dataloader"]
-    given = [
+    """Divide a data module's batches among the processes in the block; `Loaders` do already."""
+    divided = isinstance(data, Loaders) or processes == 1
+    names = [
         name
-        for name in names
-        if getattr(type(data), name) is not getattr(L.LightningDataModule, name)
+        for name in ("train_dataloader", "val_dataloader")
+        if not divided and getattr(type(data), name) is not getattr(L.LightningDataModule, name)
     ]
-    for name in given:
-        data.__dict__[name] = functools.partial(_sharded_loaders, data, name)
+    for name in names:
+        setattr(data, name, functools.partial(_sharded_loaders, data, name))
     try:
         yield
     finally:
-        for name in given:
-            del data.__dict__[name]
+        for name in names:
+            delattr(data, name)
 
 
 def _sharded_loaders(data: Any, name: str) -> Any:

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
+import multiprocessing
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-)
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
-from nidl_dcl.data.datasets import CollateLazyViews, TwoViewSamples
+from nidl_dcl.data.datasets import LazyViews, TwoViewSamples, collate_lazy_views
+from nidl_dcl.data.views import KeyCheck
 from nidl_dcl.distributed import first_value, gather_objects, world
 from nidl_dcl.randomness import permutation
-
-__all__ = [
-    "EpochBatches",
-    "JoinedBatches",
-    "outlast_sigterm",
-    "sharded",
-    "sync_with_trainer",
-    "two_view_loader",
-    "with_batches",
-]
 
 
 class EpochBatches(BatchSampler):
@@ -67,13 +56,14 @@ class EpochBatches(BatchSampler):
         _check_enough(n, processes)
         wanted = -(-n // batch_size)
         self.count = max(1, min(wanted, n // max(2, processes))) if n else 0
-        self.position: Callable[[], tuple[int, int]] = _Counter() if seed is not None else _first
+        self.epoch = -1
+        self.position: Callable[[], tuple[int, int]] = self._next_epoch
 
     def __len__(self) -> int:
         return self.count
 
     def batch(self, epoch: int, number: int) -> list[int]:
-        """Return the samples of one batch, all processes together."""
+        """Return the indices of the samples of one batch, all processes together."""
         order = np.arange(self.n) if self.seed is None else permutation(self.n, self.seed, epoch)
         return [int(i) for i in np.array_split(order, self.count)[number]]
 
@@ -84,19 +74,9 @@ class EpochBatches(BatchSampler):
             part = np.array_split(whole, self.processes)[self.rank]
             yield [(epoch, int(i)) for i in part]
 
-
-def _first() -> tuple[int, int]:
-    return 0, 0
-
-
-class _Counter:
-    """The position of a loader that nobody steers: the next epoch at each pass."""
-
-    def __init__(self) -> None:
-        self.epoch = -1
-
-    def __call__(self) -> tuple[int, int]:
-        self.epoch += 1
+    def _next_epoch(self) -> tuple[int, int]:
+        """Return the epoch and batch of the next pass of a loader that no trainer positions."""
+        self.epoch = 0 if self.seed is None else self.epoch + 1
         return self.epoch, 0
 
 
@@ -106,11 +86,9 @@ def two_view_loader(
     *,
     shuffle: bool = True,
     num_workers: int = 0,
-    rank: int = 0,
-    processes: int = 1,
-    pin_memory: bool | None = None,
+    trainer: Any = None,
 ) -> DataLoader[Any]:
-    """Return a loader of batches ``[X1, X2]`` or ``([X1, X2], y)`` over `samples`.
+    """Return a loader of this process's part of batches ``[X1, X2]`` or ``([X1, X2], y)``.
 
     Parameters
     ----------
@@ -119,24 +97,28 @@ def two_view_loader(
     batch_size : int
         Samples of a batch, all processes together.
     shuffle : bool, default=True
-        Another keyed order in each epoch; otherwise the given one.
-    num_workers, rank, processes, pin_memory
-        As usual; they change no result. Memory is pinned where there is a GPU, unless told.
+        For training: another keyed order in each epoch, and a warning if views do not obey their
+        key (`KeyCheck`). Otherwise the given order.
+    num_workers : int, default=0
+        Loading workers; they change no result.
+    trainer : lightning.Trainer, optional
+        For training: its optimizer steps say which epoch and batch come next, in mid-epoch too.
     """
-    batches = EpochBatches(
-        len(samples),
-        batch_size,
-        seed=samples.seed if shuffle else None,
-        rank=rank,
-        processes=processes,
-    )
-    return _LateLoader(
+    seed, (rank, processes) = samples.seed if shuffle else None, world()
+    batches = EpochBatches(len(samples), batch_size, seed=seed, rank=rank, processes=processes)
+    if shuffle and trainer is not None:
+        batches.position = functools.partial(_position, trainer, len(batches))
+    if shuffle and rank == 0:
+        samples.check = samples.check or KeyCheck(samples.views)
+        if num_workers > 0:
+            samples.check.share()
+    return _TwoViewLoader(
         samples,
         batch_sampler=batches,
-        collate_fn=CollateLazyViews(samples.views) if samples.lazy else None,
+        collate_fn=collate_lazy_views if samples.lazy else None,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+        pin_memory=torch.cuda.is_available(),
         worker_init_fn=outlast_sigterm,
         generator=torch.Generator().manual_seed(0),
     )
@@ -145,94 +127,72 @@ def two_view_loader(
 def outlast_sigterm(worker: int) -> None:
     """Let a loading worker ignore SIGTERM, which a cluster sends to every process of a job.
 
-    The main one ends the step under way, for which it needs its workers, and then ends them.
+    The main process ends the step under way, for which it needs its workers, and then ends them.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-class _LateLoader(DataLoader[Any]):
-    """A loader whose workers start at the first batch, not when an iterator is made.
+class _TwoViewLoader(DataLoader[Any]):
+    """A loader of two-view samples that starts its workers at the first batch.
 
-    A trainer that resumes makes one before it has restored its step, from which the order follows.
+    Not when an iterator is made: a trainer that resumes makes one before it has restored its step,
+    which decides the order.
     """
 
     def __iter__(self) -> Any:
-        yield from super().__iter__()
+        samples: Any = self.dataset
+        others = set(multiprocessing.active_children())
+        batches = super().__iter__()
+        if workers := set(multiprocessing.active_children()) - others:
+            atexit.register(_kill, list(workers))
+        for batch in batches:
+            if isinstance(batch, LazyViews):
+                batch.views, batch.check = samples.views, samples.check
+            if samples.check is not None:
+                samples.check.warn()
+            yield batch
 
 
-def sync_with_trainer(trainer: Any, loader: DataLoader[Any]) -> None:
-    """Let the loader's order follow the trainer's optimizer steps, in the middle of an epoch too.
+def _kill(workers: Sequence[Any]) -> None:
+    """End workers as the program ends, which would send SIGTERM and wait for them for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch calls each death an error
+    for worker in workers:
+        worker.kill()
 
-    Parameters
-    ----------
-    trainer : lightning.Trainer
-        Its ``global_step`` says which epoch and batch come next, also right after a resume.
-    loader : DataLoader
-        From `two_view_loader`.
-    """
-    batches = loader.batch_sampler
-    if not isinstance(batches, EpochBatches):
-        raise TypeError("Only loaders of two_view_loader can follow a trainer.")
 
-    def position() -> tuple[int, int]:
-        limit, whole = trainer.limit_train_batches, len(batches)
-        used = min(limit, whole) if isinstance(limit, int) else int(limit * whole)
-        accumulated = trainer.accumulate_grad_batches
-        epoch, done = divmod(trainer.global_step, max(1, -(-used // accumulated)))
-        return epoch, done * accumulated
-
-    batches.position = position
+def _position(trainer: Any, whole: int) -> tuple[int, int]:
+    """Return the epoch and batch after a trainer's optimizer steps, also right after a resume."""
+    limit, accumulated = trainer.limit_train_batches, trainer.accumulate_grad_batches
+    used = min(limit, whole) if isinstance(limit, int) else int(limit * whole)
+    epoch, done = divmod(trainer.global_step, max(1, -(-used // accumulated)))
+    return epoch, done * accumulated
 
 
 def with_batches(loader: DataLoader[Any], batches: Any) -> DataLoader[Any]:
     """Return a loader like `loader` that draws the given batches of indices."""
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=batches,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        generator=loader.generator,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
+    names = (
+        *("num_workers", "collate_fn", "pin_memory", "timeout", "generator", "worker_init_fn"),
+        *("multiprocessing_context", "prefetch_factor", "persistent_workers"),
     )
+    options: Any = {name: getattr(loader, name) for name in names}
+    return DataLoader(loader.dataset, batch_sampler=batches, **options)
 
 
 class JoinedBatches(BatchSampler):
-    """The batches of a caller's sampler, joined over the processes and dealt out evenly.
+    """The batches of a caller's sampler, joined over the processes and divided evenly among them.
 
     As many batches as there are processes make one global batch; each process takes a nearly equal
     part, so that no sample is padded or repeated. The order is that of the first process. A rest
     with fewer samples than processes shares the samples of the batch before it. Of a sampler that
-    drops incomplete batches, incomplete global ones are dropped too.
-
-    Parameters
-    ----------
-    batches : iterable of list
-        The caller's batch sampler.
-    rank, processes : int
-        This process and how many there are.
-    share : callable
-        Returns the first process's value on every process.
-
-    Raises
-    ------
-    ValueError
-        When iterated, if there are fewer samples than processes.
+    drops incomplete batches, incomplete global ones are dropped too. When iterated, fewer samples
+    than processes are a ValueError.
     """
 
-    def __init__(
-        self, batches: Any, rank: int, processes: int, share: Callable[[Any], Any]
-    ) -> None:
+    def __init__(self, batches: Any) -> None:
         self.batches = batches
-        # Trainers look here for a sampler that wants to be told the epoch.
+        # Trainers look here for a sampler whose set_epoch is to be called.
         self.sampler: Any = getattr(batches, "sampler", None)
-        self.rank = rank
-        self.processes = processes
-        self.share = share
+        self.rank, self.processes = world()
 
     def __len__(self) -> int:
         count = -(-self._used(len(self.batches)) // self.processes)
@@ -246,7 +206,7 @@ class JoinedBatches(BatchSampler):
         return given - rest if drops else given
 
     def __iter__(self) -> Iterator[list[Any]]:
-        given = self.share([list(b) for b in self.batches] if self.rank == 0 else None)
+        given = first_value([list(b) for b in self.batches] if self.rank == 0 else None)
         given = given[: self._used(len(given))]
         joined = [
             [i for batch in given[k : k + self.processes] for i in batch]
@@ -261,22 +221,13 @@ class JoinedBatches(BatchSampler):
 
 
 def sharded(loader: Any) -> Any:
-    """Return a caller's loader such that every process gets its own part of each batch.
+    """Return a caller's loader with which every process gets its own part of each batch.
 
-    Loaders that deal already are returned as they are: those of `two_view_loader`, and those with a
-    ``DistributedSampler``. A stream stays the caller's to divide; it ends on all processes together.
-
-    Parameters
-    ----------
-    loader : DataLoader
-        Or anything else, which is returned.
-
-    Raises
-    ------
-    ValueError
-        For a loader without batch size, whose batches cannot be divided.
+    Loaders that divide already are returned as they are: those of `two_view_loader`, and those with
+    a ``DistributedSampler``. A stream is left for the caller to divide; it ends on all processes
+    together. A loader without batch size cannot be divided: a ValueError.
     """
-    rank, processes = world()
+    _, processes = world()
     if processes == 1 or not isinstance(loader, DataLoader):
         return loader
     if isinstance(loader.dataset, IterableDataset):
@@ -296,7 +247,7 @@ def sharded(loader: Any) -> Any:
         raise ValueError(
             "On several processes a loader needs a batch size: batch_size=None cannot be divided."
         )
-    return with_batches(loader, JoinedBatches(batches, rank, processes, first_value))
+    return with_batches(loader, JoinedBatches(batches))
 
 
 class _InStep:
@@ -315,9 +266,9 @@ class _InStep:
 
 
 def _parts(values: list[Any], n: int) -> list[list[Any]]:
-    """Cut into `n` parts whose lengths differ by one at most, the longer ones first."""
-    short, longer = divmod(len(values), n)
-    cuts = [k * short + min(k, longer) for k in range(n + 1)]
+    """Return `n` parts whose lengths differ by one at most, the longer ones first."""
+    size, longer = divmod(len(values), n)
+    cuts = [k * size + min(k, longer) for k in range(n + 1)]
     return [values[a:b] for a, b in itertools.pairwise(cuts)]
 
 

@@ -1,11 +1,12 @@
 """Random views of a volume: how one is drawn under a key, and what it may change in a brain.
 
-MONAI transforms through and through; which participants are drawn, and when, is the loader's.
+Views are MONAI transforms or any callables. Which samples are drawn, and when, is left to `samplers`.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
@@ -16,8 +17,8 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, Randomizable, RandomizableTransform
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from nidl_dcl.data.monai_seeding import warn_of_untested
 from nidl_dcl.data.transforms import (
     RandBiasField,
     RandBlur,
@@ -28,8 +29,6 @@ from nidl_dcl.data.transforms import (
 )
 from nidl_dcl.errors import UsageError
 from nidl_dcl.randomness import key_seed, keyed
-
-__all__ = ["STRENGTHS", "MultiViewsTransform", "TwoViews", "draw_view", "volume_views"]
 
 STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
     "light": {
@@ -76,6 +75,14 @@ class MultiViewsTransform:
         A transform is not callable, or `n_views` is not an int.
     ValueError
         `n_views` is negative, or not 1 beside a sequence.
+
+    Examples
+    --------
+    >>> from nidl_dcl import MultiViewsTransform
+    >>> MultiViewsTransform(str.upper, n_views=2)("mri")
+    ['MRI', 'MRI']
+    >>> MultiViewsTransform([str.upper, str.capitalize])("mri")
+    ['MRI', 'Mri']
     """
 
     def __init__(
@@ -120,18 +127,30 @@ class TwoViews:
         One input in, one view out: a MONAI transform or Compose, or any function. Default:
         `volume_views()`.
 
+    Examples
+    --------
+    >>> import torch
+    >>> from nidl_dcl import TwoViews
+    >>> x = torch.rand(1, 16, 16, 16)
+    >>> first, second = TwoViews()(x, key=(0, "sub-01"))
+    >>> first.shape, torch.equal(first, second)
+    (torch.Size([1, 16, 16, 16]), False)
+    >>> torch.equal(TwoViews()(x, key=(0, "sub-01"))[0], first)
+    True
+
     Notes
     -----
     A view depends on its key alone (see `draw_view`). Without a key one is drawn from torch's
-    global generator, which a DataLoader seeds differently in each worker. A warning names the
-    random transforms of MONAI in `views` that are not tested to obey a key.
+    global generator, which a DataLoader seeds differently in each worker. The first sample is drawn
+    twice, and a warning given if the results differ (see `KeyCheck`); of several loading workers,
+    the first one does that.
     """
 
     def __init__(self, views: Callable[[Any], Any] | None = None) -> None:
         if views is not None and not callable(views):
             raise TypeError(f"views must be callable, got {type(views).__name__}.")
         self.views = volume_views() if views is None else views
-        warn_of_untested(self.views)
+        self._check = KeyCheck(self.views)
 
     def __call__(self, x: Any, key: Any = None) -> list[Any]:
         """Return views 1 and 2 of `x`, drawn under ``(*key, 1)`` and ``(*key, 2)``.
@@ -146,7 +165,94 @@ class TwoViews:
         if key is None:
             key = int(torch.randint(2**62, ()).item())
         parts = key if isinstance(key, tuple) else (key,)
-        return [draw_view(self.views, x, *parts, view) for view in (1, 2)]
+        pair = draw_pair(self.views, x, *parts)
+        self._check.compare(pair, x, *parts)
+        self._check.warn()
+        return pair
+
+
+class KeyCheck:
+    """Whether views are the same again under one key, found out once, on the first sample drawn.
+
+    This sees whatever is random in a function, in a transform of any package, or on a device. It does
+    not see a change that happened to be absent, or alike, in both drawings, such as one that acts
+    rarely. The generators of torch, numpy and `random` are left as they were; one that belongs to
+    `views` moves on by one drawing.
+    """
+
+    def __init__(self, views: Callable[[Any], Any]) -> None:
+        self.views = views
+        # Whether the comparison is due, and whether it found a difference: a tensor, because that
+        # can be shared with loading workers, whose own warnings nobody could catch.
+        self._state = torch.tensor([True, False])
+
+    def share(self) -> None:
+        """Let loading workers that start from now on compare for this process."""
+        self._state.share_memory_()
+
+    def compare(self, pair: list[Any], x: Any, *key: object) -> None:
+        """Draw both views of `x` again, if none were before, and note whether they differ.
+
+        Parameters
+        ----------
+        pair : list
+            The views of `x` under `key`.
+        x : Tensor
+            As the views take it.
+        *key : object
+            As in `draw_pair`.
+        """
+        worker = get_worker_info()
+        if self._state[0] and (worker is None or worker.id == 0):
+            self._state[0] = False
+            self._state[1] = not _equal(pair, draw_pair(self.views, x, *key))
+
+    def warn(self) -> None:
+        """Warn if a difference was found, once."""
+        if self._state[1]:
+            self._state[1] = False
+            warnings.warn(
+                f"The views {_name(self.views)} gave two different results for one sample under one "
+                "key, so they may depend on the number of workers and differ from run to run. Let "
+                "them draw from the global generators of torch (on the CPU), numpy or random; in a "
+                "MONAI transform of your own, from self.R. Give MONAI's transforms in a Compose, not "
+                "inside a function.",
+                stacklevel=3,
+            )
+
+
+def _equal(first: Any, second: Any) -> bool:
+    try:
+        torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+    except AssertionError:
+        return False
+    except TypeError:  # not made of numbers: whoever takes the views says so
+        return True
+    return True
+
+
+def _name(views: Any) -> str:
+    """Return the name of a callable, with those of the transforms that it is composed of."""
+    name = getattr(views, "__qualname__", type(views).__name__)
+    parts = getattr(views, "transforms", None)
+    if isinstance(parts, list | tuple):
+        name += f"({', '.join(map(_name, parts))})"
+    return str(name)
+
+
+def draw_pair(views: Callable[[Any], Any], x: Any, *key: object) -> list[Any]:
+    """Return views 1 and 2 of `x`, drawn under ``(*key, 1)`` and ``(*key, 2)``.
+
+    Parameters
+    ----------
+    views : callable
+        As in `draw_view`.
+    x : Tensor
+        As `views` takes it.
+    *key : object
+        For instance seed, epoch, participant.
+    """
+    return [draw_view(views, x, *key, view) for view in (1, 2)]
 
 
 def draw_view(views: Callable[[Any], Any], x: Any, *key: object) -> Any:

@@ -1,6 +1,6 @@
-"""What a cohort is in summary numbers (age, sex, site, image quality), and how two cohorts differ.
+"""Cohorts in summary numbers (age, sex, site, image quality), and how two of them differ.
 
-Counts and moments only, never a row; who is in a cohort is decided by others.
+Counts and moments only, never a row; who is in a cohort is up to the caller.
 """
 
 from __future__ import annotations
@@ -14,13 +14,8 @@ from numpy.typing import NDArray
 
 from nidl_dcl.volumes.quality import QUALITY_METRICS
 
-__all__ = ["cohort_columns", "compare_cohorts", "describe_cohort"]
-
 _AGE = ("age", "age_at_scan", "age_years")
-
-
 _SEX = ("sex", "gender")
-
 
 _WORDS = {
     "age": "Age",
@@ -32,15 +27,7 @@ _WORDS = {
 
 
 def cohort_columns(images: pd.DataFrame, site: str | None) -> dict[str, str]:
-    """Return which columns of a table tell age, sex and site, as far as it has them.
-
-    Parameters
-    ----------
-    images : DataFrame
-        Age is a column ``age``, sex ``sex`` or ``gender``, in any case.
-    site : str or None
-        The column of sites.
-    """
+    """Return which columns of a table hold age, sex and site (as named), as far as it has them."""
     named = {str(column).lower(): str(column) for column in reversed(images.columns)}
     found = {
         what: next((named[name] for name in names if name in named), None)
@@ -64,7 +51,7 @@ def describe_cohort(
     columns : mapping
         As `cohort_columns` gives it.
     quality : DataFrame, shape (n_images, n_measures)
-        Columns of `nidl_dcl.volumes.quality.MEASURES`.
+        Columns of `nidl_dcl.volumes.quality.QUALITY_METRICS`.
 
     Returns
     -------
@@ -75,14 +62,13 @@ def describe_cohort(
     cohort: dict[str, Any] = {"n_participants": len(set(participants))}
     cohort["age"] = _moments(images[columns["age"]], participants) if "age" in columns else None
     for what in ("sex", "site"):
-        counts = None
+        cohort[what] = None
         if what in columns:
-            labels = images[columns[what]].dropna().map(_label).astype(object)
-            pairs = pd.DataFrame(
-                {"who": participants[images[columns[what]].notna()], "label": labels}
-            ).drop_duplicates()
-            counts = {k: int(v) for k, v in pairs["label"].value_counts().sort_index().items()}
-        cohort[what] = counts or None
+            labels = images[columns[what]].to_numpy()
+            given = pd.DataFrame({"who": participants, "label": labels}).dropna()
+            given["label"] = given["label"].map(_label).astype(object)
+            counts = given.drop_duplicates()["label"].value_counts().sort_index()
+            cohort[what] = {k: int(v) for k, v in counts.items()} or None
     measured = {
         name: _moments(quality[name], participants) for name in QUALITY_METRICS if name in quality
     }
@@ -107,50 +93,39 @@ def compare_cohorts(training: Mapping[str, Any], here: Mapping[str, Any]) -> dic
         square of both standard deviations) and how many sites are new; ``sentences``, in words.
     """
     sentences: list[str] = []
-    absent: list[str] = []
     shift: dict[str, Any] = {}
     aim = str(here["target"]["name"])
     if "distribution" in here["target"]:
         shift["target"] = _beside(training["target"], here["target"], "distribution")
         sentences.append(_moments_sentence(f"Target {aim}", shift["target"]))
     else:
-        shift["target"] = {
-            side: given["target"]["classes"] for side, given in _sides(training, here)
-        }
-        sentences.append(_shares_sentence(f"Target {aim}", shift["target"]))
-    for what in ("age", "sex", "site"):
-        if not (training.get(what) and here.get(what)):
-            shift[what] = {side: given.get(what) for side, given in _sides(training, here)}
-            absent.append(what)
-            continue
-        if what == "age":
-            shift[what] = _beside(training, here, what)
-            if aim.lower() not in _AGE:
-                sentences.append(_moments_sentence(_WORDS[what], shift[what]))
-            continue
-        shift[what] = {side: dict(given[what]) for side, given in _sides(training, here)}
-        if what == "sex":
-            if aim.lower() not in _SEX:
-                sentences.append(_shares_sentence("Sex", shift[what]))
-            continue
-        new = len(set(here[what]) - set(training[what]))
-        shift[what]["n_new"] = new
+        sides = {"training": training["target"]["classes"], "here": here["target"]["classes"]}
+        shift["target"] = sides
+        sentences.append(_shares_sentence(f"Target {aim}", sides))
+    known = {what: bool(training.get(what) and here.get(what)) for what in ("age", "sex", "site")}
+    for what in known:
+        shift[what] = {"training": training.get(what), "here": here.get(what)}
+    if known["age"]:
+        shift["age"] = _beside(training, here, "age")
+        if aim.lower() not in _AGE:
+            sentences.append(_moments_sentence(_WORDS["age"], shift["age"]))
+    if known["sex"] and aim.lower() not in _SEX:
+        sentences.append(_shares_sentence("Sex", shift["sex"]))
+    if known["site"]:
+        shift["site"]["n_new"] = new = len(set(here["site"]) - set(training["site"]))
         sentences.append(
-            f"Sites: {len(here[what])} here, of which the readout has not seen {new}; "
-            f"{len(training[what])} in its training."
+            f"Sites: {len(here['site'])} here, of which the readout has not seen {new}; "
+            f"{len(training['site'])} in its training."
         )
     shift["quality"] = {}
     for name in QUALITY_METRICS:
         if name in training["quality"] and name in here["quality"]:
             shift["quality"][name] = _beside(training["quality"], here["quality"], name)
             sentences.append(_moments_sentence(_WORDS[name], shift["quality"][name]))
+    absent = ", ".join(what for what in known if not known[what])
     if absent:
-        sentences.append(f"Not compared, since a cohort does not tell it: {', '.join(absent)}.")
+        sentences.append(f"Not compared, since it is not known of both cohorts: {absent}.")
     return {**shift, "sentences": sentences}
-
-
-def _sides(training: Any, here: Any) -> tuple[tuple[str, Any], tuple[str, Any]]:
-    return ("training", training), ("here", here)
 
 
 def _moments(values: pd.Series[Any], participants: NDArray[np.object_]) -> dict[str, Any] | None:
@@ -166,7 +141,7 @@ def _moments(values: pd.Series[Any], participants: NDArray[np.object_]) -> dict[
 
 def _beside(training: Mapping[str, Any], here: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Return the moments of both with their standardized difference."""
-    both = [dict(given[what]) for _, given in _sides(training, here)]
+    both = [dict(given[what]) for given in (training, here)]
     spread = [moments["sd"] for moments in both if moments["sd"] is not None]
     scale = float(np.sqrt(np.mean(np.square(spread)))) if spread else 0.0
     gap = both[1]["mean"] - both[0]["mean"]
@@ -180,27 +155,26 @@ def _beside(training: Mapping[str, Any], here: Mapping[str, Any], what: str) -> 
 
 
 def _moments_sentence(words: str, both: Mapping[str, Any]) -> str:
-    here, training = (_plus_minus(both[side]) for side in ("here", "training"))
+    here, training = (
+        f"{mean:.3g}" + ("" if sd is None else f" ± {sd:.2g}")
+        for mean, sd in ((both[side]["mean"], both[side]["sd"]) for side in ("here", "training"))
+    )
     gap = both["standardized_difference"]
-    told = f"{words}: {here} here, {training} in training"
+    means = f"{words}: {here} here, {training} in training"
     if gap is None:
-        return f"{told}."
+        return f"{means}."
     size = abs(gap)
     grade = "slightly " if size < 0.5 else "clearly " if size < 0.8 else "far "
     verdict = "alike" if size < 0.2 else grade + ("higher" if gap > 0 else "lower") + " here"
-    return f"{told}; standardized difference {gap:+.2f}, {verdict}."
-
-
-def _plus_minus(moments: Mapping[str, Any]) -> str:
-    return f"{moments['mean']:.3g}" + ("" if moments["sd"] is None else f" ± {moments['sd']:.2g}")
+    return f"{means}; standardized difference {gap:+.2f}, {verdict}."
 
 
 def _shares_sentence(words: str, both: Mapping[str, Mapping[str, int]]) -> str:
-    told = {}
+    shares = {}
     for side, counts in both.items():
         total = sum(counts.values()) or 1
-        told[side] = ", ".join(f"{label} {100 * n / total:.0f} %" for label, n in counts.items())
-    return f"{words}: {told['here']} here; {told['training']} in training."
+        shares[side] = ", ".join(f"{label} {100 * n / total:.0f} %" for label, n in counts.items())
+    return f"{words}: {shares['here']} here; {shares['training']} in training."
 
 
 def _label(value: Any) -> str:

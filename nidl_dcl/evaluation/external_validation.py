@@ -1,11 +1,11 @@
 """External validity: a readout fitted in one cohort, applied to the people of another.
 
-Takes tables and a readout; files are the business of `readout_file` and the stages.
+Takes tables and a readout; files are read and written in `readout_file` and by the stages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,44 +14,22 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.evaluation.bootstrap import N_DRAWS, bootstrap_units, without_intervals
 from nidl_dcl.evaluation.cohort import compare_cohorts, describe_cohort
-from nidl_dcl.evaluation.features import Column, finite_matrix, read_labels
-from nidl_dcl.evaluation.folds import CVDesign, make_external_design
-from nidl_dcl.evaluation.metrics import (
-    MAIN_METRIC,
-    METRIC_WORDS,
-    classification_scores,
-    regression_scores,
-)
-from nidl_dcl.evaluation.prediction import count_exposure, count_used, read_seen
-from nidl_dcl.evaluation.prediction_table import (
-    describe_predictions,
-    passed_on,
-    prediction_table,
-    read_persons,
-)
+from nidl_dcl.evaluation.features import Column, read_matrix, refuse_non_finite
+from nidl_dcl.evaluation.folds import CVDesign, count_used, make_external_design
+from nidl_dcl.evaluation.metrics import MAIN_METRIC, METRIC_WORDS, prediction_scores
+from nidl_dcl.evaluation.people import People, read_people
+from nidl_dcl.evaluation.prediction_table import describe_predictions, prediction_table
 from nidl_dcl.evaluation.readout_file import ReadoutFile
 from nidl_dcl.evaluation.targets import Target, read_known_target
-from nidl_dcl.io.hashing import salted
-from nidl_dcl.randomness import key_seed
-
-__all__ = ["OVERLAP", "ExternalResult", "find_overlap", "validate_externally"]
+from nidl_dcl.io.hashing import salted_hash
 
 OVERLAP = "participant in the training of the readout"
 
-
 CONFOUND = "confound missing"
 
-
-N_RESAMPLES = 1000
-
-
-_LEAST_FOR_INTERVAL = 3
-"""Participants (groups), fewer of which are not resampled."""
-
-
 _OTHERS = " If equal ids are other people, since each dataset numbers its own, say so with --other-people."
-
 
 Array = NDArray[np.float64]
 
@@ -96,65 +74,67 @@ class ExternalResult:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Overlap:
+    """Which images are of participants whom a readout was fitted on.
+
+    Attributes
+    ----------
+    rows : ndarray of bool, shape (n_images,)
+    counts : dict
+        ``n_participants``, ``by_id``, ``by_image`` (participants), ``ids_are_other_people`` and a
+        ``sentence``.
+    """
+
+    rows: NDArray[np.bool_]
+    counts: dict[str, Any]
+
+
 def find_overlap(
-    stored: ReadoutFile,
-    participants: Sequence[str],
-    contents: Sequence[str],
-    *,
-    other_people: bool = False,
-    persons: Sequence[str] | None = None,
-) -> tuple[NDArray[np.bool_], dict[str, Any]]:
+    stored: ReadoutFile, ids: pd.DataFrame, content: Sequence[str], *, other_people: bool = False
+) -> Overlap:
     """Return which images are of participants whom the readout was fitted on.
 
     Parameters
     ----------
     stored : ReadoutFile
-    participants : sequence of str, length n_images
-        Their ``sub-…`` ids.
-    contents : sequence of str, length n_images
+    ids : DataFrame, shape (n_images, n_columns)
+        ``participant_id`` (``sub-…``) and, where participants are one person, ``person_id``.
+    content : sequence of str, length n_images
         Digests of the images' voxels; empty where unknown.
     other_people : bool, default=False
         Equal ids are known to be other people; equal images still are the same ones.
-    persons : sequence of str, length n_images, optional
-        Who counts once; default: the participants.
-
-    Returns
-    -------
-    overlapping : ndarray of bool, shape (n_images,)
-    overlap : dict
-        ``n_participants``, ``by_id``, ``by_image`` (participants), ``ids_are_other_people`` and a
-        ``sentence``.
     """
-    who = np.asarray(participants if persons is None else persons, dtype=object)
-    same_id = _are_members(stored, "participants", list(map(str, participants)))
-    same_image = _are_members(stored, "images", contents)
-    matched = same_image if other_people else same_image | same_id
-    people = set(who[matched])
-    overlapping = np.array([person in people for person in who], dtype=bool)
-    everyone = len(set(who))
-    by_id, by_image = len(set(who[same_id])), len(set(who[same_image]))
-    if people:
+    column = ids["person_id"] if "person_id" in ids else ids["participant_id"]
+    who = column.to_numpy(dtype=object)
+    same_id = _are_members(stored, "participants", ids["participant_id"].astype(str).tolist())
+    same_image = _are_members(stored, "images", content)
+    rows = np.isin(who, who[same_image if other_people else same_image | same_id])
+    everyone, n, by_id, by_image = (
+        len(set(some)) for some in (who, who[rows], who[same_id], who[same_image])
+    )
+    sentence = f"None of the {everyone} participants is in the training of the readout."
+    if n:
         sentence = (
-            f"{len(people)} of the {everyone} participants are in the training of the readout "
+            f"{n} of the {everyone} participants are in the training of the readout "
             f"(the same id: {by_id}, the same image: {by_image}) and are not scored."
         )
-    else:
-        sentence = f"None of the {everyone} participants is in the training of the readout."
     if other_people and by_id:
-        sentence += f" Of {by_id} with an id that occurs there, it was said that they are others."
-    return overlapping, {
-        "n_participants": len(people),
+        sentence += f" Of {by_id} the id occurs there, but they were declared to be other people."
+    counts = {
+        "n_participants": n,
         "by_id": by_id,
         "by_image": by_image,
         "ids_are_other_people": other_people,
         "sentence": sentence,
     }
+    return Overlap(rows, counts)
 
 
 def _are_members(stored: ReadoutFile, what: str, values: Sequence[str]) -> NDArray[np.bool_]:
     known, salt = set(stored.members[what]), stored.members["salt"]
-    found = {value: bool(value) and salted([value], salt)[0] in known for value in set(values)}
-    return np.array([found[value] for value in values], dtype=bool)
+    found = [bool(value) and salted_hash(value, salt) in known for value in values]
+    return np.array(found, dtype=bool)
 
 
 def validate_externally(
@@ -163,13 +143,10 @@ def validate_externally(
     images: pd.DataFrame,
     groups: Column,
     *,
-    overlapping: NDArray[np.bool_],
-    overlap: dict[str, Any],
+    ids: pd.DataFrame,
+    overlap: Overlap,
     columns: Mapping[str, str],
     quality: pd.DataFrame,
-    seen: Column | None = None,
-    seen_by: Column | None = None,
-    persons: Column | None = None,
     units: str | None = None,
     random_state: int = 0,
 ) -> ExternalResult:
@@ -184,17 +161,15 @@ def validate_externally(
     features : ndarray, shape (n_images, n_features)
         Embeddings by the same model.
     images : DataFrame, shape (n_images, n_columns)
-        ``participant_id session_id run source``, the target and what else is known.
+        The target and what else is known.
     groups : array-like, shape (n_images,)
         Who is resampled together: participants, or families.
-    overlapping, overlap
-        As `find_overlap` gives them.
+    ids : DataFrame, shape (n_images, n_columns)
+        As for `nidl_dcl.predict_phenotype`.
+    overlap : Overlap
+        As `find_overlap` gives it.
     columns, quality
         See `nidl_dcl.evaluation.cohort.describe_cohort`.
-    seen : array-like of bool, shape (n_images,), optional
-        Whether the encoder saw the participant in pretraining.
-    seen_by, persons
-        As for `nidl_dcl.predict_phenotype`.
     units : str, optional
         Of the target in this cohort.
     random_state : int
@@ -207,42 +182,41 @@ def validate_externally(
     InputsUnusableError
         When nobody is left to score, saying why.
     """
-    if units and stored.units and _unit(units) != _unit(stored.units):
+    here_and_there = {text.strip().lower().rstrip("s") for text in (units, stored.units) if text}
+    if len(here_and_there) > 1:
         raise UsageError(
             f"Target {stored.target!r} is in {units} here and in {stored.units} where the readout "
             "was fitted. Convert one of them (--phenotypes FILE)."
         )
-    n = len(images)
-    ids = images[["participant_id", "session_id", "run", "source"]]
-    matrix = finite_matrix(features, "features", ids, groups)
-    group = read_labels(groups, n, "groups")
-    table, participant = passed_on(ids, group, n)
-    participant = read_persons(persons, participant, group)
+    n, matrix = len(images), read_matrix(features, "features")
+    people = read_people(groups, ids, n)
+    refuse_non_finite(matrix, "features", people.table)
     read = read_known_target(
         images[stored.target], name=stored.target, task=stored.task, labels=stored.linear.labels
     )
     confounds = _confounds(stored, images)
-    for rows, reason in (
-        (np.zeros(n, bool) if confounds is None else np.isnan(confounds).any(axis=1), CONFOUND),
-        (np.asarray(overlapping, dtype=bool), OVERLAP),
-    ):
-        read.reasons[rows] = reason
-        read.numbers[rows] = np.nan
-    _require_somebody(read, stored, participant, overlap)
-    design = make_external_design(read, participant, group)
+    if confounds is not None:
+        read.reasons[np.isnan(confounds).any(axis=1)] = CONFOUND
+    read.reasons[overlap.rows] = OVERLAP
+    read.numbers[read.reasons != ""] = np.nan
+    _require_somebody(read, stored, people, overlap)
+    design = make_external_design(read, people.person, people.group)
     predicted = stored.linear.predict(matrix, confounds)
-    was_seen = read_seen(seen, n, participant)
-
-    said = design.by_unit(predicted[design.rows])
-    score = _scorer(design)
-    scores = _with_intervals(design, said, score, random_state)
-    guess = {"dummy": _plain_scores(score(design.value, _constant(stored, design), design.weight))}
+    scores = _score(design, predicted, random_state)
     calibration = {name: scores.pop(name) for name in ("slope", "intercept") if name in scores}
-    for name in calibration:
-        guess["dummy"].pop(name)
-    counts = count_used(read, design, participant, np.ones(n, dtype=bool))
+    # What knows the training cohort and no image: its mean, or its shares.
+    known = stored.training["target"]
+    if stored.task == "regression":
+        constant = np.full(len(design.value), known["distribution"]["mean"])
+    else:
+        sizes = np.array([known["classes"][label] for label in design.labels], dtype=np.float64)
+        constant = np.tile(sizes / sizes.sum(), (len(design.value), 1))
+    guess = without_intervals(
+        prediction_scores(design.value, constant, design.weight, design.labels)
+    )
+    counts = count_used(design, read.reasons, people.person)
     here = describe_cohort(
-        images.iloc[design.rows], participant[design.rows], columns, quality.iloc[design.rows]
+        images.iloc[design.rows], people.person[design.rows], columns, quality.iloc[design.rows]
     )
     here["target"] = {"name": stored.target} | {
         key: counts[key] for key in ("distribution", "classes") if key in counts
@@ -254,21 +228,17 @@ def validate_externally(
         **counts,
         "scores": scores,
         "interval": f"percentile bootstrap over {here['n_participants']} participants "
-        f"({design.fold.shape[1]} groups), {N_RESAMPLES} resamples, 95 %",
+        f"({design.n_groups} groups), {N_DRAWS} resamples, 95 %",
         "calibration": calibration or None,
-        "baselines": guess,
-        "internal": {"n_participants": stored.n_participants, "scores": stored.scores},
-        "headline": _headline(stored, scores, guess["dummy"], design.n_participants),
-        "overlap": overlap,
-        "exposure": count_exposure(was_seen, seen_by, participant, design),
+        "baselines": {"dummy": guess},
+        "internal": {"n_participants": stored.n_participants, "scores": stored.internal},
+        "headline": _headline(stored, scores, guess, design.n_participants),
+        "overlap": overlap.counts,
+        "exposure": people.describe_exposure(design.rows),
         "shift": _shift(stored, here, design),
     }
-    predictions, described = _tables(table, read, design, stored, predicted, was_seen)
+    predictions, described = _tables(people, read, design, stored, predicted)
     return ExternalResult(metrics, predictions, described)
-
-
-def _unit(text: str) -> str:
-    return text.strip().lower().rstrip("s")
 
 
 def _confounds(stored: ReadoutFile, images: pd.DataFrame) -> Array | None:
@@ -290,14 +260,10 @@ def _confounds(stored: ReadoutFile, images: pd.DataFrame) -> Array | None:
             known = [n.rpartition("=")[2] for n in needed.names if n.startswith(f"{column}=")]
             texts = read_known_target(given, name=column, task="classification", labels=()).texts
             # A category that training did not have is taken for an average row.
-            columns.append(
-                np.array(
-                    [
-                        np.nan if t is None else float(t == category) if t in known else mean
-                        for t in texts
-                    ]
-                )
-            )
+            values = [
+                np.nan if t is None else float(t == category) if t in known else mean for t in texts
+            ]
+            columns.append(np.array(values))
             continue
         numbers = pd.to_numeric(given, errors="coerce").astype("float64")
         if (numbers.isna() & given.notna()).any():
@@ -309,99 +275,47 @@ def _confounds(stored: ReadoutFile, images: pd.DataFrame) -> Array | None:
     return np.column_stack(columns)
 
 
-def _require_somebody(
-    read: Target, stored: ReadoutFile, participant: NDArray[np.object_], overlap: dict[str, Any]
-) -> None:
+def _require_somebody(read: Target, stored: ReadoutFile, people: People, overlap: Overlap) -> None:
+    """Raise `InputsUnusableError` when nobody is left to score."""
     if (read.reasons == "").any():
         return
     if (read.reasons == OVERLAP).any():
-        told = "" if overlap["ids_are_other_people"] else _OTHERS
+        hint = "" if overlap.counts["ids_are_other_people"] else _OTHERS
         raise InputsUnusableError(
-            f"{overlap['sentence']} Nobody is left to score for target {stored.target!r}: external "
-            f"validity needs other people.{told}"
+            f"{overlap.counts['sentence']} Nobody is left to score for target {stored.target!r}: "
+            f"external validity needs other people.{hint}"
         )
-    counts = pd.Series(read.reasons).groupby(participant).first().value_counts()
-    told = ", ".join(f"{reason} ({n})" for reason, n in counts.items())
+    counts = pd.Series(read.reasons).groupby(people.person).first().value_counts()
+    reasons = ", ".join(f"{reason} ({n})" for reason, n in counts.items())
     knows = f" The readout knows {', '.join(stored.linear.labels)}." if stored.linear.labels else ""
     raise InputsUnusableError(
-        f"No participant can be scored for target {stored.target!r}: {told}.{knows} Code the values "
+        f"No participant can be scored for target {stored.target!r}: {reasons}.{knows} Code the values "
         "as where the readout was fitted (Levels in the sidecar, --phenotypes FILE)."
     )
 
 
-Scorer = Callable[[Array, Array, Array], dict[str, float]]
+def _score(design: CVDesign, predicted: Array, random_state: int) -> dict[str, dict[str, Any]]:
+    """Return scores, and of numbers the calibration, with their intervals."""
+    by_unit = design.by_unit(predicted[design.rows])
+
+    def score(rows: NDArray[np.intp], weight: Array) -> dict[str, float]:
+        truth, given = design.value[rows], by_unit[rows]
+        scores = prediction_scores(truth, given, weight, design.labels)
+        return scores if design.labels else scores | _calibration(truth, given, weight)
+
+    return bootstrap_units(score, design, bool(design.labels), random_state, "external bootstrap")
 
 
-def _scorer(design: CVDesign) -> Scorer:
-    """Return the scores of truth, prediction and weights, NaN where undefined."""
-
-    def of_numbers(truth: Array, said: Array, weight: Array) -> dict[str, float]:
-        scores = regression_scores(truth, said, weight)
-        if np.ptp(truth) == 0:
-            scores |= {"r2": np.nan, "r": np.nan}
-        return scores | _calibration(truth, said, weight)
-
-    def of_classes(truth: Array, said: Array, weight: Array) -> dict[str, float]:
-        return classification_scores(truth, said, weight, design.labels)
-
-    return of_numbers if design.task == "regression" else of_classes
-
-
-def _calibration(truth: Array, said: Array, weight: Array) -> dict[str, float]:
+def _calibration(truth: Array, predicted: Array, weight: Array) -> dict[str, float]:
     """Return slope and intercept of the truth on the prediction; 1 and 0 are perfect."""
     share = weight / weight.sum()
-    center, middle = share @ said, share @ truth
-    spread = share @ (said - center) ** 2
+    center, middle = share @ predicted, share @ truth
+    spread = share @ (predicted - center) ** 2
     # Two points are always on a line; what rounding leaves of a constant is not a spread.
-    if len(truth) < 3 or spread <= (1e-12 * np.abs(said).max()) ** 2:
+    if len(truth) < 3 or spread <= (1e-12 * np.abs(predicted).max()) ** 2:
         return {"slope": np.nan, "intercept": np.nan}
-    slope = share @ ((said - center) * (truth - middle)) / spread
+    slope = share @ ((predicted - center) * (truth - middle)) / spread
     return {"slope": float(slope), "intercept": float(middle - slope * center)}
-
-
-def _with_intervals(
-    design: CVDesign, said: Array, score: Scorer, random_state: int
-) -> dict[str, dict[str, Any]]:
-    """Return each score with its percentile interval over resampled groups."""
-    point = _plain_scores(score(design.value, said, design.weight))
-    n_groups = design.fold.shape[1]
-    if n_groups < _LEAST_FOR_INTERVAL:
-        return point
-    generator = np.random.Generator(np.random.PCG64(key_seed(random_state, "external bootstrap")))
-    present = len(np.unique(design.value))
-    drawn: dict[str, list[float]] = {name: [] for name in point}
-    for _ in range(N_RESAMPLES):
-        count = np.bincount(generator.integers(0, n_groups, n_groups), minlength=n_groups)
-        used = count[design.group] > 0
-        # A resample that lacks a class scores another question.
-        if design.labels and len(np.unique(design.value[used])) < present:
-            continue
-        weight = (design.weight * count[design.group])[used]
-        for name, value in score(design.value[used], said[used], weight).items():
-            if np.isfinite(value):
-                drawn[name].append(value)
-    for name, values in drawn.items():
-        if point[name]["mean"] is not None and len(values) >= N_RESAMPLES // 2:
-            low, high = np.quantile(values, [0.025, 0.975])
-            # A score that no resample changes (nobody was missed) is not known without error.
-            point[name]["ci95"] = [float(low), float(high)] if low < high else None
-    return point
-
-
-def _plain_scores(scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"mean": float(value) if np.isfinite(value) else None, "ci95": None}
-        for name, value in scores.items()
-    }
-
-
-def _constant(stored: ReadoutFile, design: CVDesign) -> Array:
-    """Return the guess that knows the training cohort and no image: its mean, or its shares."""
-    target = stored.cohort["target"]
-    if design.task == "regression":
-        return np.full(len(design.value), target["distribution"]["mean"])
-    sizes = np.array([target["classes"][label] for label in design.labels], dtype=np.float64)
-    return np.tile(sizes / sizes.sum(), (len(design.value), 1))
 
 
 def _headline(
@@ -410,26 +324,26 @@ def _headline(
     metric = MAIN_METRIC[stored.task]
     sign = -1.0 if metric == "mae" else 1.0
     outside = scores[metric]
-    inside = stored.scores.get(metric) or {"mean": None, "ci95": None}
+    inside = stored.internal.get(metric) or {"mean": None, "ci95": None}
     sentence = (
         f"A readout fitted on {stored.n_participants} other participants predicts {stored.target} of "
-        f"{n} participants here with {METRIC_WORDS[metric]} {_told(outside)}"
+        f"{n} participants here with {METRIC_WORDS[metric]} {_with_interval(outside)}"
     )
     gap = None
     if inside["mean"] is None:
         sentence += "; there is no cross-validated score of its own cohort to compare with."
     else:
         gap = float(outside["mean"] - inside["mean"])
-        sentence += f"; cross-validated in its own cohort it had {_told(inside)}: "
         way = "better" if sign * gap > 0 else "worse"
-        if outside["ci95"] is None or inside["ci95"] is None:
-            sentence += f"{way} by {abs(gap):.2g} here, from too few participants for an interval."
-        elif max(outside["ci95"][0], inside["ci95"][0]) > min(
-            outside["ci95"][1], inside["ci95"][1]
-        ):
-            sentence += f"{way} by {abs(gap):.2g} here, and the intervals do not overlap."
-        else:
-            sentence += f"{way} by {abs(gap):.2g} here, and the intervals overlap."
+        ends = ", from too few participants for an interval"
+        if outside["ci95"] and inside["ci95"]:
+            (low, high), (low_inside, high_inside) = outside["ci95"], inside["ci95"]
+            apart = max(low, low_inside) > min(high, high_inside)
+            ends = ", and the intervals do not overlap" if apart else ", and the intervals overlap"
+        sentence += (
+            f"; cross-validated in its own cohort it had {_with_interval(inside)}: {way} by "
+            f"{abs(gap):.2g} here{ends}."
+        )
     guessed = guess[metric]["mean"]
     if sign * (outside["mean"] - guessed) > 0:
         sentence += f" A constant guess that knows that cohort has {guessed:.3g}."
@@ -444,17 +358,15 @@ def _headline(
     }
 
 
-def _told(score: Mapping[str, Any]) -> str:
-    ends = score["ci95"]
-    return f"{score['mean']:.3g}" + (
-        f" (95 % interval {ends[0]:.3g} to {ends[1]:.3g})" if ends else ""
-    )
+def _with_interval(score: Mapping[str, Any]) -> str:
+    ends = " (95 % interval {:.3g} to {:.3g})".format(*score["ci95"]) if score["ci95"] else ""
+    return f"{score['mean']:.3g}{ends}"
 
 
 def _shift(stored: ReadoutFile, here: dict[str, Any], design: CVDesign) -> dict[str, Any]:
-    shift = compare_cohorts(stored.cohort, here)
+    shift = compare_cohorts(stored.training, here)
     if design.task == "regression":
-        known = stored.cohort["target"]["distribution"]
+        known = stored.training["target"]["distribution"]
         beyond = (design.value < known["min"]) | (design.value > known["max"])
         shift["target"]["n_outside_training_range"] = int(beyond.sum())
         if beyond.any():
@@ -466,36 +378,25 @@ def _shift(stored: ReadoutFile, here: dict[str, Any], design: CVDesign) -> dict[
 
 
 def _tables(
-    ids: pd.DataFrame,
-    read: Target,
-    design: CVDesign,
-    stored: ReadoutFile,
-    predicted: Array,
-    was_seen: pd.Series[Any],
+    people: People, read: Target, design: CVDesign, stored: ReadoutFile, predicted: Array
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     """Return predictions of all images, also of those that are not scored, and their columns."""
-    table = prediction_table(ids, read, design, predicted[design.rows][None], was_seen)
-    described = describe_predictions(table, design, stored.target)
-    known = np.isfinite(predicted.reshape(len(ids), -1)).all(axis=1)
+    known = np.isfinite(predicted.reshape(len(predicted), -1)).all(axis=1)
     everybody = replace(design, rows=np.flatnonzero(known))
-    whole = prediction_table(ids, read, everybody, predicted[known][None], was_seen)
-    for name in table.columns:
-        if name == "prediction" or str(name).startswith("probability_"):
-            table[name] = whole[name]
-            described[str(name)]["Description"] = (
+    table = prediction_table(people, read, everybody, predicted[known][None])
+    table = table.drop(columns=["prediction_sd", "n_folds"], errors="ignore")
+    table.loc[read.reasons == OVERLAP, "reason"] = OVERLAP
+    described = describe_predictions(table, design, stored.target)
+    for name in described:
+        if name == "prediction" or name.startswith("probability_"):
+            described[name]["Description"] = (
                 f"{'Prediction' if name == 'prediction' else 'Probability'} of {stored.target} for "
                 "this image by the readout of another cohort; nothing was fitted here. Images that "
                 "are not scored have one too."
             )
-    same = read.reasons == OVERLAP
-    table.loc[same, "reason"] = OVERLAP
     described["status"] = {
         "Description": "Whether the image is part of the scores.",
         "Levels": {"ok": "scored", "dropped": "not scored, see reason"},
     }
     described["reason"] = {"Description": "Why the image is not scored; n/a if it is."}
-    dropped = ["prediction_sd", "n_folds"]
-    return (
-        table.drop(columns=dropped, errors="ignore"),
-        {name: entry for name, entry in described.items() if name not in dropped},
-    )
+    return table, described

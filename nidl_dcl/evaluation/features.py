@@ -1,10 +1,12 @@
-"""Feature matrices checked row by row, and their coordinates in training and test rows."""
+"""Feature matrices and columns read row by row, and coordinates of training and test rows.
+
+What is compared with the features is read in `baselines`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -15,81 +17,22 @@ from sklearn.preprocessing import StandardScaler
 
 from nidl_dcl.errors import InputsUnusableError, UsageError
 
-__all__ = [
-    "MAX_COMPONENTS",
-    "Baseline",
-    "Column",
-    "Comparison",
-    "Components",
-    "Features",
-    "Matrix",
-    "Source",
-    "finite_matrix",
-    "gram_matrix",
-    "principal_axes",
-    "read_column",
-    "read_labels",
-    "read_sources",
-]
-
 Matrix: TypeAlias = NDArray[Any] | pd.DataFrame
-
-
 Column: TypeAlias = Sequence[Any] | NDArray[Any] | pd.Series
+Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+MAX_COMPONENTS = 256
+"""Principal components that stand for voxels."""
 
 
-@dataclass(frozen=True, eq=False)
-class Baseline:
-    """A matrix to compare with, on the same folds.
-
-    Attributes
-    ----------
-    matrix : ndarray or DataFrame, shape (n_images, n_columns)
-        Rows as in the features. With ``pca=True`` it may be wide, of any dtype and memory-mapped.
-    pca : bool
-        Replace the columns by at most 256 principal components, learnt inside the folds, before
-        the readout; for voxels. The products of the rows are computed once per object, so give
-        the same object for several targets.
-    origin : int
-        With ``pca=True`` the row that is subtracted from all, for digits; when rows are held out,
-        one that is not.
-    """
-
-    matrix: Matrix
-    pca: bool = False
-    origin: int = 0
-
-    @cached_property
-    def gram(self) -> NDArray[np.float64]:
-        """Inner products of all rows, shape (n_images, n_images)."""
-        # A row that is not finite is an error with a message later, not a warning now.
-        with np.errstate(invalid="ignore", over="ignore"):
-            return gram_matrix(np.asarray(self.matrix), origin=self.origin)
-
-
-Comparison: TypeAlias = Baseline | Matrix | Sequence[Matrix]
-
-
-def finite_matrix(
-    given: Any, what: str, ids: pd.DataFrame | None, groups: Column
-) -> NDArray[np.float64]:
-    """Return a table of numbers as float64.
-
-    Parameters
-    ----------
-    given : ndarray or DataFrame, shape (n_images, n_features)
-    what : str
-        What it holds, for messages.
-    ids : DataFrame or None
-    groups : array-like
-        Both name a row in messages.
+def read_matrix(given: Any, what: str) -> NDArray[np.float64]:
+    """Return a table of numbers as float64; what is not finite is left to `refuse_non_finite`.
 
     Raises
     ------
     UsageError
-        For another shape, or what is not a number.
-    InputsUnusableError
-        For NaN or infinity, naming the first row.
+        For another shape than (images, features), or what is not a number.
     """
     try:
         if isinstance(given, pd.DataFrame):
@@ -103,12 +46,49 @@ def finite_matrix(
             f"The {what} must have the shape (images, features), both at least 1; "
             f"got {matrix.shape}."
         )
-    _refuse_non_finite(np.asarray(np.isfinite(matrix).all(axis=1)), what, ids, groups)
+    return matrix
+
+
+def refuse_non_finite(
+    matrix: NDArray[np.float64], what: str, ids: pd.DataFrame
+) -> NDArray[np.float64]:
+    """Return a matrix, or raise for NaN or infinity.
+
+    Parameters
+    ----------
+    matrix : ndarray, shape (n_images, n_features)
+    what : str
+        What it holds, for messages.
+    ids : DataFrame, shape (n_images, n_columns)
+        What names a row in messages.
+
+    Raises
+    ------
+    InputsUnusableError
+        Naming the first row.
+    """
+    finite = np.asarray(np.isfinite(matrix).all(axis=1))
+    if not finite.all():
+        row = int(np.flatnonzero(~finite)[0])
+        who = ", ".join(f"{name} {value}" for name, value in ids.iloc[row].items())
+        raise InputsUnusableError(
+            f"The {what} are not finite in {int((~finite).sum())} of {len(finite)} rows, first in "
+            f"row {row} ({who}). Embed these images again, or leave them out."
+        )
     return matrix
 
 
 def read_column(given: Column, n: int, what: str) -> pd.Series[Any]:
-    """Return a column as a Series numbered from 0; a `UsageError` unless it has `n` values."""
+    """Return a column as a Series numbered from 0.
+
+    Parameters
+    ----------
+    given : array-like, shape (n_images,)
+    n : int
+        Images; a `UsageError` is raised for another number of values.
+    what : str
+        What it holds, for messages.
+    """
     series = pd.Series(given).reset_index(drop=True)
     if len(series) != n:
         raise UsageError(f"{what} has {len(series)} values, but the features have {n} rows.")
@@ -116,7 +96,13 @@ def read_column(given: Column, n: int, what: str) -> pd.Series[Any]:
 
 
 def read_labels(given: Column, n: int, what: str) -> NDArray[np.object_]:
-    """Return a column without missing values as text (see `read_column`)."""
+    """Return a column without missing values as text.
+
+    Parameters
+    ----------
+    given, n, what
+        As for `read_column`; a `UsageError` is raised for a missing value, too.
+    """
     series = read_column(given, n, what)
     if series.isna().any():
         row = int(np.flatnonzero(series.isna())[0])
@@ -124,72 +110,8 @@ def read_labels(given: Column, n: int, what: str) -> NDArray[np.object_]:
     return series.astype(str).to_numpy(dtype=object)
 
 
-def read_sources(
-    name: str,
-    given: Comparison,
-    rows: NDArray[np.intp],
-    n: int,
-    ids: pd.DataFrame | None,
-    groups: Column,
-    aside: NDArray[np.bool_],
-) -> list[Source]:
-    """Return the sources of a baseline, one per matrix, for the rows in use.
-
-    A row that is held out (`aside`) is never the one that is subtracted from all.
-
-    Raises
-    ------
-    UsageError, InputsUnusableError
-        As `finite_matrix`, and for another number of rows.
-    """
-    what = f"features of baseline {name!r}"
-    matrices = list(given) if isinstance(given, list | tuple) else [given]
-    if not matrices:
-        raise UsageError(f"Baseline {name!r} is an empty list; give a matrix or leave it out.")
-    sources: list[Source] = []
-    for item in matrices:
-        baseline = item if isinstance(item, Baseline) else Baseline(np.asarray(item))
-        shape = np.shape(baseline.matrix)
-        if len(shape) != 2 or shape[0] != n:
-            raise UsageError(f"Baseline {name!r} has the shape {shape}, expected {n} rows.")
-        if baseline.pca:
-            if aside[baseline.origin]:
-                baseline = replace(baseline, origin=int(np.argmin(aside)))
-            # A row has a finite length only if all of it is finite.
-            _refuse_non_finite(np.isfinite(np.diag(baseline.gram)), what, ids, groups)
-            sources.append(Components(baseline.gram[np.ix_(rows, rows)]))
-        else:
-            sources.append(Features(finite_matrix(baseline.matrix, what, ids, groups)[rows]))
-    return sources
-
-
-def _refuse_non_finite(
-    finite: NDArray[np.bool_], what: str, ids: pd.DataFrame | None, groups: Column
-) -> None:
-    if finite.all():
-        return
-    row = int(np.flatnonzero(~finite)[0])
-    who = f"group {list(groups)[row]}" if len(groups) == len(finite) else ""
-    if ids is not None and len(ids) == len(finite):
-        who = ", ".join(f"{name} {value}" for name, value in ids.iloc[row].items())
-    raise InputsUnusableError(
-        f"The {what} are not finite in {int((~finite).sum())} of {len(finite)} rows, first in row "
-        f"{row} ({who}). Embed these images again, or leave them out."
-    )
-
-
-Array = NDArray[np.float64]
-
-
-Rows = NDArray[np.intp]
-
-
-MAX_COMPONENTS = 256
-"""Principal components that stand for voxels."""
-
-
 class Source(Protocol):
-    """What gives coordinates of training and test rows, learnt from the training rows alone."""
+    """What gives coordinates of training and test rows, learned from the training rows alone."""
 
     def coordinates(self, train: Rows, test: Rows) -> tuple[Array, Array]:
         """Return training coordinates (orthogonal, centered columns) and test coordinates."""
@@ -198,12 +120,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """A feature matrix, standardized by the training rows of each fold.
-
-    Attributes
-    ----------
-    matrix : ndarray, shape (n_images, n_features)
-    """
+    """A feature matrix, standardized by the training rows of each fold."""
 
     matrix: Array
 
@@ -270,17 +187,9 @@ class Components:
 
 
 def principal_axes(known: Array, new: Array) -> tuple[Array, Array]:
-    """Return rows in the principal axes of the known ones; no axis with variance is left out.
+    """Return rows in the principal axes of the known ones, whose columns are centered.
 
-    Parameters
-    ----------
-    known : ndarray, shape (n, n_features)
-        Training rows, with centered columns.
-    new : ndarray, shape (m, n_features)
-
-    Returns
-    -------
-    known, new : ndarray, shapes (n, r) and (m, r)
+    No axis with variance is left out.
     """
     n, d = known.shape
     if d <= n:
@@ -298,14 +207,10 @@ def gram_matrix(matrix: NDArray[Any], *, max_bytes: int = 2**28, origin: int = 0
     Parameters
     ----------
     matrix : ndarray, shape (n_images, n_voxels)
-        Read in blocks, so that `max_bytes` of it are in memory as float64 at a time.
     max_bytes : int
+        How much of it is in memory as float64 at a time.
     origin : int
         The row that is subtracted.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_images, n_images)
     """
     n, d = matrix.shape
     step = max(1, int(max_bytes // (16 * max(1, d))))

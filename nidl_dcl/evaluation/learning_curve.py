@@ -1,12 +1,12 @@
 """Scores against the number of labeled participants: the same folds, fewer to learn from.
 
 Every fold keeps all of its test participants; which of the others a model may learn from is decided
-here, how it learns by `evaluation`.
+here, how it learns in `cross_validation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.errors import UsageError
-from nidl_dcl.evaluation.cross_validation import cross_validate, dummy
+from nidl_dcl.evaluation.cross_validation import ProgressCounter, cross_validate, dummy_scores
 from nidl_dcl.evaluation.features import Source
 from nidl_dcl.evaluation.folds import CVDesign, main_class
 from nidl_dcl.evaluation.metrics import METRIC_WORDS, interval
 from nidl_dcl.evaluation.targets import MIN_CLASS
 from nidl_dcl.randomness import permutation
-
-__all__ = ["MIN_LABELED", "check_shares", "labeled_groups", "learning_curve", "learning_shares"]
 
 MIN_LABELED = 10
 """Labeled participants (groups) of the smallest size."""
@@ -45,7 +43,7 @@ def learning_shares(design: CVDesign, asked: bool | Sequence[float]) -> list[flo
 
     Parameters
     ----------
-    design : Design
+    design : CVDesign
     asked : bool or sequence of float
         True: a half, a quarter and so on. All of them (1) is always there, and left out are shares
         that leave fewer than ten groups, two in a fold, or three in a class; False: none at all.
@@ -65,10 +63,18 @@ def learning_shares(design: CVDesign, asked: bool | Sequence[float]) -> list[flo
 
 
 def labeled_groups(design: CVDesign, share: float, seed: int) -> NDArray[np.bool_]:
-    """Return which groups may be learnt from, in each repeat.
+    """Return which groups may be learned from, in each repeat.
 
     Classes stay in proportion, folds equally full, and the groups of a smaller share are among
     those of a larger one.
+
+    Parameters
+    ----------
+    design : CVDesign
+    share : float
+        Of the groups.
+    seed : int
+        Key of the choice.
 
     Returns
     -------
@@ -80,8 +86,8 @@ def labeled_groups(design: CVDesign, share: float, seed: int) -> NDArray[np.bool
         table = table.iloc[permutation(len(fold), seed, "learning curve", repeat)]
         # First one of each fold, then a second one of each, and so on.
         turn = table.groupby(["kind", "fold"]).cumcount()
-        place = table.loc[turn.sort_values(kind="stable").index].groupby("kind").cumcount()
-        chosen.append(place.sort_index().to_numpy() < _kept(np.bincount(kinds), share)[kinds])
+        rank = table.loc[turn.sort_values(kind="stable").index].groupby("kind").cumcount()
+        chosen.append(rank.sort_index().to_numpy() < _kept(np.bincount(kinds), share)[kinds])
     return np.stack(chosen)
 
 
@@ -94,13 +100,13 @@ def learning_curve(
     target: str,
     shares: Sequence[float],
     seed: int,
-    tick: Callable[[], None],
-) -> dict[str, Any]:
+    counter: ProgressCounter,
+) -> dict[str, Any] | None:
     """Return the main score of all features against the number of labeled participants.
 
     Parameters
     ----------
-    design : Design
+    design : CVDesign
     sources : mapping of str to sequence of Source
         ``embeddings`` and the baselines but for ``dummy``, which is added; scores of several
         sources under a name are averaged fold by fold.
@@ -110,17 +116,20 @@ def learning_curve(
         Its ``metric`` and ``best_baseline``.
     target : str
     shares : sequence of float
-        As `learning_shares` returns them, the last one 1.
+        As `learning_shares` returns them, the last one 1; None is returned without any.
     seed : int
-    tick : callable
-        Called once per source, repeat and share below 1.
+        Key of who is learned from.
+    counter : ProgressCounter
+        Counts one step per source, repeat and share below 1.
 
     Returns
     -------
-    dict
-        ``metric``; ``shares``; ``n_participants``, those learnt from (mean over the folds), for
+    dict or None
+        ``metric``; ``shares``; ``n_participants``, those learned from (mean over the folds), for
         each share; ``scores``, name to ``mean`` and ``ci95`` for each share; ``sentence``.
     """
+    if not shares:
+        return None
     metric = str(headline["metric"])
     sizes: list[float] = []
     points: dict[str, list[dict[str, Any]]] = {name: [] for name in scores}
@@ -128,23 +137,21 @@ def learning_curve(
         groups = labeled_groups(design, share, seed)
         tested = _people(design, np.ones_like(groups))
         kept = _people(design, groups)
-        learnt = kept.sum(axis=1, keepdims=True) - kept
-        sizes.append(float(learnt.mean()))
-        if share == 1:
-            for name, known in scores.items():
-                points[name].append({key: known[metric][key] for key in ("mean", "ci95")})
-            continue
-        rows = groups[:, design.group[design.unit]]
-        runs = {
-            name: [cross_validate(design, source, tick, rows)[1] for source in given]
-            for name, given in sources.items()
-        }
-        runs["dummy"] = [dummy(design, rows)]
-        ratio = float((tested / learnt).mean())
-        for name in scores:
-            folds = np.mean([[fold[metric] for fold in run] for run in runs[name]], axis=0)
-            found = interval(folds, ratio)
-            points[name].append({key: found[key] for key in ("mean", "ci95")})
+        learned = kept.sum(axis=1, keepdims=True) - kept
+        sizes.append(float(learned.mean()))
+        found = {name: known[metric] for name, known in scores.items()}
+        if share < 1:
+            rows, ratio = groups[:, design.group[design.unit]], float((tested / learned).mean())
+            runs = {
+                name: [cross_validate(design, source, counter, rows)[1] for source in given]
+                for name, given in sources.items()
+            }
+            runs["dummy"] = [dummy_scores(design, rows)]
+            for name in scores:
+                folds = np.mean([[fold[metric] for fold in run] for run in runs[name]], axis=0)
+                found[name] = interval(folds, ratio)
+        for name, score in found.items():
+            points[name].append({key: score[key] for key in ("mean", "ci95")})
     return {
         "metric": metric,
         "shares": list(shares),
@@ -158,7 +165,7 @@ def _kinds(design: CVDesign) -> NDArray[np.intp]:
     """Return the class of each group; for numbers, they are all of one kind."""
     if design.task == "classification":
         return np.unique(main_class(design.value, design.group), return_inverse=True)[1]
-    return np.zeros(design.fold.shape[1], dtype=np.intp)
+    return np.zeros(design.n_groups, dtype=np.intp)
 
 
 def _kept(kinds: NDArray[np.intp], share: float) -> NDArray[np.intp]:
@@ -169,12 +176,8 @@ def _kept(kinds: NDArray[np.intp], share: float) -> NDArray[np.intp]:
 def _people(design: CVDesign, groups: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the participants in each fold, shape (n_repeats, n_folds), of the groups given."""
     people = np.rint(np.bincount(design.group, weights=design.weight))
-    return np.stack(
-        [
-            np.bincount(fold, weights=people * chosen, minlength=design.n_folds)
-            for fold, chosen in zip(design.fold, groups, strict=True)
-        ]
-    )
+    in_fold = design.fold[:, None] == np.arange(design.n_folds)[:, None]
+    return np.asarray((in_fold * (people * groups)[:, None]).sum(axis=2))
 
 
 def _sentence(
@@ -197,24 +200,20 @@ def _sentence(
     reached = len(own)
     while reached and sign * own[reached - 1] >= sign * goal:
         reached -= 1
-    against = f"({words} {own[min(reached, len(own) - 1)]:.3g} against {goal:.3g})"
-    rival = f"as well, on average, as the best baseline, {best}, does"
+    rival = f"{target} as well, on average, as the best baseline, {best}, does"
     if reached == len(own):
-        first = (
-            f"With all {everyone} labeled participants, the embeddings do not predict {target} "
-            f"{rival} {against}."
-        )
+        first = f"With all {everyone} labeled participants, the embeddings do not predict {rival}"
     elif reached == len(own) - 1:
         first = (
-            f"It takes all {everyone} labeled participants for the embeddings to predict {target} "
-            f"{rival} {against}."
+            f"It takes all {everyone} labeled participants for the embeddings to predict {rival}"
         )
     else:
         first = (
-            f"With {sizes[reached]:.0f} labeled participants, the embeddings predict {target} "
-            f"{rival} with all {everyone} {against}."
+            f"With {sizes[reached]:.0f} labeled participants, the embeddings predict {rival} with "
+            f"all {everyone}"
         )
     return (
-        f"{first} From {sizes[-2]:.0f} to {everyone} participants, the {words} of the embeddings "
-        f"goes from {own[-2]:.3g} to {own[-1]:.3g}."
+        f"{first} ({words} {own[min(reached, len(own) - 1)]:.3g} against {goal:.3g}). From "
+        f"{sizes[-2]:.0f} to {everyone} participants, the {words} of the embeddings goes from "
+        f"{own[-2]:.3g} to {own[-1]:.3g}."
     )

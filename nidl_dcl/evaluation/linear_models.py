@@ -1,8 +1,8 @@
 """Linear readouts fitted for many targets at once, their strength tuned inside the folds.
 
 The numbers are those of scikit-learn's Pipeline(StandardScaler, Ridge or LogisticRegression); a
-shared factorization per fold makes 200 permutations of a tuned model cost seconds. Folds, scores and
-what a target means are the business of others.
+shared factorization per fold makes 200 permutations of a tuned model cost seconds. Folds are dealt in
+`folds`, scores computed in `metrics`.
 """
 
 from __future__ import annotations
@@ -15,90 +15,22 @@ from scipy.special import expit
 
 from nidl_dcl.evaluation.features import Source
 
-__all__ = [
-    "Logistic",
-    "Ridge",
-    "fit_once",
-    "logistic",
-    "nested_cv_predict",
-    "ridge",
-    "tuned_strength",
-]
-
 Array = NDArray[np.float64]
-
-
 Rows = NDArray[np.intp]
-
 
 MAX_ITERATIONS = 2000
 """Gradient steps of a logistic model; enough at every strength in use."""
 
+_TOLERANCE = 1e-10
+"""Where they stop: size of the preconditioned gradient per row."""
 
-def ridge(z: Array, targets: Array, z_test: Array, penalty: Array) -> Array:
-    """Return ridge predictions of many targets, each with its own penalty.
 
-    Parameters
-    ----------
-    z : ndarray, shape (n, r)
-        Training coordinates with orthogonal, centered columns.
-    targets : ndarray, shape (n, n_targets)
-    z_test : ndarray, shape (m, r)
-    penalty : ndarray, shape (n_targets,)
-        ``alpha`` of scikit-learn's Ridge.
+def _logistic(z: Array, targets: Array, z_test: Array, penalty: Array, n_classes: int) -> Array:
+    """Minimize for one chunk of targets; arrays inside are (rows or axes, classes, targets).
 
-    Returns
-    -------
-    ndarray, shape (m, n_targets)
+    Accelerated gradient steps in the axes of `z`, where a bound on the Hessian is diagonal, until the
+    preconditioned gradient is small.
     """
-    mean = targets.mean(axis=0)
-    weight = (z.T @ (targets - mean)) / ((z**2).sum(axis=0)[:, None] + penalty)
-    return np.asarray(mean + z_test @ weight)
-
-
-def logistic(
-    z: Array,
-    targets: Array,
-    z_test: Array,
-    penalty: Array,
-    n_classes: int,
-    tolerance: float = 1e-10,
-) -> Array:
-    """Return class probabilities of many class-balanced logistic models.
-
-    The objective is that of ``LogisticRegression(C=1 / penalty, class_weight="balanced")``: one
-    column of weights for two classes, softmax for more. It is minimized by accelerated gradient
-    steps in the axes of `z`, where a bound on the Hessian is diagonal, for all targets together.
-
-    Parameters
-    ----------
-    z, z_test, penalty
-        As for `ridge`.
-    targets : ndarray, shape (n, n_targets)
-        Positions of classes. A class without a training row gets probability 0.
-    n_classes : int
-    tolerance : float
-        Where to stop: size of the preconditioned gradient per row.
-
-    Returns
-    -------
-    ndarray, shape (m, n_targets, n_classes)
-    """
-    # Targets per chunk such that an array of logits stays near the cache.
-    width = max(1, int(2**20 // (len(z) * n_classes)))
-    chunks = [
-        _logistic(
-            z, targets[:, i : i + width], z_test, penalty[i : i + width], n_classes, tolerance
-        )
-        for i in range(0, targets.shape[1], width)
-    ]
-    return np.concatenate(chunks, axis=1)
-
-
-def _logistic(
-    z: Array, targets: Array, z_test: Array, penalty: Array, n_classes: int, tolerance: float
-) -> Array:
-    """Minimize for one chunk; arrays inside are (rows or axes, classes, targets)."""
     n, n_targets = targets.shape
     design = np.column_stack([np.ones(n), z])
     member = targets[:, None, :] == np.arange(n_classes)[:, None]
@@ -130,7 +62,7 @@ def _logistic(
         current, momentum = moved, grown
         # Looked at now and then, and at the same steps whatever the other targets do.
         if iteration % 10 == 0:
-            done = (gradient**2 * step).sum(axis=(0, 1)) <= tolerance * n
+            done = (gradient**2 * step).sum(axis=(0, 1)) <= _TOLERANCE * n
             result[:, :, active] = current
             if done.all():
                 break
@@ -154,7 +86,7 @@ def _softmax(logits: Array) -> Array:
 
 @dataclass(frozen=True)
 class Ridge:
-    """Ridge regression; the strength is the penalty relative to the total variance (n x trace).
+    """Ridge regression; its strength is the penalty relative to the total variance (n x trace).
 
     With d standardized features and n training rows, scikit-learn's ``alpha`` is strength x n x d.
     """
@@ -162,8 +94,20 @@ class Ridge:
     strengths: Array = field(default_factory=lambda: np.logspace(2, -6, 17))
 
     def predict(self, z: Array, targets: Array, z_test: Array, strength: Array) -> Array:
-        """Return predictions, shape (m, n_targets), each target with its own strength."""
-        return ridge(z, targets, z_test, strength * _total(z))
+        """Return predictions of many targets, shape (m, n_targets).
+
+        Parameters
+        ----------
+        z : ndarray, shape (n, r)
+            Training coordinates with orthogonal, centered columns.
+        targets : ndarray, shape (n, n_targets)
+        z_test : ndarray, shape (m, r)
+        strength : ndarray, shape (n_targets,)
+            Each target has its own.
+        """
+        mean, penalty = targets.mean(axis=0), strength * float((z**2).sum())
+        weight = (z.T @ (targets - mean)) / ((z**2).sum(axis=0)[:, None] + penalty)
+        return np.asarray(mean + z_test @ weight)
 
     def loss(self, targets: Array, predicted: Array) -> Array:
         """Return the summed squared error of each target."""
@@ -172,14 +116,30 @@ class Ridge:
 
 @dataclass(frozen=True)
 class Logistic:
-    """Class-balanced logistic regression; ``1 / C`` is strength x n x d / 4 (see `Ridge`)."""
+    """Class-balanced logistic regression; ``1 / C`` is strength x n x d / 4 (see `Ridge`).
+
+    The objective is that of ``LogisticRegression(class_weight="balanced")``: one column of weights
+    for two classes, softmax for more.
+    """
 
     n_classes: int
     strengths: Array = field(default_factory=lambda: np.logspace(1, -4, 11))
 
     def predict(self, z: Array, targets: Array, z_test: Array, strength: Array) -> Array:
-        """Return probabilities, shape (m, n_targets, n_classes)."""
-        return logistic(z, targets, z_test, strength * _total(z) / 4, self.n_classes)
+        """Return class probabilities of many targets, shape (m, n_targets, n_classes).
+
+        Parameters
+        ----------
+        z, targets, z_test, strength
+            As for `Ridge.predict`; targets are positions of classes. A class without a training row
+            gets probability 0.
+        """
+        penalty = strength * float((z**2).sum()) / 4
+        # Targets per chunk such that an array of logits stays near the cache.
+        width = max(1, int(2**20 // (len(z) * self.n_classes)))
+        chunks = [slice(i, i + width) for i in range(0, targets.shape[1], width)]
+        found = [_logistic(z, targets[:, c], z_test, penalty[c], self.n_classes) for c in chunks]
+        return np.concatenate(found, axis=1)
 
     def loss(self, targets: Array, predicted: Array) -> Array:
         """Return the log loss of each target, summed over the means of the classes present."""
@@ -256,7 +216,7 @@ def tuned_strength(
 ) -> float:
     """Return the strength that predicts each fold of `train` best from its other folds.
 
-    The rule of `nested`, for a model that is fitted on all of `train`.
+    The rule of `nested_cv_predict`, for a model that is fitted on all of `train`.
 
     Parameters
     ----------
@@ -278,37 +238,3 @@ def tuned_strength(
             loss += model.loss(truth, model.predict(z, known, z_test, model.strengths))
     # The first of equals is the strongest.
     return float(model.strengths[loss.argmin()])
-
-
-def fit_once(
-    source: Source,
-    targets: Array,
-    train: Rows,
-    test: Rows,
-    folds: NDArray[np.intp],
-    model: Ridge | Logistic,
-) -> tuple[Array, float]:
-    """Predict `test` by one model of all of `train`, tuned by the folds of `train` alone.
-
-    Parameters
-    ----------
-    source : Features or Components
-    targets : ndarray, shape (n_train,)
-    train, test : ndarray of int
-        Rows of the source.
-    folds : ndarray of int, shape (n_repeats, n_train)
-        See `tuned_strength`.
-    model : Ridge or Logistic
-
-    Returns
-    -------
-    predictions : ndarray, shape (n_test,) or (n_test, n_classes)
-    strength : float
-    """
-    strength = tuned_strength(source, targets, train, folds, model)
-    z, z_test = source.coordinates(train, test)
-    return model.predict(z, targets[:, None], z_test, np.array([strength]))[:, 0], strength
-
-
-def _total(z: Array) -> float:
-    return float((z**2).sum())

@@ -1,6 +1,7 @@
 """Scores of predictions, their intervals over repeated folds, and the sentence that compares them.
 
-Takes truth, prediction and weights of one test fold; who is in it is decided in `prediction`.
+Takes truth, prediction and weights of one test set; who is in it is decided in `folds`, intervals
+over participants are made in `bootstrap`.
 """
 
 from __future__ import annotations
@@ -12,30 +13,35 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-__all__ = [
-    "MAIN_METRIC",
-    "METRIC_WORDS",
-    "balanced_accuracies",
-    "chance_level",
-    "classification_scores",
-    "compare",
-    "interval",
-    "mean_absolute_errors",
-    "recalls",
-    "regression_scores",
-    "roc_area",
-    "summarize",
-]
-
 Array = NDArray[np.float64]
-
 
 MAIN_METRIC = {"regression": "mae", "classification": "balanced_accuracy"}
 """The score of each task that permutations and the headline use."""
 
-
 METRIC_WORDS = {"mae": "mean absolute error", "balanced_accuracy": "balanced accuracy"}
 """The main scores as sentences call them."""
+
+
+def prediction_scores(
+    truth: Array, predicted: Array, weight: Array, labels: Sequence[str]
+) -> dict[str, float]:
+    """Return the scores of one test set: of numbers without labels, else of classes.
+
+    Parameters
+    ----------
+    truth, weight : ndarray, shape (n_units,)
+    predicted : ndarray, shape (n_units,) or (n_units, n_classes)
+    labels : sequence of str
+        The classes; empty for regression.
+
+    Returns
+    -------
+    dict
+        As `regression_scores` or `classification_scores`.
+    """
+    if labels:
+        return classification_scores(truth, predicted, weight, labels)
+    return regression_scores(truth, predicted, weight)
 
 
 def regression_scores(truth: Array, predicted: Array, weight: Array) -> dict[str, float]:
@@ -55,8 +61,9 @@ def regression_scores(truth: Array, predicted: Array, weight: Array) -> dict[str
     weight = weight / weight.sum()
     centered = truth - weight @ truth
     moved = predicted - weight @ predicted
-    spread, spread_predicted = weight @ centered**2, weight @ moved**2
     # What rounding leaves of a constant is not a spread.
+    spread = weight @ centered**2 if np.ptp(truth) > 0 else 0.0
+    spread_predicted = weight @ moved**2
     floor = (1e-12 * np.abs(predicted).max()) ** 2
     r2 = 1 - weight @ (truth - predicted) ** 2 / spread if spread > 0 else np.nan
     defined = spread > 0 and spread_predicted > floor
@@ -65,7 +72,13 @@ def regression_scores(truth: Array, predicted: Array, weight: Array) -> dict[str
 
 
 def mean_absolute_errors(truth: Array, predicted: Array, weight: Array) -> Array:
-    """Return the weighted mean absolute error of each column of ``(n_units, n_columns)`` arrays."""
+    """Return the weighted mean absolute error of each column.
+
+    Parameters
+    ----------
+    truth, predicted : ndarray, shape (n_units, n_columns)
+    weight : ndarray, shape (n_units,)
+    """
     errors: Array = weight @ np.abs(truth - predicted) / weight.sum()
     return errors
 
@@ -78,6 +91,7 @@ def recalls(truth: Array, predicted: Array, weight: Array, n_classes: int) -> Ar
     truth, predicted : ndarray, shape (n_units, n_columns)
         Positions of classes.
     weight : ndarray, shape (n_units,)
+    n_classes : int
     """
     found = np.full((n_classes, truth.shape[1]), np.nan)
     for k in range(n_classes):
@@ -88,7 +102,13 @@ def recalls(truth: Array, predicted: Array, weight: Array, n_classes: int) -> Ar
 
 
 def balanced_accuracies(truth: Array, predicted: Array, weight: Array, n_classes: int) -> Array:
-    """Return the mean recall of the classes present, for each column (see `recalls`)."""
+    """Return the mean recall of the classes present, for each column.
+
+    Parameters
+    ----------
+    truth, predicted, weight, n_classes
+        As for `recalls`.
+    """
     accuracies: Array = np.nanmean(recalls(truth, predicted, weight, n_classes), axis=0)
     return accuracies
 
@@ -102,9 +122,9 @@ def roc_area(member: NDArray[np.bool_], score: Array, weight: Array) -> float:
         Some, but not all of them.
     score, weight : ndarray, shape (n_units,)
     """
-    values, place = np.unique(score, return_inverse=True)
-    inside = np.bincount(place, weight * member, len(values))
-    outside = np.bincount(place, weight * ~member, len(values))
+    values, rank = np.unique(score, return_inverse=True)
+    inside = np.bincount(rank, weight * member, len(values))
+    outside = np.bincount(rank, weight * ~member, len(values))
     below = np.cumsum(outside) - outside / 2  # a tie counts half
     return float(inside @ below / (inside.sum() * outside.sum()))
 
@@ -184,6 +204,13 @@ def summarize(folds: Sequence[dict[str, float]], test_train_ratio: float) -> dic
 def chance_level(metric: str, observed: float, permuted: Array) -> dict[str, Any]:
     """Return chance level and p value of a score from its values under permuted targets.
 
+    Parameters
+    ----------
+    metric : str
+        Smaller is better for ``mae``.
+    observed : float
+    permuted : ndarray, shape (n_permutations,)
+
     Returns
     -------
     dict
@@ -232,10 +259,10 @@ def compare(
         baseline; ``sentence``, in words.
     """
     sign = -1.0 if metric == "mae" else 1.0
-    own = np.array([np.nan if v is None else v for v in scores[metric]["folds"]])
+    own = np.array(scores[metric]["folds"], dtype=np.float64)  # None becomes NaN
     gains = {}
     for name, other in baselines.items():
-        theirs = np.array([np.nan if v is None else v for v in other[metric]["folds"]])
+        theirs = np.array(other[metric]["folds"], dtype=np.float64)
         gains[name] = interval(sign * (own - theirs), test_train_ratio)
     best = max(baselines, key=lambda name: sign * baselines[name][metric]["mean"])
     gain = gains[best]

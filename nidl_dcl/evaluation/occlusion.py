@@ -15,32 +15,17 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-__all__ = [
-    "BLOCK_MM",
-    "Blocks",
-    "HiddenBlocks",
-    "describe_map",
-    "find_inside",
-    "hidden_features",
-    "lay_blocks",
-    "spread_changes",
-    "where",
-]
-
 BLOCK_MM = 24.0
 """Edge of a block; about a gyrus with its neighbors, several voxels of a coarse volume."""
-
 
 _LEAST_INSIDE = 0.25
 """Blocks with a smaller share of inside are not laid."""
 
-
 _BATCH_VOXELS = 2**22
-
 
 _CHUNK = 512
 
-
+Array = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
 
@@ -108,14 +93,7 @@ class Blocks:
 def find_inside(volume: Float32) -> NDArray[np.bool_]:
     """Return what belongs to the brain (the head) in a prepared volume, cavities too.
 
-    Parameters
-    ----------
-    volume : ndarray, shape (d, h, w)
-
-    Returns
-    -------
-    ndarray of bool, shape (d, h, w)
-        Values beyond a tenth of their 99th percentile, and what they enclose.
+    That is values beyond a tenth of their 99th percentile, and what they enclose.
     """
     size = np.abs(volume)
     bright = size > 0.1 * np.percentile(size, 99)
@@ -141,16 +119,15 @@ def lay_blocks(
     Blocks
         Those of which at least a quarter is inside, or that hold the most of it where none does.
     """
-    size = [max(1, round(block_mm / mm)) for mm in spacing]
-    stride = [max(1, n // 2) for n in size]
-    first, last = (ends(np.argwhere(inside), axis=0) for ends in (np.min, np.max))
+    size = tuple(max(1, round(block_mm / mm)) for mm in spacing)
+    stride = tuple(max(1, n // 2) for n in size)
+    at = np.argwhere(inside)
     starts = [
         np.arange(low - n + step, high + 1, step)
-        for low, high, n, step in zip(first, last, size, stride, strict=True)
+        for low, high, n, step in zip(at.min(axis=0), at.max(axis=0), size, stride, strict=True)
     ]
     corners = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 3)
-    sides = tuple(float(mm) for mm in spacing)
-    blocks = Blocks(inside, sides, tuple(size), tuple(stride), corners)
+    blocks = Blocks(inside, tuple(map(float, spacing)), size, stride, corners)
     held = np.array([inside[blocks.slices(i)].sum() for i in range(len(corners))])
     kept = held >= min(_LEAST_INSIDE * math.prod(size), held.max())
     return blocks.chosen(np.flatnonzero(kept))
@@ -160,12 +137,7 @@ class HiddenBlocks(Dataset[Tensor]):
     """A volume as it is, then with each block hidden, as tensors of shape (1, d, h, w).
 
     What is inside of a block is set to the volume's mean inside: plain gray that knows nothing of
-    the place; the outline stays.
-
-    Parameters
-    ----------
-    volume : ndarray, shape (d, h, w)
-    blocks : Blocks
+    the region; the outline stays.
     """
 
     def __init__(self, volume: Float32, blocks: Blocks) -> None:
@@ -220,15 +192,7 @@ def hidden_features(
 def spread_changes(changes: NDArray[np.floating], blocks: Blocks) -> Float32:
     """Return a map of the inside: for each voxel the mean change of the blocks that cover it.
 
-    Parameters
-    ----------
-    changes : ndarray, shape (n_blocks,)
-    blocks : Blocks
-
-    Returns
-    -------
-    ndarray of float32, shape (d, h, w)
-        0 outside; the few voxels inside that no block covers have the value of the nearest one.
+    It is 0 outside; the few voxels inside that no block covers have the value of the nearest one.
     """
     total, count = np.zeros(blocks.inside.shape), np.zeros(blocks.inside.shape, dtype=int)
     for number, change in enumerate(changes):
@@ -240,17 +204,8 @@ def spread_changes(changes: NDArray[np.floating], blocks: Blocks) -> Float32:
     return np.where(blocks.inside, mean[tuple(nearest)], 0).astype(np.float32)
 
 
-Array = NDArray[np.float64]
-
-
 def describe_map(
-    name: str,
-    units: str,
-    of: str,
-    table: pd.DataFrame,
-    mean: Array,
-    own: Array,
-    untrained: Array,
+    name: str, units: str, of: str, table: pd.DataFrame, mean: Array, own: Array, untrained: Array
 ) -> dict[str, Any]:
     """Return the extremes and the checks of one map, as numbers and in words.
 
@@ -261,14 +216,14 @@ def describe_map(
     of : str
         What is predicted, for sentences.
     table : DataFrame
-        Columns ``x``, ``y``, ``z``, ``place`` and ``change`` of every block, the strongest first.
+        Columns ``x``, ``y``, ``z``, ``region`` and ``change`` of every block, the strongest first.
     mean, untrained : ndarray, shape (n_few,)
         Changes on the mean brain of the blocks that were hidden in all volumes, by the encoder and
         by one that was not trained.
     own : ndarray, shape (n_participants, n_few)
         Changes of the same blocks on participants' own volumes.
     """
-    changes, place = table["change"].to_numpy(), str(table["place"].iloc[0])
+    changes, region = table["change"].to_numpy(), str(table["region"].iloc[0])
     x, y, z = (float(v) for v in table[["x", "y", "z"]].iloc[0])
     total = np.abs(changes).sum()
     tenth = max(1, round(len(changes) / 10))
@@ -281,7 +236,7 @@ def describe_map(
     sentences = [
         (
             f"Hiding a block of the mean brain changes the prediction of {of} ({units}) by up to "
-            f"{abs(changes[0]):.3g}: at x {x:.0f}, y {y:.0f}, z {z:.0f} mm ({place}), what is there "
+            f"{abs(changes[0]):.3g}: at x {x:.0f}, y {y:.0f}, z {z:.0f} mm ({region}), what is there "
             f"makes it {'higher' if changes[0] > 0 else 'lower'}. Over all blocks it adds "
             f"{changes.min():.3g} to {changes.max():.3g}."
         )
@@ -303,7 +258,7 @@ def describe_map(
         checks.append(
             "that of the mean brain with that of the encoder before training, with a readout of "
             f"its own, by {with_untrained:.2f} (near 1: the map shows the form of the network "
-            "rather than what it learnt)"
+            "rather than what it learned)"
         )
     if checks:
         text = "; ".join(checks)
@@ -315,7 +270,7 @@ def describe_map(
         "Maximum": float(changes.max()),
         "Peak": [x, y, z],
         "PeakChange": float(changes[0]),
-        "PeakPlace": place,
+        "PeakRegion": region,
         "StrongestTenth": held,
         "CorrelationParticipants": with_own,
         "CorrelationAmongParticipants": among,
@@ -324,8 +279,14 @@ def describe_map(
     }
 
 
-def where(x: float, y: float, z: float) -> str:
-    """Say roughly where a place lies from the middle of the volume."""
+def name_region(x: float, y: float, z: float) -> str:
+    """Name roughly where a point lies.
+
+    Parameters
+    ----------
+    x, y, z : float
+        To the right, front and top, in mm from the middle of the volume.
+    """
     words = [
         low if value < -15 else high
         for value, low, high in ((x, "left", "right"), (y, "back", "front"), (z, "low", "high"))

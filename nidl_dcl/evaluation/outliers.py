@@ -1,64 +1,34 @@
 """Which images stand out from the others, and why: a list for a person to look at.
 
-Ranks tables of measures; it removes nobody, and nothing else is told of its ranks.
+Ranks tables of measures; nobody is removed, and nothing else depends on the ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
-__all__ = ["FLAGGED_ABOVE", "OUTLIER_MEASURES", "Measure", "rank_outliers", "robust_z"]
-
 FLAGGED_ABOVE = 3.5
 """Robust z above which an image is flagged (Iglewicz and Hoaglin, 1993)."""
-
 
 _LEAST = 5
 """Images, fewer of which have no usual range."""
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A measure by which an image can stand out.
-
-    Attributes
-    ----------
-    sign : int
-        1 where high values are odd, -1 where low ones are.
-    words : str
-        What an odd image is called.
-    """
-
-    sign: int
-    words: str
-
-
-OUTLIER_MEASURES: Mapping[str, Measure] = {
-    "embedding_distance": Measure(1, "far from all others in the embeddings"),
-    "brain_distance": Measure(1, "far from the average brain"),
-    "noise": Measure(1, "noisy"),
-    "sharpness": Measure(-1, "blurred"),
-    "contrast_to_noise": Measure(-1, "low contrast to noise"),
+OUTLIER_MEASURES = {
+    "embedding_distance": (1, "far from all others in the embeddings"),
+    "brain_distance": (1, "far from the average brain"),
+    "noise": (1, "noisy"),
+    "sharpness": (-1, "blurred"),
+    "contrast_to_noise": (-1, "low contrast to noise"),
 }
-"""Column to measure, in the order in which reasons are told."""
+"""Column to 1 where high values are odd, -1 where low ones are, and what an odd image is called."""
 
 
 def robust_z(values: pd.Series) -> pd.Series:
     """Return the distance from the median in units of 1.4826 times the median absolute deviation.
 
-    Parameters
-    ----------
-    values : Series of float64
-
-    Returns
-    -------
-    Series of float64
-        Missing where a value is missing, with fewer than five values, or when more than half of
-        them are equal.
+    Missing where a value is missing, with fewer than five, or when more than half of them are equal.
     """
     numbers = pd.to_numeric(values, errors="coerce").astype("float64")
     middle = numbers.median()
@@ -74,7 +44,7 @@ def rank_outliers(table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     table : DataFrame
-        One row per image; any of the columns `MEASURES`, and others, which are kept.
+        One row per image; any of the columns `OUTLIER_MEASURES`, and others, which are kept.
 
     Returns
     -------
@@ -84,7 +54,7 @@ def rank_outliers(table: pd.DataFrame) -> pd.DataFrame:
     """
     known = [name for name in OUTLIER_MEASURES if name in table]
     z = pd.DataFrame(
-        {name: OUTLIER_MEASURES[name].sign * robust_z(table[name]) for name in known},
+        {name: OUTLIER_MEASURES[name][0] * robust_z(table[name]) for name in known},
         index=table.index,
     )
     worst = z.max(axis=1) if known else pd.Series(np.nan, index=table.index)
@@ -102,5 +72,5 @@ def rank_outliers(table: pd.DataFrame) -> pd.DataFrame:
 
 def _reasons(z: pd.Series) -> str | None:
     odd = z[z > FLAGGED_ABOVE].sort_values(ascending=False, kind="stable")
-    told = [f"{OUTLIER_MEASURES[str(name)].words} (z {value:.1f})" for name, value in odd.items()]
-    return "; ".join(told) or None
+    reasons = (f"{OUTLIER_MEASURES[str(name)][1]} (z {value:.1f})" for name, value in odd.items())
+    return "; ".join(reasons) or None

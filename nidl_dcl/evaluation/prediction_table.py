@@ -1,4 +1,4 @@
-"""The table of predictions and the description of its columns: one row per image, used or not.
+"""The table of predictions, one row per image, used or not, and the description of its columns.
 
 Lays out what `prediction` has computed; a stage writes it as TSV and JSON.
 """
@@ -13,23 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nidl_dcl.errors import UsageError
-from nidl_dcl.evaluation.features import Column, read_labels
 from nidl_dcl.evaluation.folds import CVDesign
+from nidl_dcl.evaluation.people import People
 from nidl_dcl.evaluation.targets import HELD_OUT, Target
-
-__all__ = ["describe_predictions", "passed_on", "prediction_table", "read_persons"]
-
-_OURS = (
-    "target",
-    "prediction",
-    "prediction_sd",
-    "n_folds",
-    "seen_in_pretraining",
-    "status",
-    "reason",
-)
-
 
 _PASSED_ON = {
     "participant_id": "The participant; kept together in every fold unless a wider group is given.",
@@ -39,96 +25,46 @@ _PASSED_ON = {
 }
 
 
-def passed_on(
-    ids: pd.DataFrame | None, group: NDArray[np.object_], n: int
-) -> tuple[pd.DataFrame, NDArray[np.object_]]:
-    """Return the columns to pass on and the participant of each row."""
-    if ids is None:
-        return pd.DataFrame({"participant_id": group}), group
-    if len(ids) != n:
-        raise UsageError(f"ids has {len(ids)} rows, but the features have {n}.")
-    taken = [c for c in ids.columns if c in _OURS or str(c).startswith("probability_")]
-    if taken:
-        raise UsageError(f"ids has columns that the predictions also have: {taken}. Rename them.")
-    table = ids.reset_index(drop=True)
-    if "participant_id" not in table:
-        table.insert(0, "participant_id", group)
-    participant = read_labels(table["participant_id"], n, "participant_id")
-    _refuse_spread("Participant", participant, "group", group)
-    return table, participant
-
-
-def read_persons(
-    persons: Column | None, participant: NDArray[np.object_], group: NDArray[np.object_]
-) -> NDArray[np.object_]:
-    """Return who counts once in each row: a participant, or several who are one person."""
-    if persons is None:
-        return participant
-    person = read_labels(persons, len(participant), "persons")
-    _refuse_spread("Participant", participant, "person", person)
-    _refuse_spread("Person", person, "group", group)
-    return person
-
-
-def _refuse_spread(
-    part: str, parts: NDArray[np.object_], whole: str, wholes: NDArray[np.object_]
-) -> None:
-    spread = pd.Series(wholes).groupby(parts).nunique()
-    if (spread > 1).any():
-        raise UsageError(
-            f"{part} {spread.index[spread > 1][0]!r} is in several {whole}s. "
-            f"A {whole} must hold all images of its {part.lower()}s."
-        )
-
-
 def prediction_table(
-    ids: pd.DataFrame,
-    read: Target,
+    people: People,
+    target: Target,
     design: CVDesign,
     predicted: NDArray[np.float64],
-    was_seen: pd.Series[Any],
     final: NDArray[np.float64] | None = None,
 ) -> pd.DataFrame:
     """Return one row per image, in input order: truth, prediction, and why it was left out.
 
     Parameters
     ----------
-    ids : DataFrame, shape (n_images, n_columns)
-        Columns to begin with.
-    read : Target
-    design : Design
+    people : People
+        Its columns come first.
+    target : Target
+    design : CVDesign
     predicted : ndarray, shape (n_repeats, n_used) or (n_repeats, n_used, n_classes)
-    was_seen : Series of boolean, shape (n_images,)
     final : ndarray, shape (n_held_out,) or (n_held_out, n_classes), optional
         Predictions of the rows with the reason `HELD_OUT`.
     """
-    table = ids.copy()
-    n, rows = len(table), design.rows
-    aside = read.reasons == HELD_OUT
+    table = people.table.copy()
+    used, held_out = target.reasons == "", target.reasons == HELD_OUT
+    value = np.full((len(table), *predicted.shape[2:]), np.nan)
+    value[design.rows] = predicted.mean(axis=0)
+    if final is not None:
+        value[held_out] = final
     if design.task == "regression":
-        value, spread = np.full(n, np.nan), np.full(n, np.nan)
-        value[rows] = predicted.mean(axis=0)
+        spread = np.full(len(table), np.nan)
         if len(predicted) > 1:
-            spread[rows] = predicted.std(axis=0, ddof=1)
-        if final is not None:
-            value[aside] = final
-        table["target"] = read.numbers
+            spread[design.rows] = predicted.std(axis=0, ddof=1)
+        table["target"] = target.numbers
         table["prediction"], table["prediction_sd"] = value, spread
     else:
-        probability = np.full((n, len(design.labels)), np.nan)
-        probability[rows] = predicted.mean(axis=0)
-        if final is not None:
-            probability[aside] = final
-        said = np.full(n, None, dtype=object)
-        known = ~np.isnan(probability[:, 0])
-        said[known] = np.array(design.labels, dtype=object)[probability[known].argmax(axis=1)]
-        table["target"], table["prediction"] = read.texts, said
-        for k, name in enumerate(_probability_columns(design.labels)):
-            table[name] = probability[:, k]
-    used = read.reasons == ""
+        label = np.full(len(table), None, dtype=object)
+        known = ~np.isnan(value[:, 0])
+        label[known] = np.array(design.labels, dtype=object)[value[known].argmax(axis=1)]
+        table["target"], table["prediction"] = target.texts, label
+        table[_probability_columns(design.labels)] = value
     table["n_folds"] = np.where(used, len(predicted), 0)
-    table["seen_in_pretraining"] = was_seen
-    table["status"] = np.select([used, aside], ["ok", "holdout"], "dropped")
+    table["seen_in_pretraining"] = people.seen
+    table["status"] = np.select([used, held_out], ["ok", "holdout"], "dropped")
     table["reason"] = [
         (None if final is not None else "too few are held out to be scored")
         if reason == HELD_OUT
@@ -136,7 +72,7 @@ def prediction_table(
         else f"{reason}: {text}"
         if reason and text is not None and not reason.startswith("confound")
         else reason or None
-        for reason, text in zip(read.reasons, read.texts, strict=True)
+        for reason, text in zip(target.reasons, target.texts, strict=True)
     ]
     return table
 
@@ -144,7 +80,16 @@ def prediction_table(
 def describe_predictions(
     table: pd.DataFrame, design: CVDesign, target: str
 ) -> dict[str, dict[str, Any]]:
-    """Return the BIDS description of every column of `prediction_table`."""
+    """Return the BIDS description of every column of a table of predictions.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `prediction_table` gives it.
+    design : CVDesign
+    target : str
+        Name of the phenotype.
+    """
     described: dict[str, dict[str, Any]] = {
         str(c): {"Description": _PASSED_ON.get(str(c), "As in the table of images.")}
         for c in table.columns

@@ -1,11 +1,10 @@
-"""The readout of all participants as numbers: fitted once, applied to rows it never saw.
+"""The readout of all participants: fitted once by scikit-learn, applied to rows it never saw.
 
-Fitted by scikit-learn; the file that keeps it is `readout_file`'s business, scoring it `external`'s.
+Its file is written in `readout_file`; in another cohort it is scored in `external_validation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,18 +15,18 @@ from sklearn.linear_model import Ridge as RidgeRegression
 from sklearn.preprocessing import StandardScaler
 
 from nidl_dcl.errors import UsageError
+from nidl_dcl.evaluation.confounds import EncodedConfounds
+from nidl_dcl.evaluation.cross_validation import make_estimator
 from nidl_dcl.evaluation.features import Features, Source
 from nidl_dcl.evaluation.folds import CVDesign
-from nidl_dcl.evaluation.linear_models import Logistic, Ridge, tuned_strength
-
-__all__ = ["ConfoundModel", "FittedReadout", "fit_readout"]
+from nidl_dcl.evaluation.linear_models import tuned_strength
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class ConfoundModel:
-    """What confounds add to each feature, learnt from the training rows, to be taken away.
+    """What confounds add to each feature, learned from the training rows, to be taken away.
 
     Attributes
     ----------
@@ -58,7 +57,7 @@ class FittedReadout:
     intercept : ndarray, shape (n_outputs,)
     strength : float
         What tuning chose, see `nidl_dcl.evaluation.linear_models`.
-    confounds : Confounds, optional
+    confounds : ConfoundModel, optional
         Taken away before anything else.
     """
 
@@ -108,15 +107,8 @@ class FittedReadout:
     def changes(self, differences: NDArray[np.floating]) -> Array:
         """Return by how much differences of features change the answer, whatever the confounds.
 
-        Parameters
-        ----------
-        differences : ndarray, shape (n, n_features)
-
-        Returns
-        -------
-        ndarray, shape (n, n_outputs)
-            In units of the target; of two classes the log-odds of the second one; of more, for each
-            class, its logit less the mean of all.
+        That is, shape (n, n_outputs), in units of the target; of two classes the log-odds of the
+        second one; of more, for each class, its logit less the mean of all.
         """
         logits = np.asarray(differences, dtype=np.float64) / self.scale @ self.coefficients.T
         if len(self.labels) > 2:
@@ -129,43 +121,41 @@ def fit_readout(
     matrix: Array,
     *,
     source: Source | None = None,
-    names: Sequence[str] = (),
-    values: Array | None = None,
+    confounds: EncodedConfounds | None = None,
 ) -> FittedReadout:
     """Fit the readout on every used row, its strength chosen over the folds of the design.
 
     Parameters
     ----------
-    design : Design
+    design : CVDesign
     matrix : ndarray, shape (n_used, n_features)
         The used rows.
     source : Source, optional
         What was cross-validated, from which the strength is chosen; default: the features alone.
-    names, values : sequence of str, ndarray of shape (n_used, n_confounds), optional
-        Confounds of the used rows; their linear effect on the standardized features is taken away.
+    confounds : EncodedConfounds, optional
+        Their first rows are the used ones; their linear effect on the standardized features is taken
+        away.
 
     Returns
     -------
     FittedReadout
         That of scikit-learn's Pipeline(StandardScaler, Ridge or class-balanced LogisticRegression).
     """
-    targets = design.value[design.unit]
-    regression = design.task == "regression"
-    tuned = Ridge() if regression else Logistic(len(design.labels))
-    folds = np.stack([design.row_folds(repeat) for repeat in range(len(design.fold))])
-    known = np.arange(len(matrix))
-    strength = tuned_strength(source or Features(matrix), targets, known, folds, tuned)
+    targets, train = design.value[design.unit], np.arange(len(matrix))
+    source = source or Features(matrix)
+    strength = tuned_strength(source, targets, train, design.row_folds, make_estimator(design))
     scaler = StandardScaler().fit(matrix)
-    rows, confounds = scaler.transform(matrix), None
-    if values is not None:
+    rows, removed = scaler.transform(matrix), None
+    if confounds is not None:
+        values = confounds.matrix[train]
         means, spread = values.mean(axis=0), values.std(axis=0)
         spread = np.where(spread > 0, spread, 1.0)
         effect = np.linalg.pinv((values - means) / spread) @ rows / spread[:, None]
         rows = rows - (values - means) @ effect
-        confounds = ConfoundModel(tuple(names), means, effect * scaler.scale_)
+        removed = ConfoundModel(confounds.names, means, effect * scaler.scale_)
     # Of standardized features: n x d, but for those that are constant.
     total = float((rows**2).sum()) or 1.0
-    if regression:
+    if design.task == "regression":
         model = RidgeRegression(alpha=strength * total)
     else:
         targets = targets.astype(np.intp)
@@ -174,11 +164,11 @@ def fit_readout(
         )
     fitted = model.fit(rows, targets)
     return FittedReadout(
-        labels=() if regression else tuple(design.labels),
+        labels=tuple(design.labels),
         mean=np.asarray(scaler.mean_, dtype=np.float64),
         scale=np.asarray(scaler.scale_, dtype=np.float64),
         coefficients=np.atleast_2d(fitted.coef_),
         intercept=np.atleast_1d(fitted.intercept_),
         strength=strength,
-        confounds=confounds,
+        confounds=removed,
     )

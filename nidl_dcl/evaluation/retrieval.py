@@ -12,35 +12,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from nidl_dcl.randomness import key_seed
-
-__all__ = ["distance_to_others", "retrieve_participants"]
+from nidl_dcl.evaluation.bootstrap import bootstrap_groups
 
 _BLOCK = 512
-
 
 _NEIGHBORS = 5
 
 
-_RESAMPLES = 1000
-
-
-def distance_to_others(matrix: ArrayLike, persons: Sequence[str]) -> NDArray[np.float64]:
+def distance_to_others(matrix: ArrayLike, person_id: Sequence[str]) -> NDArray[np.float64]:
     """Return the mean cosine distance of each row to its five nearest rows of other participants.
 
-    Parameters
-    ----------
-    matrix : array of shape (n, d)
-        Embeddings.
-    persons : sequence of str, length n
-        Whose rows they are.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        0 (alike) to 2; NaN where there is nobody else.
+    It is 0 (alike) to 2; NaN where there is nobody else.
     """
-    rows, person = _unit(matrix), _codes(persons)
+    rows, person = _unit(matrix), _codes(person_id)
     found = np.full(len(rows), np.nan)
     for start in range(0, len(rows), _BLOCK):
         part = slice(start, start + _BLOCK)
@@ -58,9 +42,9 @@ def distance_to_others(matrix: ArrayLike, persons: Sequence[str]) -> NDArray[np.
 
 def retrieve_participants(
     features: Mapping[str, Sequence[ArrayLike]],
-    persons: Sequence[str],
-    sessions: Sequence[str | None],
-    contents: Sequence[str],
+    person_id: Sequence[str],
+    session_id: Sequence[str | None],
+    content: Sequence[str],
     *,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -73,10 +57,10 @@ def retrieve_participants(
     ----------
     features : mapping of str to sequence of array of shape (n, d)
         Kinds of features; shares are averaged over several arrays (seeds) of one kind.
-    persons, sessions, contents : sequence, length n
+    person_id, session_id, content : sequence, length n
         Whose image it is, of which session, and a checksum of its voxels (empty if unknown).
     seed : int, default=0
-        Of the interval: participants drawn with replacement, 1000 times.
+        Of the interval over participants drawn with replacement.
 
     Returns
     -------
@@ -88,8 +72,9 @@ def retrieve_participants(
     """
     columns = ["features", "n_images", "n_participants", "n_candidates"]
     columns += ["share", "low", "high", "chance"]
-    once = _once(contents)
-    person, session = _codes(persons)[once], _codes([str(s) for s in sessions])[once]
+    text = pd.Series(list(content), dtype=object)
+    once = np.flatnonzero(~(text.duplicated() & (text != "")))
+    person, session = _codes(person_id)[once], _codes([str(s) for s in session_id])[once]
     pairs = pd.DataFrame({"person": person, "session": session}).drop_duplicates()
     images, visits = np.bincount(person), np.bincount(pairs["person"])
     across = bool((visits > 1).any())
@@ -97,25 +82,19 @@ def retrieve_participants(
     if not len(asked):
         return pd.DataFrame(columns=columns), {
             "unit": None,
-            "sentence": "No participant has a second image, so whether an image finds another one "
-            "of the same participant cannot be told.",
+            "sentence": "No participant has a second image, so it is not known whether an image "
+            "finds another one of the same participant.",
         }
     unit = "session" if across else "image"
+    visit = session if across else np.arange(len(person))
     rows = []
     for name, matrices in features.items():
-        runs = [
-            _hits(_unit(m)[once], person, session if across else np.arange(len(person)), asked)
-            for m in matrices
-        ]
+        runs = [_hits(_unit(matrix)[once], person, visit, asked) for matrix in matrices]
         hit = np.mean([run[0] for run in runs], axis=0)
         chance, candidates = runs[0][1:]
         low, high = _interval(hit, person[asked], seed)
-        rows.append(
-            (
-                *(name, len(asked), len(np.unique(person[asked])), int(np.median(candidates))),
-                *(float(hit.mean()), low, high, float(chance.mean())),
-            )
-        )
+        counts = (len(asked), len(np.unique(person[asked])), int(np.median(candidates)))
+        rows.append((name, *counts, float(hit.mean()), low, high, float(chance.mean())))
     table = pd.DataFrame(rows, columns=columns)
     first = table.iloc[0]
     rest = "".join(f", {row.features} {row.share:.0%}" for row in table.iloc[1:].itertuples())
@@ -153,24 +132,15 @@ def _hits(
 def _interval(
     hit: NDArray[np.float64], person: NDArray[np.intp], seed: int
 ) -> tuple[float | None, float | None]:
-    """Return percentiles of the share over participants drawn with replacement."""
-    people, place = np.unique(person, return_inverse=True)
-    if len(people) < 3:
-        return None, None
-    hits, counts = np.bincount(place, hit), np.bincount(place)
-    random = np.random.Generator(np.random.PCG64(key_seed(seed, "retrieval")))
-    shares = []
-    for _ in range(_RESAMPLES):
-        drawn = random.integers(len(people), size=len(people))
-        shares.append(hits[drawn].sum() / counts[drawn].sum())
-    low, high = np.percentile(shares, [2.5, 97.5])
-    return float(low), float(high)
+    """Return the interval of the share over participants, None where it has none."""
+    people, code = np.unique(person, return_inverse=True)
+    hits, asked = np.bincount(code, hit), np.bincount(code)
 
+    def share(count: NDArray[np.intp]) -> dict[str, float]:
+        return {"share": float(count @ hits / (count @ asked))}
 
-def _once(contents: Sequence[str]) -> NDArray[np.intp]:
-    """Return the rows of images that no earlier row copies."""
-    text = pd.Series(list(contents), dtype=object)
-    return np.flatnonzero(~(text.duplicated() & (text != "")).to_numpy())
+    ends = bootstrap_groups(share, len(people), seed, "retrieval")["share"]["ci95"]
+    return (ends[0], ends[1]) if ends else (None, None)
 
 
 def _codes(values: Sequence[str]) -> NDArray[np.intp]:

@@ -1,47 +1,73 @@
-"""How well site is decoded from features, and how well a target is predicted within and across sites."""
+"""How well sites are decoded from features, and a target is predicted within and across sites.
+
+Harmonizing features is for `harmonization`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from nidl_dcl.errors import InputsUnusableError
-from nidl_dcl.evaluation.confounds import Cleaned, can_harmonize
 from nidl_dcl.evaluation.cross_validation import (
     ProgressCounter,
     check_counts,
     cross_validate,
     dummy_prediction,
-    make_estimator,
     permutation_steps,
-    permuted_scores,
+    permutation_test,
+    train_and_test,
 )
 from nidl_dcl.evaluation.features import (
     Column,
     Features,
     Matrix,
     Source,
-    finite_matrix,
     read_column,
     read_labels,
+    read_matrix,
+    refuse_non_finite,
 )
 from nidl_dcl.evaluation.folds import CVDesign, make_design
-from nidl_dcl.evaluation.linear_models import fit_once
-from nidl_dcl.evaluation.metrics import (
-    MAIN_METRIC,
-    chance_level,
-    classification_scores,
-    interval,
-    regression_scores,
-)
-from nidl_dcl.evaluation.targets import MIN_CLASS, read_target
+from nidl_dcl.evaluation.harmonization import AdjustedFeatures, can_harmonize
+from nidl_dcl.evaluation.metrics import MAIN_METRIC, METRIC_WORDS, interval, prediction_scores
+from nidl_dcl.evaluation.targets import MIN_CLASS, read_target, read_values
 from nidl_dcl.randomness import fresh_seed
 
-__all__ = ["audit_steps", "score_new_sites", "score_within_sites", "site_audit", "usable_sites"]
+Array = NDArray[np.float64]
+Labels = NDArray[np.object_]
+_METRICS = {"regression": ("mae", "r2", "r"), "classification": ("balanced_accuracy", "roc_auc")}
+
+
+@dataclass(frozen=True, eq=False)
+class AuditedSites:
+    """Sites of the images, with how well they are decoded: computed once for several targets.
+
+    Attributes
+    ----------
+    column : array-like or None, shape (n_images,)
+        Site labels.
+    audit : dict or None
+        What `site_audit` gave for the features and sites of the rows that are not held out.
+    """
+
+    column: Column | None
+    audit: Mapping[str, Any] | None = None
+
+    def labels(self, groups: Labels) -> Labels | None:
+        """Return the sites as text, None where missing; None when no image of the groups has one."""
+        if self.column is None:
+            return None
+        given = read_column(self.column, len(groups), "site")
+        if given.isna().all():
+            return None
+        return read_values(given, groups, name="site", task="classification", what="site").texts
 
 
 def site_audit(
@@ -75,161 +101,123 @@ def site_audit(
     """
     check_counts(n_splits, n_repeats, n_permutations)
     seed = fresh_seed(random_state)
-    matrix = finite_matrix(features, "features", None, groups)
+    matrix = read_matrix(features, "features")
     group = read_labels(groups, len(matrix), "groups")
+    refuse_non_finite(matrix, "features", pd.DataFrame({"group": group}))
     given = read_column(site, len(matrix), "site")
+    column = None if given.name is None else str(given.name)
     try:
         read = read_target(given, group, name="site", task="classification")
         design = make_design(read, group, group, n_splits=n_splits, n_repeats=n_repeats, seed=seed)
     except InputsUnusableError as error:
         return {
-            "column": _name(site),
-            "n_participants": None,
-            "sites": None,
-            "balanced_accuracy": None,
-            "permutation": None,
+            "column": column,
+            **dict.fromkeys(("n_participants", "sites", "balanced_accuracy", "permutation")),
             "sentence": f"Site was not decoded: {str(error).split('. ')[0].rstrip('.')}.",
             "harmonized": None,
             "harmonized_sentence": "Without two sites there is nothing to harmonize.",
         }
-    tick = ProgressCounter(progress, audit_steps(n_repeats, n_permutations))
+    counter = ProgressCounter(progress, audit_steps(n_repeats, n_permutations))
     source = Features(matrix[design.rows])
-    found = _decode(design, source, n_permutations, seed, tick, "")
+    found = _decode(design, source, n_permutations, seed, counter)
     harmonized = None
-    said = (
-        "What harmonization would change is not known: the package pycombat is missing "
-        "(pip install 'nidl_dcl[harmonize]')."
-    )
     if can_harmonize():
-        cleaned = Cleaned(source, site=read.texts[design.rows])
-        harmonized = _decode(
-            design,
-            cleaned,
-            n_permutations,
-            seed,
-            tick,
-            "After harmonization (ComBat in the folds), ",
-        )
-        said = harmonized["sentence"]
-    tick.finish()
+        adjusted = AdjustedFeatures(source, site=read.texts[design.rows])
+        harmonized = _decode(design, adjusted, n_permutations, seed, counter)
+    counter.finish()
     return {
-        "column": _name(site),
+        "column": column,
         "n_participants": design.n_participants,
         "sites": design.class_sizes,
         **found,
         "harmonized": harmonized,
-        "harmonized_sentence": said,
+        "harmonized_sentence": harmonized["sentence"]
+        if harmonized
+        else "What harmonization would change is not known: the package pycombat is missing "
+        "(pip install 'nidl_dcl[harmonize]').",
     }
 
 
 def audit_steps(n_repeats: int, n_permutations: int) -> int:
-    """Return how often `site_audit` calls its `progress`."""
+    """Return how many steps `site_audit` counts."""
     return (n_repeats + permutation_steps(n_permutations)) * (1 + can_harmonize())
 
 
-def _name(site: Column) -> str | None:
-    name = getattr(site, "name", None)
-    return None if name is None else str(name)
-
-
 def _decode(
-    design: CVDesign,
-    source: Source,
-    n_permutations: int,
-    seed: int,
-    tick: ProgressCounter,
-    opening: str,
+    design: CVDesign, source: Source, n_permutations: int, seed: int, counter: ProgressCounter
 ) -> dict[str, Any]:
-    """Return how well the site is decoded from a source, and the sentence, which begins as told."""
-    _, folds, _ = cross_validate(design, source, tick)
+    """Return how well the site is decoded from a source, with a sentence."""
+    _, folds, _ = cross_validate(design, source, counter)
     score = interval([fold["balanced_accuracy"] for fold in folds], design.ratio)
-    observed, permuted = permuted_scores(design, source, n_permutations, seed, tick)
-    chance = chance_level("balanced_accuracy", observed, permuted)
-    words = f"{opening}{'site' if opening else 'Site'} ({len(design.labels)}) is decoded with balanced accuracy {score['mean']:.2f}"
+    chance = permutation_test(design, source, n_permutations, seed, counter)
+    subject = "Site"
+    if isinstance(source, AdjustedFeatures):
+        subject = "After harmonization (ComBat in the folds), site"
+    words = (
+        f"{subject} ({len(design.labels)}) is decoded with balanced accuracy {score['mean']:.2f}"
+    )
     if chance["p"] is not None:
-        words += f", chance {chance['chance']:.2f}, p = {chance['p']:.2g}: " + (
-            "the features carry site." if chance["p"] <= 0.05 else "no more than by chance."
-        )
-    return {
-        "balanced_accuracy": score,
-        "permutation": chance,
-        "sentence": words if words.endswith(".") else words + ".",
-    }
+        words += f", chance {chance['chance']:.2f}, p = {chance['p']:.2g}: "
+        words += "the features carry site" if chance["p"] <= 0.05 else "no more than by chance"
+    return {"balanced_accuracy": score, "permutation": chance, "sentence": f"{words}."}
 
 
-Array = NDArray[np.float64]
+def count_sites(design: CVDesign, site: Labels) -> dict[str, int]:
+    """Return the participants at each site, sorted; one with images at two sites counts at both."""
+    labels, who = sorted({str(x) for x in site if x is not None}), design.participant[design.unit]
+    return {label: len(np.unique(who[site == label])) for label in labels}
 
 
-Labels = NDArray[np.object_]
-
-
-_METRICS = {"regression": ("mae", "r2", "r"), "classification": ("balanced_accuracy", "roc_auc")}
-
-
-def usable_sites(site: Labels, participants: Labels) -> dict[str, int]:
-    """Return the participants at each site, in the order of the labels.
+def score_sites(
+    design: CVDesign,
+    site: Labels,
+    predicted: Array,
+    sources: Mapping[str, Sequence[Source]],
+    counter: ProgressCounter,
+) -> dict[str, Any]:
+    """Return the scores within each site, and at sites that were left out of the training.
 
     Parameters
     ----------
+    design : CVDesign
     site : ndarray of object, shape (n_used,)
         None where unknown.
-    participants : ndarray of object, shape (n_used,)
-        One with images at two sites counts at both.
-    """
-    labels = sorted({str(label) for label in site if label is not None})
-    return {label: len(set(participants[site == label])) for label in labels}
-
-
-def score_within_sites(
-    design: CVDesign, site: Labels, participants: Labels, predicted: Array
-) -> dict[str, dict[str, Any]]:
-    """Return the scores within each site, from the cross-validated predictions.
-
-    Parameters
-    ----------
-    design : Design
-    site, participants : ndarray of object, shape (n_used,)
     predicted : ndarray, shape (n_repeats, n_used) or (n_repeats, n_used, n_classes)
+        Of the embeddings, cross-validated.
+    sources : mapping of str to sequence of Source
+        ``embeddings`` and the baselines but for ``dummy``, which is added.
+    counter : ProgressCounter
+        Counts one step per site and source, or none with fewer than two sites.
 
     Returns
     -------
     dict
-        Site to ``n_participants`` and the scores, mean over the repeats; None where a score is
-        undefined: fewer than three participants, one class, a constant target.
+        ``within``: site to ``n_participants`` and scores, means over the repeats (None where
+        undefined); None with fewer than two sites.
+        ``leave_one_site_out``, see `_score_new_sites`.
     """
+    sites, within = count_sites(design, site), {}
+    for label, n in sites.items():
+        rows = np.flatnonzero(site == label)
+        means = _mean([_score(design, rows, each[rows], n) for each in predicted])
+        within[label] = {"n_participants": n, **means}
     return {
-        label: {"n_participants": n}
-        | _mean(
-            [
-                _score(design, np.flatnonzero(site == label), participants, each, n)
-                for each in predicted
-            ]
-        )
-        for label, n in usable_sites(site, participants).items()
+        "within": within if len(sites) > 1 else None,
+        "leave_one_site_out": _score_new_sites(design, site, sources, counter),
     }
 
 
-def score_new_sites(
+def _score_new_sites(
     design: CVDesign,
     site: Labels,
-    participants: Labels,
     sources: Mapping[str, Sequence[Source]],
-    tick: Callable[[], None],
+    counter: ProgressCounter,
 ) -> dict[str, Any] | None:
     """Return the scores at each site of models that were trained and tuned on the other sites.
 
     Tuning uses the folds of the first repeat. A group (participant, family) with an image at the
     tested site is not in training, also not by its images at other sites; images without a site are
     in training and never tested.
-
-    Parameters
-    ----------
-    design, site, participants
-        As for `score_within_sites`.
-    sources : dict
-        Name to sources; scores are averaged over several. ``dummy`` is added.
-    tick : callable
-        Called once per site and source.
 
     Returns
     -------
@@ -239,36 +227,32 @@ def score_new_sites(
         t; None with fewer than three); ``sentence``. None when fewer than two sites have three
         participants.
     """
-    sites = usable_sites(site, participants)
+    sites = count_sites(design, site)
     tested = [label for label, n in sites.items() if n >= MIN_CLASS]
     if len(tested) < 2:
         return None
-    fold, group = design.row_folds(0), design.group[design.unit]
-    found: dict[str, dict[str, dict[str, float | None]]] = {name: {} for name in sources}
-    found["dummy"] = {}
+    group, names = design.group[design.unit], _METRICS[design.task]
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    found |= {name: {} for name in (*sources, "dummy")}
     for label, n in sites.items():
         test = np.flatnonzero(site == label)
         train = np.flatnonzero(~np.isin(group, group[test]))
-        enough = label in tested and _can_learn(design, fold, train)
-        for name in found:
-            runs: list[Array] = []
-            if enough and name == "dummy":
+        kept, folds = np.unique(design.row_folds[0][train], return_inverse=True)
+        values = np.unique(design.value[design.unit[train]])
+        enough = len(kept) > 1 and (design.task == "regression" or len(values) > 1)
+        for name, by in found.items():
+            runs = []
+            if label in tested and enough and name == "dummy":
                 runs = [dummy_prediction(design, train, test)]
-            elif enough:
+            elif label in tested and enough:
                 for source in sources[name]:
-                    values = design.value[design.unit[train]]
-                    folds = np.unique(fold[train], return_inverse=True)[1][None]
-                    said, _ = fit_once(source, values, train, test, folds, make_estimator(design))
-                    runs.append(said)
-                    tick()
-            whole = [_spread_out(design, test, run) for run in runs]
-            found[name][label] = _mean(
-                [_score(design, test, participants, each, n) for each in whole]
-                or [dict.fromkeys(_METRICS[design.task], float("nan"))]
-            )
+                    runs.append(train_and_test(design, source, train, test, folds[None])[0])
+                    counter.update()
+            scored = [_score(design, test, run, n) for run in runs]
+            by[label] = _mean(scored or [dict.fromkeys(names, float("nan"))])
     metric = MAIN_METRIC[design.task]
     scores = {
-        name: {m: _across({s: by[s][m] for s in sites}) for m in _METRICS[design.task]}
+        name: {m: _across({s: by[s][m] for s in sites}) for m in names}
         for name, by in found.items()
     }
     return {
@@ -279,39 +263,22 @@ def score_new_sites(
     }
 
 
-def _can_learn(design: CVDesign, fold: NDArray[np.intp], train: NDArray[np.intp]) -> bool:
-    """Return whether rows lie in two folds and, for classes, hold two of them."""
-    several = design.task == "regression" or len(np.unique(design.value[design.unit[train]])) > 1
-    return several and len(np.unique(fold[train])) > 1
+def _score(design: CVDesign, rows: NDArray[np.intp], predicted: Array, n: int) -> dict[str, float]:
+    """Return the scores of some rows, undefined with few participants or one class.
 
-
-def _spread_out(design: CVDesign, rows: NDArray[np.intp], predicted: Array) -> Array:
-    result = np.full((len(design.unit), *predicted.shape[1:]), np.nan)
-    result[rows] = predicted
-    return result
-
-
-def _score(
-    design: CVDesign, rows: NDArray[np.intp], participants: Labels, predicted: Array, n: int
-) -> dict[str, float]:
-    """Return the scores of some rows: images averaged as in `Design`, participants weigh the same."""
-    units, place = np.unique(design.unit[rows], return_inverse=True)
-    truth, count = design.value[units], np.bincount(place)
+    Images are averaged by unit, participants weigh the same.
+    """
+    units, code = np.unique(design.unit[rows], return_inverse=True)
+    truth = design.value[units]
     undefined = dict.fromkeys(_METRICS[design.task], float("nan"))
-    if n < MIN_CLASS:
+    if n < MIN_CLASS or (design.labels and len(np.unique(truth)) < 2):
         return undefined
-    said = np.zeros((len(units), *predicted.shape[1:]))
-    np.add.at(said, place, predicted[rows])
-    said /= count.reshape(-1, *[1] * (said.ndim - 1))
-    who = np.unique(participants[rows].astype(str), return_inverse=True)[1]
-    of_unit = np.empty(len(units), dtype=np.intp)
-    of_unit[place] = who
+    mean = np.zeros((len(units), *predicted.shape[1:]))
+    np.add.at(mean, code, predicted)
+    mean /= np.bincount(code).reshape(-1, *[1] * (mean.ndim - 1))
+    of_unit = design.participant[units]
     weight = 1 / np.bincount(of_unit)[of_unit]
-    if design.task == "regression":
-        return regression_scores(truth, said, weight)
-    if len(np.unique(truth)) < 2:
-        return undefined
-    scores = classification_scores(truth, said, weight, design.labels)
+    scores = prediction_scores(truth, mean, weight, design.labels)
     return {metric: scores[metric] for metric in undefined}
 
 
@@ -327,16 +294,13 @@ def _across(sites: Mapping[str, float | None]) -> dict[str, Any]:
     result: dict[str, Any] = {"sites": dict(sites), "mean": None, "ci95": None}
     if len(known):
         result["mean"] = mean = float(known.mean())
-        if len(known) > 2:
-            half = float(
-                student_t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5
-            )
-            result["ci95"] = [mean - half, mean + half]
+    if len(known) > 2:
+        half = float(student_t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5)
+        result["ci95"] = [mean - half, mean + half]
     return result
 
 
 def _sentence(metric: str, scores: Mapping[str, Any], n_sites: int) -> str:
-    words = {"mae": "mean absolute error", "balanced_accuracy": "balanced accuracy"}[metric]
     means = {name: by[metric]["mean"] for name, by in scores.items()}
     own = means.pop("embeddings")
     if own is None:
@@ -344,5 +308,5 @@ def _sentence(metric: str, scores: Mapping[str, Any], n_sites: int) -> str:
     others = ", ".join(f"{name} {x:.3g}" for name, x in means.items() if x is not None)
     return (
         f"Trained without the site that is tested, {n_sites} sites in turn, the embeddings have a "
-        f"{words} of {own:.3g} on average over the sites ({others})."
+        f"{METRIC_WORDS[metric]} of {own:.3g} on average over the sites ({others})."
     )

@@ -1,12 +1,12 @@
-"""What a phenotype column is: its task, its values, what is left out and why, its name in files.
+"""A phenotype column: its task, its values, what is left out and why, its name in files.
 
-Reads one column of values; files are the work of `phenotypes`, predicting that of `prediction`.
+Reading tables is for `nidl_dcl.bids.phenotypes`, predicting for `prediction`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,44 +16,17 @@ from numpy.typing import NDArray
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.io.formats import camel_case
 
-__all__ = [
-    "HELD_OUT",
-    "MIN_CLASS",
-    "TASKS",
-    "Target",
-    "Values",
-    "read_apart",
-    "read_known_target",
-    "read_target",
-    "read_values",
-    "target_labels",
-]
-
 TASKS = ("auto", "classification", "regression")
-
 
 MIN_CLASS = 3
 """Participants (groups) a class needs: one to test on, one to tune on, one to learn from."""
 
-
 HELD_OUT = "held out"
-
-
 MISSING = "target missing"
-
-
 NOT_FINITE = "target not finite"
-
-
 NOT_A_NUMBER = "target not a number"
-
-
 UNKNOWN_CLASS = "class unknown to the readout"
-
-
 RARE_CLASS = f"class with fewer than {MIN_CLASS} participants"
-
-
 NEW_CLASS = "class that no participant in the cross-validation has"
 
 
@@ -125,6 +98,7 @@ def read_target(
     y: Sequence[Any] | NDArray[Any] | pd.Series[Any],
     groups: Sequence[Hashable] | NDArray[Any] | pd.Series[Any],
     *,
+    held_out: NDArray[np.bool_] | None = None,
     name: str = "target",
     task: str = "auto",
 ) -> Target:
@@ -146,6 +120,9 @@ def read_target(
         Numbers, bools or labels. None, NaN, NA, empty text and ``n/a`` are missing.
     groups : array-like, shape (n_images,)
         Participants (or families): a class is counted in them.
+    held_out : ndarray of bool, shape (n_images,), optional
+        The other rows alone decide what the column is. Of these, those that have a value of the
+        target get the reason `HELD_OUT`; their numbers are there, but decide nothing.
     name : str
         The column, for messages.
     task : {"auto", "classification", "regression"}
@@ -155,17 +132,37 @@ def read_target(
     UsageError
         For an unknown task.
     InputsUnusableError
-        When every value is missing, the target is constant, or fewer than two classes have
-        ``MIN_CLASS`` participants. A smaller class beside two others is left out with a reason.
+        When every value is missing, every row is held out, the target is constant, or fewer than
+        two classes have ``MIN_CLASS`` participants. A smaller class beside two others is left out
+        with a reason.
     """
+    if held_out is None or not held_out.any():
+        return _read_target(y, groups, name, task)
+    if held_out.all():
+        raise InputsUnusableError("Every participant is held out. Choose a smaller --holdout.")
+    series, labels = pd.Series(y).reset_index(drop=True), np.asarray(groups, dtype=object)
+    rest = _read_target(series[~held_out], labels[~held_out], name, task)
+    last = read_known_target(series[held_out], name=name, task=rest.task, labels=rest.labels)
+    last.reasons[last.reasons == UNKNOWN_CLASS] = NEW_CLASS
+    last.reasons[last.reasons == ""] = HELD_OUT
+    order = np.argsort(np.concatenate([np.flatnonzero(~held_out), np.flatnonzero(held_out)]))
+    return replace(
+        rest,
+        numbers=np.concatenate([rest.numbers, last.numbers])[order],
+        reasons=np.concatenate([rest.reasons, last.reasons])[order],
+        texts=np.concatenate([rest.texts, last.texts])[order],
+    )
+
+
+def _read_target(y: Any, groups: Any, name: str, task: str) -> Target:
+    """Read a column of which no row is held out."""
     read = read_values(y, groups, name=name, task=task)
     task, rule, raw, numbers, present = read.task, read.rule, read.raw, read.numbers, read.present
     units = pd.factorize(np.asarray(groups, dtype=object))[0]
     reasons = np.where(present, "", MISSING).astype(object)
     labels: tuple[str, ...] = ()
     if task == "regression":
-        reasons[present & np.isnan(numbers)] = NOT_A_NUMBER
-        reasons[present & np.isinf(numbers)] = NOT_FINITE
+        _mark_no_numbers(numbers, reasons)
         values = np.where(reasons == "", numbers, np.nan)
         if not (reasons == "").any():
             raise InputsUnusableError(
@@ -217,74 +214,31 @@ def read_values(
         raise UsageError(
             f"Unknown task {task!r} for {what} {name!r}. Use one of: {', '.join(TASKS)}."
         )
-    series = pd.Series(y).reset_index(drop=True)
-    units = pd.factorize(np.asarray(groups, dtype=object))[0]
-    categorical = isinstance(series.dtype, pd.CategoricalDtype)
-    raw = np.array([_plain(value) for value in series.astype(object)], dtype=object)
-    present = np.array([value is not None for value in raw], dtype=bool)
-    if not present.any():
+    read = _read_column(y, task, f"{task}, as asked")
+    if not read.present.any():
         raise InputsUnusableError(
-            f"{what.capitalize()} {name!r} has no value for any of the {len(raw)} images with "
+            f"{what.capitalize()} {name!r} has no value for any of the {len(read.raw)} images with "
             f"features. Choose another {what}, or check that the ids of the phenotype table match "
             "the images."
         )
-    numbers = np.array([_number(value) for value in raw], dtype=np.float64)
     if task == "auto":
-        task, rule = _task_rule(raw[present], numbers[present], units[present], categorical)
-    else:
-        rule = f"{task}, as asked"
-    return Values(raw, numbers, task, rule, categorical)
+        task, rule = _task_rule(read, pd.factorize(np.asarray(groups, dtype=object))[0])
+        return replace(read, task=task, rule=rule)
+    return read
 
 
-def read_apart(
-    y: Sequence[Any] | NDArray[Any] | pd.Series[Any],
-    groups: NDArray[np.object_],
-    aside: NDArray[np.bool_],
-    *,
-    name: str = "target",
-    task: str = "auto",
-) -> Target:
-    """Read a column of which some rows are held out: the others alone decide what it is.
+def _read_column(y: Any, task: str, rule: str) -> Values:
+    series = pd.Series(y)
+    raw = np.array([_plain(value) for value in series.astype(object)], dtype=object)
+    numbers = np.array([_number(value) for value in raw], dtype=np.float64)
+    return Values(raw, numbers, task, rule, isinstance(series.dtype, pd.CategoricalDtype))
 
-    Parameters
-    ----------
-    y, groups, name, task
-        As for `read_target`.
-    aside : ndarray of bool, shape (n_images,)
-        Rows held out. Those that have a value of the target get the reason `HELD_OUT`; their
-        numbers are there, but were looked at for nothing else.
 
-    Raises
-    ------
-    UsageError, InputsUnusableError
-        As `read_target`, of the other rows.
-    """
-    if aside.all():
-        raise InputsUnusableError("Every participant is held out. Choose a smaller --holdout.")
-    series = pd.Series(y).reset_index(drop=True)
-    rest = read_target(series[~aside], groups[~aside], name=name, task=task)
-    if not aside.any():
-        return rest
-    n = len(series)
-    numbers = np.full(n, np.nan)
-    reasons, texts = np.full(n, "", dtype=object), np.full(n, None, dtype=object)
-    numbers[~aside], reasons[~aside], texts[~aside] = rest.numbers, rest.reasons, rest.texts
-    place = {label: float(k) for k, label in enumerate(rest.labels)}
-    for i in np.flatnonzero(aside):
-        value = _plain(series.iloc[i])
-        if value is None:
-            reasons[i] = MISSING
-            continue
-        texts[i] = _text(value)
-        if rest.task == "classification":
-            numbers[i] = place.get(texts[i], np.nan)
-            reasons[i] = HELD_OUT if texts[i] in place else NEW_CLASS
-        else:
-            number = _number(value)
-            numbers[i] = number if np.isfinite(number) else np.nan
-            wrong = NOT_A_NUMBER if np.isnan(number) else NOT_FINITE
-            reasons[i] = HELD_OUT if np.isfinite(number) else wrong
-    return Target(name, rest.task, rest.rule, numbers, rest.labels, reasons, texts)
+def _mark_no_numbers(numbers: NDArray[np.float64], reasons: NDArray[np.object_]) -> None:
+    """Write the reasons of values that are no finite numbers."""
+    present = reasons == ""
+    reasons[present & np.isnan(numbers)] = NOT_A_NUMBER
+    reasons[present & np.isinf(numbers)] = NOT_FINITE
 
 
 def read_known_target(
@@ -305,20 +259,17 @@ def read_known_target(
     labels : tuple of str
         Rows of other classes are left out with a reason; empty for regression.
     """
-    raw = [_plain(value) for value in pd.Series(y).astype(object)]
-    texts = np.array([None if value is None else _text(value) for value in raw], dtype=object)
-    present = np.array([value is not None for value in raw], dtype=bool)
-    reasons = np.where(present, "", MISSING).astype(object)
+    read = _read_column(y, task, "as the readout was fitted")
+    values, texts = read.numbers, read.texts
+    reasons = np.where(read.present, "", MISSING).astype(object)
     if task == "regression":
-        values = np.array([_number(value) for value in raw], dtype=np.float64)
-        reasons[present & np.isnan(values)] = NOT_A_NUMBER
-        reasons[present & np.isinf(values)] = NOT_FINITE
+        _mark_no_numbers(values, reasons)
     else:
         position = {label: float(k) for k, label in enumerate(labels)}
         values = np.array([position.get(text, np.nan) for text in texts], dtype=np.float64)
-        reasons[present & np.isnan(values)] = UNKNOWN_CLASS
+        reasons[read.present & np.isnan(values)] = UNKNOWN_CLASS
     values[reasons != ""] = np.nan
-    return Target(name, task, "as the readout was fitted", values, labels, reasons, texts)
+    return Target(name, task, read.rule, values, labels, reasons, texts)
 
 
 def target_labels(columns: Iterable[str]) -> dict[str, str]:
@@ -329,17 +280,15 @@ def target_labels(columns: Iterable[str]) -> dict[str, str]:
     UsageError
         When two columns share a label, also in another case (some file systems ignore it).
     """
-    labels: dict[str, str] = {}
+    labels = {column: camel_case(column) for column in columns}
     owner: dict[str, str] = {}
-    for column in columns:
-        label = camel_case(column)
+    for column, label in labels.items():
         other = owner.setdefault(label.casefold(), column)
         if other != column:
             raise UsageError(
                 f"Columns {other!r} and {column!r} would both be written as {label!r}. "
                 "Rename one of them, or predict them into two output folders."
             )
-        labels[column] = label
     return labels
 
 
@@ -373,14 +322,10 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
-def _task_rule(
-    raw: NDArray[np.object_],
-    numbers: NDArray[np.float64],
-    units: NDArray[np.intp],
-    categorical: bool,
-) -> tuple[str, str]:
-    if categorical:
+def _task_rule(read: Values, units: NDArray[np.intp]) -> tuple[str, str]:
+    if read.categorical:
         return "classification", "a categorical column"
+    raw, numbers, units = read.raw[read.present], read.numbers[read.present], units[read.present]
     if all(isinstance(value, bool) for value in raw):
         return "classification", "true or false"
     came = ""
@@ -407,9 +352,9 @@ def _task_rule(
 
 
 def _no_classes(name: str, rule: str, texts: NDArray[np.object_], units: NDArray[np.intp]) -> str:
-    """Return why a column of classes has not two to tell apart."""
-    said = pd.DataFrame({"value": texts, "unit": units}).drop_duplicates()
-    sizes, people = said["value"].value_counts(), said["unit"].nunique()
+    """Return why a column has fewer than two classes."""
+    pairs = pd.DataFrame({"value": texts, "unit": units}).drop_duplicates()
+    sizes, people = pairs["value"].value_counts(), pairs["unit"].nunique()
     if np.isinf([_number(text) for text in texts]).all():
         return f"Target {name!r} has no finite number. Choose another target, or repair the table."
     if people < 2 * MIN_CLASS:
@@ -445,20 +390,17 @@ def _classes(
     as_numbers: bool,
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """Return class positions (NaN where left out) and labels; writes the rare classes' reasons."""
-    used = np.flatnonzero(reasons == "")
-    texts = {int(i): _text(raw[i]) for i in used}
-    order = {texts[int(i)]: (numbers[i] if as_numbers else 0.0, texts[int(i)]) for i in used}
-    members: dict[str, set[int]] = {}
+    texts = {int(i): _text(raw[i]) for i in np.flatnonzero(reasons == "")}
+    order = {label: (numbers[i] if as_numbers else 0.0, label) for i, label in texts.items()}
+    members: dict[str, set[int]] = {label: set() for label in order}
     for i, label in texts.items():
-        members.setdefault(label, set()).add(int(units[i]))
-    if len(members) > 1:
-        for i, label in texts.items():
-            if len(members[label]) < MIN_CLASS:
-                reasons[i] = RARE_CLASS
+        members[label].add(int(units[i]))
     kept = [x for x in order if len(members[x]) >= MIN_CLASS or len(members) == 1]
     labels = tuple(sorted(kept, key=lambda x: order[x]))
-    position = {label: float(k) for k, label in enumerate(labels)}
     values = np.full(len(raw), np.nan)
     for i, label in texts.items():
-        values[i] = position.get(label, np.nan)
+        if label in labels:
+            values[i] = labels.index(label)
+        else:
+            reasons[i] = RARE_CLASS
     return values, labels

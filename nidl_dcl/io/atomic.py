@@ -11,17 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = [
-    "finish_together",
-    "keep_bytes",
-    "remove_stale",
-    "replacing",
-    "write_bytes",
-    "write_together",
-]
-
 _PART = re.compile(r"\..*\.[0-9a-f]{16}\.part", re.DOTALL)
-
 
 _YOUNG = 1.0
 """Seconds in which a writer has surely locked the file that it made."""
@@ -31,19 +21,9 @@ _YOUNG = 1.0
 def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` when the block ends well.
 
-    The temporary file is locked while its writer lives, so that `remove_stale` can tell.
-
-    Parameters
-    ----------
-    path : Path
-        The file to write; missing parent folders are made.
-    lasting : bool, default=True
-        Whether the rename, too, must outlast a power cut; not needed for what can be made again.
-
-    Yields
-    ------
-    Path
-        Where to write. On an exception it is removed and `path` stays as it was.
+    On an exception the temporary file is removed and `path` stays as it was. It is locked while its
+    writer lives, so that `remove_stale` can tell. Missing parent folders are made. Unless `lasting`
+    is False, for what can be made again, the rename, too, outlasts a power cut.
 
     Raises
     ------
@@ -154,7 +134,15 @@ def finish_together(folder: Path, name: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes | memoryview, *, lasting: bool = True) -> None:
-    """Write `data` to `path` in one step, as `replacing` does."""
+    """Write a file in one step.
+
+    Parameters
+    ----------
+    path, lasting
+        As in `replacing`.
+    data : bytes
+        Its content.
+    """
     with replacing(path, lasting=lasting) as beside:
         beside.write_bytes(data)
 

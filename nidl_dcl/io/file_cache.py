@@ -1,7 +1,7 @@
-"""What was learnt of files, for as long as they do not change: checksums, and what opening told.
+"""Remember checksums of files and the results of checking them, for as long as the files do not change.
 
-A file is known by its own status (device, inode, size, times), so an overwritten one is read again,
-a restored time notwithstanding.
+A file is compared by device, inode, size and times, so that an overwritten one is read again even if
+its modification time was restored.
 """
 
 from __future__ import annotations
@@ -18,25 +18,18 @@ from typing import Any
 
 from nidl_dcl.io.formats import write_json
 
-__all__ = ["FileMemory", "file_status"]
-
 _FRESH_NS = 2 * 10**9
-"""A file that changed so shortly before it was read could change again within one tick of its times;
-what it held is not kept beyond this process."""
-
+"""A file that changed so shortly before it was read could change again with the same times; what is
+known of it is not saved."""
 
 _SAVE_EVERY = 20.0
 
 
 class FileMemory:
-    """A JSON file of (status, facts) per file; several processes may use one.
+    """Facts about files, in memory and in a JSON file that several processes may use.
 
-    The last to save wins: what others learnt meanwhile may be learnt again.
-
-    Parameters
-    ----------
-    path : Path or None
-        The file; None remembers within this process only. One that is damaged counts as empty.
+    The last process to save wins; facts that others saved meanwhile are computed again. A damaged
+    file counts as empty; without a `path`, facts are remembered within this process only.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -50,7 +43,13 @@ class FileMemory:
             with suppress(OSError, ValueError, RecursionError):
                 known = json.loads(path.read_text(encoding="utf-8"))
                 if isinstance(known, dict):
-                    self._known = {k: v for k, v in known.items() if _is_entry(v)}
+                    self._known = {
+                        name: entry
+                        for name, entry in known.items()
+                        if isinstance(entry, list)
+                        and len(entry) == 2
+                        and isinstance(entry[1], dict)
+                    }
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": None, "known": self._known}
@@ -60,16 +59,16 @@ class FileMemory:
         self._known = state["known"]
 
     def recall(self, file: Path, fact: str) -> Any:
-        """Return what is known of an unchanged file, None if nothing is."""
+        """Return a fact about an unchanged file, None if it is not known."""
         entry = self._known.get(os.fspath(file))
         if entry is None or fact not in entry[1] or entry[0] != file_status(file):
             return None
         return entry[1][fact]
 
     def sha256(self, file: Path) -> str:
-        """Return the checksum of a file's content, read if it is new or has changed.
+        """Return the checksum of a file's content, which is read if it is new or has changed.
 
-        A file whose content has changed since it was last seen is named in a warning.
+        Changed content is warned of.
         """
         known = self.recall(file, "sha256")
         if isinstance(known, str):
@@ -84,7 +83,19 @@ class FileMemory:
         return digest
 
     def note(self, file: Path, status: list[int], fact: str, value: Any) -> None:
-        """Keep what was read from `file`, whose `file_status` before reading was `status`."""
+        """Remember a fact about a file.
+
+        Parameters
+        ----------
+        file : Path
+            The file.
+        status : list of int
+            Its `file_status` before it was read.
+        fact : str
+            Name of the fact.
+        value : Any
+            Something that JSON can hold.
+        """
         name = os.fspath(file)
         with self._lock:
             if time.time_ns() - max(status[3:]) < _FRESH_NS:
@@ -98,7 +109,7 @@ class FileMemory:
             self.save()
 
     def save(self) -> None:
-        """Write what is new to the file."""
+        """Write the JSON file if there is anything new."""
         with self._lock:
             if self.path is not None and self._changed:
                 write_json(
@@ -108,16 +119,6 @@ class FileMemory:
 
 
 def file_status(file: Path) -> list[int]:
-    """Return what changes when a file does: device, inode, size and times."""
+    """Return device, inode, size and times of a file, of which one changes when the file does."""
     status = file.stat()
-    return [
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    ]
-
-
-def _is_entry(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict)
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]

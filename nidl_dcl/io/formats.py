@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import re
@@ -16,32 +17,13 @@ import pandas as pd
 from nidl_dcl.errors import UsageError
 from nidl_dcl.io.atomic import keep_bytes, write_bytes
 
-__all__ = [
-    "beside",
-    "camel_case",
-    "escape_control",
-    "keep_tsv",
-    "read_json",
-    "to_json",
-    "to_npy",
-    "to_tsv",
-    "write_json",
-    "write_npy",
-    "write_text",
-    "write_tsv",
-]
-
 
 def write_text(path: Path, text: str) -> None:
     r"""Write `text` to `path` as UTF-8 with LF line ends, in one step.
 
     Bytes of file names that are no text, which Python holds as surrogates, become ``\udcNN``.
     """
-    write_bytes(path, _encoded(text))
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -52,6 +34,11 @@ def write_json(path: Path, value: Any) -> None:
 def to_json(value: Any) -> str:
     """Return `value` as JSON text (see `write_json`)."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def utc_now() -> str:
+    """Return the time in UTC to the second, in ISO format."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def write_npy(path: Path, array: np.ndarray[Any, Any]) -> None:
@@ -83,7 +70,7 @@ def write_tsv(path: Path, table: pd.DataFrame) -> None:
 
 def keep_tsv(path: Path, table: pd.DataFrame) -> None:
     """Write `table` as `write_tsv` does, unless `path` holds just that already."""
-    keep_bytes(path, _encoded(to_tsv(table)))
+    keep_bytes(path, to_tsv(table).encode("utf-8", "backslashreplace"))
 
 
 def to_tsv(table: pd.DataFrame) -> str:
@@ -97,9 +84,7 @@ def _cell(value: Any) -> str:
     if value is None or value is pd.NA or value is pd.NaT:
         return "n/a"
     if isinstance(value, float | np.floating):
-        if np.isnan(value):
-            return "n/a"
-        return f"{float(value):.10g}"
+        return "n/a" if np.isnan(value) else f"{float(value):.10g}"
     return escape_control(str(value)) or "n/a"
 
 
@@ -130,14 +115,7 @@ LARGEST = 64 * 2**20
 
 
 def read_json(file: Path, largest: int = LARGEST) -> Any:
-    """Return what a JSON file holds.
-
-    Parameters
-    ----------
-    file : Path
-        UTF-8, with or without byte order mark.
-    largest : int
-        Bytes that it may have.
+    """Return what a JSON file of at most `largest` bytes holds (UTF-8, byte order mark or not).
 
     Raises
     ------

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-__all__ = ["salted", "salted_hash"]
-
 
 def salted(texts: Iterable[str], salt: str) -> list[str]:
     """Return a hash for each distinct text, sorted: membership can be asked, a name not read."""

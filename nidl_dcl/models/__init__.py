@@ -1,4 +1,4 @@
 """The estimator `DCL`: losses, encoders, training, checkpoints and model folders.
 
-Lightning is used here. Scores of what a model learnt are left to `nidl_dcl.evaluation`.
+Lightning is used here. Scores of embeddings are left to `nidl_dcl.evaluation`.
 """

@@ -1,4 +1,7 @@
-"""Callbacks of a training run on disk: the curve, checkpoints that survive a kill, progress."""
+"""Callbacks of a training that writes to disk: its curve, checkpoints that survive a kill, progress.
+
+Where the files go, and when a run resumes from them, is left to `nidl_dcl.workflow.pretrain`.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +25,24 @@ from nidl_dcl.distributed import any_process
 from nidl_dcl.io.atomic import replacing
 from nidl_dcl.io.formats import write_text
 
-__all__ = [
-    "AtomicCheckpointIO",
-    "CollectiveSigterm",
-    "Progress",
-    "StepCheckpoint",
-    "TrainingCurve",
-    "latest_valid_checkpoint",
-    "step_of",
-]
-
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoint files that appear whole, with a sha256 beside them."""
+    """Checkpoint files that appear whole, with their sha256 in a file beside them."""
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
-        """Write `checkpoint` beside `path`, sync, rename."""
+        """Write a checkpoint to a temporary file beside its path, sync it and rename it.
+
+        Parameters
+        ----------
+        checkpoint : dict
+            What Lightning saves.
+        path : path
+            The file.
+        storage_options : object, optional
+            Ignored.
+        """
         path = Path(path)
-        # Not straight to the file: PyTorch does not say why that fails.
+        # Not straight to the file: PyTorch's error does not name the cause of a failed write.
         content = io.BytesIO()
         torch.save(checkpoint, content)
         with replacing(path) as beside:
@@ -49,18 +52,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class StepCheckpoint(Checkpoint):
-    """Saves at the end of each epoch, and at SIGTERM after the step under way; keeps two.
+    """Checkpoint after each epoch, and at SIGTERM after the step under way; two files are kept.
 
-    A `Checkpoint` for Lightning, which calls those after the estimator has logged its epoch.
-
-    Parameters
-    ----------
-    folder : Path
-        Where ``step-*.ckpt`` files go.
+    A `Checkpoint` for Lightning, which calls those after the estimator has logged its epoch. The
+    files are ``step-*.ckpt`` in `folder`.
     """
 
     training = False
-    """Whether a run is training, hence ends by itself after a SIGTERM."""
+    """Whether a run is training, so that it ends by itself after a SIGTERM."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,13 +75,23 @@ class StepCheckpoint(Checkpoint):
             raise SIGTERMException
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save."""
+        """Save a checkpoint."""
         self._save(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Save when the run is told to end."""
+        """Save a checkpoint when the exception is Lightning's for a SIGTERM.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            Saves the checkpoint.
+        pl_module : LightningModule
+            Ignored.
+        exception : BaseException
+            What ended the training.
+        """
         StepCheckpoint.training = False
         if isinstance(exception, SIGTERMException):
             self._save(trainer)
@@ -97,60 +106,60 @@ class StepCheckpoint(Checkpoint):
 
 
 class CollectiveSigterm(L.Callback):
-    """Has several processes end after the same step when one of them got a SIGTERM.
+    """Callback that ends several processes after the same step when one of them got a SIGTERM.
 
-    Lightning's own handler would send messages between processes in the midst of others.
+    Lightning's own handler would communicate between processes in the middle of a collective call.
     """
 
-    told = False
-    """Whether a SIGTERM came."""
+    received = False
+    """Whether this process got a SIGTERM."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signal; Lightning restores what was there before."""
+        """Install the signal handler; Lightning restores the former one."""
         if trainer.world_size > 1:
             signal.signal(signal.SIGTERM, self._note)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
-    ) -> None:
-        """Agree with the others."""
-        if trainer.world_size > 1 and any_process(self.told, trainer.strategy.root_device):
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Tell Lightning to stop if any process got the signal."""
+        if trainer.world_size > 1 and any_process(self.received, trainer.strategy.root_device):
             trainer._signal_connector.received_sigterm = True
 
     def _note(self, *args: Any) -> None:
-        self.told = True
+        self.received = True
 
 
-def latest_valid_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint whose checksum holds, saying which ones do not; None without."""
+def latest_valid_checkpoint(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint that matches its checksum, None without; report damaged ones."""
     found = [path for path in folder.glob("step-*.ckpt") if path.stem[5:].isdecimal()]
     for path in sorted(found, key=step_of, reverse=True):
         note = path.with_suffix(".sha256")
-        if note.is_file() and note.read_bytes().strip() == _sha256(path):
-            return path
-        say(f"Checkpoint {path} is damaged; the one before it is used, if there is one.")
+        if note.is_file():
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            if note.read_bytes().strip() == digest.encode():
+                return path
+        report(f"Checkpoint {path} is damaged; the one before it is used, if there is one.")
     return None
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the optimizer steps done before a checkpoint."""
+    """Return the number of optimizer steps before a checkpoint."""
     return int(checkpoint.stem[5:])
 
 
-def _sha256(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest().encode("ascii")
+_COLUMNS = (
+    *("epoch", "step", "loss/train", "loss/val", "learning_rate"),
+    *("alignment", "uniformity", "effective_rank", "collapse_loss"),
+)
+
+_NUMBER = re.compile(r"n/a|nan|-?inf|-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
 
 
 class TrainingCurve(Checkpoint):
-    """Writes one row per epoch to a table that is whole at any time.
+    """Table of the training curve (CSV), one row per epoch, rewritten whole after each.
 
     A `Checkpoint` for Lightning, as `StepCheckpoint` is, so that a row holds what its epoch logged.
-
-    Parameters
-    ----------
-    path : Path
-        The CSV file; on a resume, rows up to the resumed epoch are kept.
+    On a resume, rows up to the resumed epoch are kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -158,22 +167,14 @@ class TrainingCurve(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the row of this epoch."""
-        # Several processes add their values up here, so each of them must ask.
+        # Reading these sums them over the processes, so each process must do it.
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         if not trainer.is_global_zero:
             return
-        row = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            "loss/train": metrics.get("loss/train"),
-            "loss/val": metrics.get("loss/val"),
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "alignment": metrics.get("alignment"),
-            "uniformity": metrics.get("uniformity"),
-            "effective_rank": metrics.get("effective_rank"),
-            "collapse_loss": metrics.get("collapse_loss"),
-        }
-        text = {name: "n/a" if v is None else f"{v:.8g}" for name, v in row.items()}
+        metrics["epoch"] = trainer.current_epoch + 1
+        metrics["step"] = trainer.global_step
+        metrics["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        text = {name: f"{metrics[name]:.8g}" if name in metrics else "n/a" for name in _COLUMNS}
         rows = [*_rows_before(self.path, trainer.current_epoch + 1, list(text)), text]
         content = io.StringIO(newline="")
         table = csv.DictWriter(content, list(text), lineterminator="\n")
@@ -183,7 +184,7 @@ class TrainingCurve(Checkpoint):
 
 
 def _rows_before(path: Path, epoch: int, names: list[str]) -> list[dict[str, str]]:
-    """Return the rows of earlier epochs as they were written, each once; what is damaged is lost."""
+    """Return the rows of earlier epochs as they were written, each once, without damaged ones."""
     if not path.is_file():
         return []
     # As text, so that what was written once stays the same to the digit.
@@ -193,8 +194,10 @@ def _rows_before(path: Path, epoch: int, names: list[str]) -> list[dict[str, str
     lost = header != names or lines[-1] != ""
     for line in lines[1:-1]:
         cells = line.split(",")
-        sound = len(cells) == len(names) and cells[0].isdecimal() and all(map(_is_number, cells))
-        if header != names or not sound:
+        valid = (
+            len(cells) == len(names) and cells[0].isdecimal() and all(map(_NUMBER.fullmatch, cells))
+        )
+        if header != names or not valid:
             lost = True
         elif int(cells[0]) < epoch:
             rows[int(cells[0])] = dict(zip(names, cells, strict=True))
@@ -203,26 +206,14 @@ def _rows_before(path: Path, epoch: int, names: list[str]) -> list[dict[str, str
     return [rows[number] for number in sorted(rows)]
 
 
-def _is_number(cell: str) -> bool:
-    return re.fullmatch(r"n/a|nan|-?inf|-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", cell) is not None
-
-
 class Progress(L.Callback):
-    """Tells a progress function of every training step.
-
-    Parameters
-    ----------
-    progress : callable
-        Called with ("training", steps done, steps in all).
-    """
+    """Callback that calls `progress` ("training", steps done, number of steps) after every step."""
 
     def __init__(self, progress: Callable[[str, int, int], None]) -> None:
         self.progress = progress
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Report the step."""
-        whole = trainer.estimated_stepping_batches
+        total = trainer.estimated_stepping_batches
         if trainer.is_global_zero:
-            self.progress("training", trainer.global_step, int(whole))
+            self.progress("training", trainer.global_step, int(total))

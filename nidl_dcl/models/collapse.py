@@ -1,4 +1,7 @@
-"""How embeddings spread during training, without labels: the signs of collapse."""
+"""Measures of the embeddings of a training, without labels, that show a collapse.
+
+The estimator logs them and warns (`dcl`).
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,14 @@ from torch import Tensor
 from nidl_dcl.distributed import gather_rows
 from nidl_dcl.models.losses import unit_rows
 
-__all__ = ["CollapseMonitor", "alignment", "effective_rank", "uniformity"]
-
 _ROWS = 1024
-"""Samples of an epoch that are looked at, at most."""
+"""Most samples of an epoch that are kept by each process, and that are measured."""
 
 
 class CollapseMonitor:
-    """Keeps the first embeddings of an epoch and measures them.
+    """The first embeddings of an epoch, and their measures."""
 
-    Parameters
-    ----------
-    limit : int, default=1024
-        Samples kept per process.
-    """
-
-    def __init__(self, limit: int = _ROWS) -> None:
-        self.limit = limit
+    def __init__(self) -> None:
         self.views: list[tuple[Tensor, Tensor]] = []
         self.kept = 0
         self.largest_batch = 0
@@ -42,20 +36,17 @@ class CollapseMonitor:
             Samples of the batch, all processes together.
         """
         self.largest_batch = max(self.largest_batch, batch)
-        if self.kept < self.limit and len(h1):
+        if self.kept < _ROWS and len(h1):
             self.views.append((h1.float(), h2.float()))
             self.kept += len(h1)
 
     def measure(self) -> dict[str, float]:
-        """Return alignment, uniformity, effective rank and the loss of full collapse.
-
-        The embeddings of all processes are looked at.
-        """
+        """Return alignment, uniformity and effective rank over all processes, and the loss of collapse."""
         if not self.views:
             return {}
         h1, _ = gather_rows(torch.cat([a for a, _ in self.views]))
         h2, _ = gather_rows(torch.cat([b for _, b in self.views]))
-        h1, h2 = h1[: self.limit], h2[: self.limit]
+        h1, h2 = h1[:_ROWS], h2[:_ROWS]
         both = torch.cat([h1, h2])
         return {
             "alignment": alignment(h1, h2),
@@ -66,7 +57,7 @@ class CollapseMonitor:
 
 
 def alignment(h1: Tensor, h2: Tensor) -> float:
-    """Return the mean squared distance of two views on the unit sphere, 0 (alike) to 4.
+    """Return the mean squared distance of two views on the unit sphere, 0 (equal) to 4.
 
     Wang and Isola, ICML 2020.
     """
@@ -90,13 +81,13 @@ def effective_rank(h: Tensor) -> float:
 
     Roy and Vetterli 2007; Garrido et al., ICML 2023. One direction gives 1, none gives 0.
     """
-    # Centred in double precision: what is left of equal rows must not pass for a direction.
+    # Centered in double precision: the rounding error of equal rows must not count as a direction.
     h = h.double().cpu()
     h = h - h.mean(0, keepdim=True)
     values = torch.linalg.svdvals(h)
-    whole = float(values.sum())
-    if whole <= 1e-12 * max(1.0, float(h.abs().max())):
+    total = float(values.sum())
+    if total <= 1e-12 * max(1.0, float(h.abs().max())):
         return 0.0
-    shares = values / whole
+    shares = values / total
     shares = shares[shares > 0]
     return float(torch.exp(-(shares * shares.log()).sum()))

@@ -1,4 +1,7 @@
-"""The estimator: decoupled contrastive learning of an encoder, by Lightning, for scikit-learn."""
+"""The estimator `DCL`: decoupled contrastive learning of an encoder.
+
+Fitting and encoding are in `base` and `transformer`; here are the networks, the steps and the loss.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nidl_dcl.data.batches import describe, two_views
+from nidl_dcl.data.batches import describe, finite_rows, first_bad, two_views
 from nidl_dcl.data.datasets import LazyViews
 from nidl_dcl.distributed import (
     any_process,
@@ -26,17 +29,18 @@ from nidl_dcl.distributed import (
     world,
 )
 from nidl_dcl.errors import NonFiniteError, UsageError
-from nidl_dcl.models.base import BaseEstimator, TransformerMixin
+from nidl_dcl.models.base import BaseEstimator
 from nidl_dcl.models.collapse import CollapseMonitor
 from nidl_dcl.models.encoders import ProjectionHead
 from nidl_dcl.models.losses import DCLLoss, DCLWLoss
 from nidl_dcl.models.optimization import build_optimizer, build_scheduler
+from nidl_dcl.models.transformer import TransformerMixin
 from nidl_dcl.randomness import fresh_seed, key_seed, keyed
 
-__all__ = ["DCL"]
+_COLLAPSED = -1e-3
+"""Uniformity above which embeddings count as one point; 0 is one point."""
 
-_ALIKE = -1e-3
-"""Uniformity above which embeddings are as good as one point; 0 is one point."""
+_SIZES = ("proj_input_dim", "proj_hidden_dim", "proj_output_dim")
 
 
 class DCL(TransformerMixin, BaseEstimator):
@@ -82,8 +86,8 @@ class DCL(TransformerMixin, BaseEstimator):
         Options of `BaseEstimator`: every option of ``lightning.Trainer``, ``random_state``,
         ``views``, ``batch_size``, ``num_workers``, ``warm_start``, …; ``weighting_sigma``
         (None; a number selects the weighted loss `DCLWLoss` with that sigma); and ``chunk_size``
-        (None; a number: so many samples of a view are encoded at a time and again for their
-        gradients, so that memory is that of a chunk and the contrast that of the whole batch. The
+        (None; a number: so many samples of a view are encoded at a time, and once more for their
+        gradients: memory is that of a chunk, and negatives are those of the whole batch. The
         gradient is the same, unless the encoder normalizes over its batch).
 
     Attributes
@@ -114,7 +118,7 @@ class DCL(TransformerMixin, BaseEstimator):
     >>> from nidl_dcl import DCL
     >>> x = torch.randn(16, 12)
     >>> model = DCL(nn.Linear(12, 4), proj_input_dim=4, max_epochs=1, lr_scheduler=None,
-    ...             random_state=0, enable_progress_bar=False)
+    ...             random_state=0, enable_progress_bar=False, enable_model_summary=False)
     >>> model.fit(x).transform(x).shape
     torch.Size([16, 4])
     """
@@ -131,8 +135,8 @@ class DCL(TransformerMixin, BaseEstimator):
     optimizer_kwargs: dict[str, Any] | None
     lr_scheduler_kwargs: dict[str, Any] | None
     _used: dict[str, Any]
-    _watch: CollapseMonitor
-    _collapse_told: bool
+    _monitor: CollapseMonitor | None = None
+    _collapse_warned = False
 
     def __init__(
         self,
@@ -151,23 +155,10 @@ class DCL(TransformerMixin, BaseEstimator):
         lr_scheduler_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        given = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")}
         super().__init__(**kwargs)
-        self._set_arguments(
-            encoder=encoder,
-            encoder_kwargs=encoder_kwargs,
-            proj_input_dim=proj_input_dim,
-            proj_hidden_dim=proj_hidden_dim,
-            proj_output_dim=proj_output_dim,
-            temperature=temperature,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            exclude_bias_and_norm_wd=exclude_bias_and_norm_wd,
-            optimizer_kwargs=optimizer_kwargs,
-            lr_scheduler=lr_scheduler,
-            lr_scheduler_kwargs=lr_scheduler_kwargs,
-        )
-        self._arguments_changed(set(self._arguments))
+        self._set_arguments(**given)
+        self._arguments_changed(set(self._arguments.given))
 
     # -- attributes that are arguments before fit and objects after it -------------------------
 
@@ -191,29 +182,21 @@ class DCL(TransformerMixin, BaseEstimator):
     # -- building ----------------------------------------------------------------------------
 
     def _arguments_changed(self, names: set[str]) -> None:
-        self.__dict__["_used"] = {}
-        for name in names & set(self._named_arguments()) - {"encoder", "optimizer", "lr_scheduler"}:
+        self._used = {}
+        for name in names & set(self._arguments.named) - {"encoder", "optimizer", "lr_scheduler"}:
             setattr(self, name, self._arguments[name])
         if names & {"temperature", "weighting_sigma"}:
             self.loss = _unless_invalid(self._build_loss)
-        architecture = {
-            "encoder",
-            "encoder_kwargs",
-            "proj_input_dim",
-            "proj_hidden_dim",
-            "proj_output_dim",
-            "random_state",
-        }
-        if names & architecture:
-            self.__dict__["_first_weights"] = None
-            self.__dict__["_fitted"] = False
+        if names & {"encoder", "encoder_kwargs", *_SIZES, "random_state"}:
+            self._first_weights = None
+            self._fitted = False
             with keyed(_unless_invalid(self._initial_seed), "weights"):
                 self.encoder = _unless_invalid(self._build_encoder)
                 self.projection_head = _unless_invalid(self._build_head)
 
     def _initial_seed(self) -> int:
         # A RandomState is drawn from in fit alone: building must not change the caller's object.
-        return fresh_seed(copy.deepcopy(self._option("random_state")))
+        return fresh_seed(copy.deepcopy(self._arguments["random_state"]))
 
     def _build_encoder(self) -> nn.Module:
         encoder, options = self._arguments["encoder"], self._arguments["encoder_kwargs"]
@@ -227,17 +210,14 @@ class DCL(TransformerMixin, BaseEstimator):
         )
 
     def _build_head(self) -> ProjectionHead:
-        sizes = {
-            name: self._arguments[name]
-            for name in ("proj_input_dim", "proj_hidden_dim", "proj_output_dim")
-        }
-        for name, size in sizes.items():
+        sizes = [self._arguments[name] for name in _SIZES]
+        for name, size in zip(_SIZES, sizes, strict=True):
             if isinstance(size, bool) or int(size) != size or size < 1:
                 raise ValueError(f"{name} must be a positive integer, got {size!r}.")
-        return ProjectionHead(*(int(size) for size in sizes.values()))
+        return ProjectionHead(*map(int, sizes))
 
     def _build_loss(self) -> DCLLoss:
-        temperature, sigma = self._arguments["temperature"], self._option("weighting_sigma")
+        temperature, sigma = self._arguments["temperature"], self._arguments["weighting_sigma"]
         if sigma is None:
             return DCLLoss(temperature=temperature)
         return DCLWLoss(sigma=sigma, temperature=temperature)
@@ -255,7 +235,7 @@ class DCL(TransformerMixin, BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a number of 0 or more, got {value!r}.")
-        size = self._option("chunk_size")
+        size = self._arguments["chunk_size"]
         if size is not None:
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"chunk_size must be None or a positive integer, got {size!r}.")
@@ -267,7 +247,7 @@ class DCL(TransformerMixin, BaseEstimator):
                     stacklevel=2,
                 )
         self._check_fit(getattr(self.encoder, "n_features", None))
-        self.__dict__["_used"] = {}
+        self._used = {}
 
     def _check_fit(self, n_features: Any) -> None:
         if isinstance(n_features, int) and n_features != self.proj_input_dim:
@@ -279,10 +259,10 @@ class DCL(TransformerMixin, BaseEstimator):
     def configure_optimizers(self) -> Any:
         """Return the optimizer and the learning-rate schedule, as Lightning takes them."""
         given = self._arguments["encoder"]
-        stand_ins = {}
+        copies = {}
         if isinstance(given, nn.Module):
             own = dict(self.encoder.named_parameters(remove_duplicate=False))
-            stand_ins = {
+            copies = {
                 id(p): own[name]
                 for name, p in given.named_parameters(remove_duplicate=False)
                 if name in own
@@ -294,7 +274,7 @@ class DCL(TransformerMixin, BaseEstimator):
             weight_decay=self.weight_decay,
             exclude_bias_and_norm_wd=self.exclude_bias_and_norm_wd,
             optimizer_kwargs=self.optimizer_kwargs,
-            stand_ins=stand_ins,
+            copies=copies,
         )
         self._used.update(optimizer=optimizer, lr_scheduler=None)
         if self._arguments["lr_scheduler"] in (None, "none"):
@@ -322,24 +302,17 @@ class DCL(TransformerMixin, BaseEstimator):
     # -- steps -------------------------------------------------------------------------------
 
     def training_outputs(self, batch: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Any]:
-        """Return embeddings and projections of both views, and the targets.
-
-        Returns
-        -------
-        h1, h2 : Tensor of shape (n, n_features)
-        z1, z2 : Tensor of shape (n, proj_output_dim)
-        y : object
-        """
+        """Return embeddings (n, n_features) and projections of both views, and targets or None."""
         (x1, x2), y = two_views(batch)
         h1, h2 = self._embed(x1), self._embed(x2)
         return h1, h2, self.projection_head(h1), self.projection_head(h2), y
 
     def _embed(self, x: Tensor) -> Tensor:
-        size = self._option("chunk_size")
+        size = self._arguments["chunk_size"]
         if size is None or len(x) <= size:
             h = self.encoder(x)
         else:
-            # Activations are dropped after each chunk and made again when its gradients are due.
+            # Activations are dropped after each chunk, and computed again in the backward pass.
             parts = [checkpoint(self.encoder, part, use_reentrant=False) for part in x.split(size)]
             h = torch.cat(parts)
         if not isinstance(h, Tensor) or h.ndim != 2:
@@ -361,10 +334,10 @@ class DCL(TransformerMixin, BaseEstimator):
         z1, z2 = both.chunk(2, dim=1)
         own = self.loss(z1, z2, rows=slice(start, start + n))
         if any_process(not bool(torch.isfinite(own)), own.device):
-            bad = ~torch.isfinite(both).all(1)
-            which = f"{self._sample(int(bad.int().argmax()), batch_idx, stage)} of " * bool(
-                bad.any()
-            )
+            good = torch.isfinite(both).all(1)
+            which = ""
+            if not bool(good.all()):
+                which = f"{self._sample(first_bad(good), batch_idx, stage)} of "
             raise NonFiniteError(
                 f"The loss of {which}{stage} batch {batch_idx} is not finite, so training stopped "
                 "with the weights of the last good step. Lower learning_rate, raise temperature, "
@@ -381,8 +354,8 @@ class DCL(TransformerMixin, BaseEstimator):
                 on_step=False,
                 sync_dist=True,
             )
-        if stage == "training" and "_watch" in self.__dict__:
-            self._watch.add(h1.detach(), h2.detach(), len(z1))
+        if stage == "training" and self._monitor is not None:
+            self._monitor.add(h1.detach(), h2.detach(), len(z1))
         return {
             # Averaging gradients over processes divides by their number: each one's part of the
             # global mean is multiplied by it beforehand.
@@ -425,7 +398,19 @@ class DCL(TransformerMixin, BaseEstimator):
     ) -> dict[str, Any]:
         """Return the loss of one validation batch, and log it as ``loss/val``.
 
-        Parameters and return value are those of `training_step`.
+        Parameters
+        ----------
+        batch : sequence
+            As in `training_step`.
+        batch_idx : int
+            Number of the batch.
+        dataloader_idx : int, default=0
+            Ignored.
+
+        Returns
+        -------
+        dict
+            As in `training_step`.
         """
         return self._shared_step(batch, batch_idx, "validation")
 
@@ -450,10 +435,10 @@ class DCL(TransformerMixin, BaseEstimator):
         return features
 
     def _check_finite(self, views: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> None:
-        good = _finite_rows(views[0]) & _finite_rows(views[1])
+        good = finite_rows(views[0]) & finite_rows(views[1])
         if not any_process(not bool(good.all()), views[0].device):
             return
-        own = None if bool(good.all()) else int((~good).int().argmax())
+        own = None if bool(good.all()) else first_bad(good)
         before = 0
         for length, bad in gather_objects((len(good), own)):
             if bad is not None:
@@ -466,7 +451,7 @@ class DCL(TransformerMixin, BaseEstimator):
         )
 
     def _sample(self, position: int, batch_idx: int, stage: str) -> str:
-        """Say which sample is at a position of a batch, all processes together."""
+        """Return the position of a sample in the global batch, and its name where it has one."""
         loaders: Any = getattr(self._trainer, "datamodule", None)
         found = None
         if stage == "training" and hasattr(loaders, "sample_name"):
@@ -476,25 +461,27 @@ class DCL(TransformerMixin, BaseEstimator):
     # -- hooks -------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Start to watch how the embeddings spread."""
-        self.__dict__["_watch"] = CollapseMonitor()
-        self.__dict__["_collapse_told"] = False
+        """Start to monitor the embeddings for collapse."""
+        self._monitor = CollapseMonitor()
+        self._collapse_warned = False
         if world()[1] > 1:
             leave_at_exit()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Key what is random in the networks by the step, so that a resumed run is the same."""
+        """Seed what is random in the networks by the step, so that a resumed run is the same."""
         torch.manual_seed(
             key_seed(self._seed, "step", self.trainer.global_step, batch_idx, world()[0])
         )
 
     def on_train_epoch_end(self) -> None:
-        """Log how the embeddings spread, and warn of a collapse, once."""
-        found = self._watch.measure()
+        """Log the measures of `collapse`, and warn of a collapse, once."""
+        monitor, self._monitor = self._monitor, CollapseMonitor()
+        assert monitor is not None
+        found = monitor.measure()
         for name, value in found.items():
             self.log(name, value, batch_size=1, sync_dist=True)
-        if self._watch.kept > 1 and found["uniformity"] > _ALIKE and not self._collapse_told:
-            self.__dict__["_collapse_told"] = True
+        if monitor.kept > 1 and found["uniformity"] > _COLLAPSED and not self._collapse_warned:
+            self._collapse_warned = True
             if self.trainer.is_global_zero:
                 warnings.warn(
                     f"In epoch {self.trainer.current_epoch + 1} the encoder gave all samples "
@@ -502,7 +489,6 @@ class DCL(TransformerMixin, BaseEstimator):
                     "encoder, weaker views or a lower learning_rate help.",
                     stacklevel=2,
                 )
-        self.__dict__["_watch"] = CollapseMonitor()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Stop before a non-finite gradient reaches the weights."""
@@ -518,18 +504,18 @@ class DCL(TransformerMixin, BaseEstimator):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed run must share with this one."""
+        """Add the settings that a resumed run must share."""
         checkpoint["nidl_dcl"] = {"seed": self._seed, **self._run_identity()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume under another configuration; take over the seed of the first part."""
+        """Refuse to resume under another configuration; without random_state, restore the seed."""
         saved = dict(checkpoint.get("nidl_dcl") or {})
         seed = saved.pop("seed", self._seed)
-        self.__dict__["_fitted"] = True
+        self._fitted = True
         if self._trainer is None:
             return
-        if self._option("random_state") is None:
-            self.__dict__["_seed"] = seed
+        if self._arguments["random_state"] is None:
+            self._seed = seed
         now = {"seed": self._seed, **self._run_identity()}
         before = {"seed": seed, **saved}
         differing = sorted(k for k in before if k in now and before[k] != now[k])
@@ -541,56 +527,29 @@ class DCL(TransformerMixin, BaseEstimator):
             )
 
     def _run_identity(self) -> dict[str, Any]:
-        names = (
-            "temperature",
-            "learning_rate",
-            "weight_decay",
-            "proj_input_dim",
-            "proj_hidden_dim",
-            "proj_output_dim",
-        )
-        identity: dict[str, Any] = {name: getattr(self, name) for name in names}
-        for name in self._more_options:
-            identity[name] = self._option(name)
-        identity["processes"] = world()[1]
-        identity["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
+        names = ("temperature", "learning_rate", "weight_decay", *_SIZES)
         loaders: Any = getattr(self.trainer, "datamodule", None)
-        if hasattr(loaders, "identity"):
-            identity.update(loaders.identity())
-        return identity
+        return {
+            **{name: getattr(self, name) for name in names},
+            **{name: self._arguments[name] for name in self._more_options},
+            "processes": world()[1],
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            **getattr(loaders, "identity", dict)(),
+        }
 
     # -- model folder ------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model to a folder of safetensors and JSON; read it with `load_model`.
-
-        Parameters
-        ----------
-        folder : path
-            Made where missing.
-
-        Returns
-        -------
-        Path
-            The folder.
-        """
+        """Write the model to a folder of safetensors and JSON, and return it; see `load_model`."""
         from nidl_dcl.models.serialization import save_model
 
         return save_model(self, folder, preparation=self._preparation, exposure=self.exposure)
 
     def load_weights(self, file: str | Path) -> Self:
-        """Take weights from a checkpoint by state name, such as one of nidl's `DCL`.
+        """Load weights by state name, such as those of nidl's `DCL`; the estimator is fitted then.
 
-        Parameters
-        ----------
-        file : path
-            A Lightning checkpoint, a ``state_dict`` that ``torch.save`` wrote, or safetensors.
-            Objects in it are never unpickled.
-
-        Returns
-        -------
-        self
-            Fitted, with the encoder and the projection head of the file.
+        The file is a Lightning checkpoint, a ``state_dict`` that ``torch.save`` wrote, or
+        safetensors. Objects in it are never unpickled.
 
         Raises
         ------
@@ -610,26 +569,16 @@ class DCL(TransformerMixin, BaseEstimator):
         if further:
             raise UsageError(
                 f"{file} has {', '.join(further[:3])} ({len(further)} in all), which the encoder "
-                "has not."
+                "does not have."
             )
         self.load_state_dict({name: given[name] for name in own})
-        self.__dict__["_first_weights"] = None
-        self.__dict__["_exposure"] = {}
-        self.__dict__["_fitted"] = True
+        self._restore(preparation=self._preparation, exposure={})
         return self
 
 
 def _unless_invalid(build: Callable[[], Any]) -> Any:
-    """Build a part, or leave it out where arguments are wrong: `fit` says so, not the constructor."""
+    """Build a part, or return None where arguments are wrong: `fit` raises, not the constructor."""
     try:
         return build()
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
-
-
-def _finite_rows(x: Tensor) -> Tensor:
-    """Return which samples hold finite numbers alone."""
-    # A sum takes a tenth of the time, and is nearly always enough.
-    if len(x) == 0 or bool(torch.isfinite(x.sum())):
-        return torch.ones(len(x), dtype=torch.bool, device=x.device)
-    return torch.isfinite(x).flatten(1).all(1)

@@ -1,4 +1,4 @@
-"""Encoders of 3D volumes, and the projection head that the contrastive loss looks through.
+"""Encoders of 3D volumes, and the projection head between an encoder and the loss.
 
 Every encoder maps (n, channels, depth, height, width) to (n, n_features). Pooling is written with
 means and maxima over reshaped blocks, whose gradients are deterministic on GPUs too.
@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 from monai.networks.nets import DenseNet121 as MonaiDenseNet121
 from monai.networks.nets import resnet18, resnet50
 from torch import Tensor, nn
 
-__all__ = ["ENCODERS", "DenseNet121", "ProjectionHead", "ResNet18", "ResNet50", "StridedCNN"]
-
 
 class StridedCNN(nn.Module):
     """Small convolutional encoder that trains on a CPU.
 
     Four convolutions with stride 2, each followed by batch normalization and ReLU, then the average
-    and the maximum of each map. Batch normalization is what keeps it from collapsing on brains that
-    are aligned, hence nearly alike: a normalizer per sample does not see what tells them apart.
+    and the maximum of each map. Batch normalization keeps it from collapsing on aligned brains,
+    which are nearly equal: a normalization of each sample does not bring out their differences.
 
     Parameters
     ----------
@@ -60,19 +57,17 @@ class StridedCNN(nn.Module):
         return torch.cat([maps.mean(2), maps.amax(2)], dim=1)
 
 
-class ResNet18(nn.Module):
-    """MONAI's 3D ResNet18 with a stem of stride 2.
+class _MonaiEncoder(nn.Module):
+    network: nn.Module
 
-    Parameters
-    ----------
-    in_channels : int, default=1
-        Channels of the volumes.
+    def forward(self, x: Tensor) -> Tensor:
+        """Return embeddings of shape (n, n_features)."""
+        out: Tensor = self.network(x)
+        return out
 
-    Attributes
-    ----------
-    n_features : int
-        512.
-    """
+
+class ResNet18(_MonaiEncoder):
+    """MONAI's 3D ResNet18 with a stem of stride 2, for volumes of `in_channels`; 512 features."""
 
     _build: Callable[..., nn.Module] = staticmethod(resnet18)
     _n_features = 512
@@ -93,43 +88,16 @@ class ResNet18(nn.Module):
         self.network = network
         self.n_features = self._n_features
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return embeddings of shape (n, n_features)."""
-        out: Tensor = self.network(x)
-        return out
-
 
 class ResNet50(ResNet18):
-    """MONAI's 3D ResNet50 with a stem of stride 2.
-
-    Parameters
-    ----------
-    in_channels : int, default=1
-        Channels of the volumes.
-
-    Attributes
-    ----------
-    n_features : int
-        2048.
-    """
+    """MONAI's 3D ResNet50 with a stem of stride 2, for volumes of `in_channels`; 2048 features."""
 
     _build = staticmethod(resnet50)
     _n_features = 2048
 
 
-class DenseNet121(nn.Module):
-    """MONAI's 3D DenseNet121 without its classification layer.
-
-    Parameters
-    ----------
-    in_channels : int, default=1
-        Channels of the volumes.
-
-    Attributes
-    ----------
-    n_features : int
-        1024.
-    """
+class DenseNet121(_MonaiEncoder):
+    """MONAI's 3D DenseNet121 without classifier, for volumes of `in_channels`; 1024 features."""
 
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__()
@@ -143,11 +111,6 @@ class DenseNet121(nn.Module):
                     setattr(module, name, _BlockPool("mean"))
         self.network = nn.Sequential(network, nn.ReLU(inplace=True), _GlobalMean())
         self.n_features = 1024
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return embeddings of shape (n, n_features)."""
-        out: Tensor = self.network(x)
-        return out
 
 
 class ProjectionHead(nn.Module):
@@ -199,8 +162,6 @@ class _BlockPool(nn.Module):
         edges = [min(2, s) for s in size]
         counts = [s // e for s, e in zip(size, edges, strict=True)]
         d, h, w = (k * e for k, e in zip(counts, edges, strict=True))
-        interleaved: list[Any] = [n, c]
-        for count, edge in zip(counts, edges, strict=True):
-            interleaved += [count, edge]
-        blocks = x[:, :, :d, :h, :w].reshape(interleaved)
+        interleaved = [k for pair in zip(counts, edges, strict=True) for k in pair]
+        blocks = x[:, :, :d, :h, :w].reshape(n, c, *interleaved)
         return blocks.mean(dim=(3, 5, 7)) if self.kind == "mean" else blocks.amax(dim=(3, 5, 7))

@@ -1,4 +1,7 @@
-"""Embeddings of prepared volumes, kept by content, so that interrupted runs resume."""
+"""Embeddings of prepared volumes, cached by content, so that interrupted runs resume.
+
+Preparing volumes is left to `nidl_dcl.volumes`, writing tables to `nidl_dcl.output`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,6 @@ from nidl_dcl.data.samplers import outlast_sigterm
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.volumes.cache import PreparedVolumes
 
-__all__ = ["embed_volumes"]
-
 _CHUNK = 64
 
 
@@ -28,18 +29,18 @@ def embed_volumes(
     num_workers: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[np.ndarray, int]:
-    """Return the embeddings of all volumes, and how many had to be computed.
+    """Compute the embeddings of all volumes that are not in the cache.
 
     Parameters
     ----------
     model : DCL
         Fitted.
     volumes : PreparedVolumes
-        What is embedded, one at a time: a row never depends on the others.
+        Embedded one at a time, so that a row never depends on the others.
     digest : str
-        Names the model in `memory`.
+        Name of the model in `memory`, such as a checksum of its weights.
     memory : Path, optional
-        Folder of features computed before.
+        Cache folder.
     num_workers : int
         Loading workers.
     progress : callable, optional
@@ -48,14 +49,16 @@ def embed_volumes(
     Returns
     -------
     matrix : ndarray of shape (n, d), float32
+        All embeddings.
     computed : int
+        How many were not in the cache.
     """
     rows: dict[int, np.ndarray] = {}
-    places: dict[int, Path] = {}
+    files: dict[int, Path] = {}
     if memory is not None:
         for i in range(len(volumes)):
-            places[i] = memory / digest[:16] / f"{volumes.name(i)}.f4"
-            if (known := _remembered(places[i])) is not None:
+            files[i] = memory / digest[:16] / f"{volumes.name(i)}.f4"
+            if (known := _read_cached(files[i])) is not None:
                 rows[i] = known
     missing = [i for i in range(len(volumes)) if i not in rows]
     for start in range(0, len(missing), _CHUNK):
@@ -69,15 +72,15 @@ def embed_volumes(
             if memory is not None:
                 body = row.astype("<f4").tobytes()
                 checksum = hashlib.blake2b(body, digest_size=16).digest()
-                write_bytes(places[i], body + checksum, lasting=False)
+                write_bytes(files[i], body + checksum, lasting=False)
         if progress is not None:
             progress("embedding", start + len(chunk), len(missing))
     return np.stack([rows[i] for i in range(len(volumes))]).astype(np.float32), len(missing)
 
 
-def _remembered(place: Path) -> np.ndarray | None:
+def _read_cached(file: Path) -> np.ndarray | None:
     try:
-        raw = place.read_bytes()
+        raw = file.read_bytes()
     except FileNotFoundError:
         return None
     body, digest = raw[:-16], raw[-16:]

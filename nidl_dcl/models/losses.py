@@ -6,7 +6,7 @@ similarity :math:`s_i^+` and temperature :math:`\tau`,
 .. math:: L_i = -w_i\, s_i^+ / \tau + \log \sum_j \exp(s_{ij} / \tau),
 
 where :math:`j` runs over both views of the other N-1 samples (Yeh et al., ECCV 2022, eq. 6 and 7).
-Gathering from several processes is the caller's: it passes global views and its own rows.
+Gathering from several processes is left to the caller, who passes global views and its own rows.
 """
 
 from __future__ import annotations
@@ -20,18 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["DCLLoss", "DCLWLoss", "unit_rows"]
-
 _BLOCK_VALUES = 2**21
 """Similarities held at a time: 8 MB in single precision."""
 
-
 _ONE_SCALE = 40.0
-"""Exponents that lie so close together are taken at one scale: what underflows is below 1e-20."""
-
+"""Range of exponents that share one scale: what underflows is below 1e-20."""
 
 _DOUBLE_ROWS = 256
-"""Batches up to this many samples are computed in double precision inside."""
+"""Largest batch that is computed in double precision."""
 
 
 class DCLLoss(nn.Module):
@@ -56,6 +52,7 @@ class DCLLoss(nn.Module):
     Examples
     --------
     >>> import torch
+    >>> from nidl_dcl import DCLLoss
     >>> z = torch.eye(3)
     >>> round(DCLLoss(temperature=1.0)(z, z).item(), 4)  # log 4 - 1
     0.3863
@@ -104,7 +101,10 @@ class DCLLoss(nn.Module):
             )
         with torch.autocast(z1.device.type, enabled=False):
             single = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
-            inner = _inner_dtype(single, z1)
+            # Nearly equal samples at a low temperature cancel to the fourth digit of single
+            # precision; in a batch this small double precision costs next to nothing.
+            small = len(z1) <= _DOUBLE_ROWS and z1.device.type in ("cpu", "cuda")
+            inner = torch.float64 if small else single
             loss = self._mean(z1.to(inner), z2.to(inner), slice(None) if rows is None else rows)
             return loss.to(single)
 
@@ -136,7 +136,7 @@ class DCLWLoss(DCLLoss):
     """DCL whose positive pairs are weighted by a negative von Mises-Fisher function.
 
     The weight of pair i is ``2 - n * softmax(s / sigma)_i`` over the pairs of the batch: the less
-    alike its two views, the more a pair counts. The weight is not detached.
+    similar its two views, the more a pair counts. The weight is not detached.
 
     Parameters
     ----------
@@ -153,6 +153,14 @@ class DCLWLoss(DCLLoss):
     References
     ----------
     Yeh, C.-H. et al. Decoupled contrastive learning. ECCV 2022, eq. 7.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from nidl_dcl import DCLWLoss
+    >>> z = torch.eye(3)
+    >>> round(DCLWLoss(sigma=0.5, temperature=1.0)(z, z).item(), 4)  # equal pairs: weights of 1
+    0.3863
     """
 
     def __init__(self, sigma: float = 0.5, temperature: float = 0.1) -> None:
@@ -176,15 +184,6 @@ class _VonMisesFisher:
         return f"von_mises_fisher(sigma={self.sigma})"
 
 
-def _inner_dtype(single: torch.dtype, z: Tensor) -> torch.dtype:
-    """Return the precision to compute in.
-
-    Samples that are nearly alike at a low temperature cancel to the fourth digit of single
-    precision; in a batch this small double precision costs next to nothing.
-    """
-    return torch.float64 if len(z) <= _DOUBLE_ROWS and z.device.type in ("cpu", "cuda") else single
-
-
 def unit_rows(z: Tensor) -> Tensor:
     """Return the rows of `z`, shape (n, d), at length 1; rows of zeros stay zero, gradient included.
 
@@ -198,7 +197,7 @@ def unit_rows(z: Tensor) -> Tensor:
 
 
 class _NegativesLogSumExp(torch.autograd.Function):
-    """log sum exp of similarity / temperature over an anchor's negatives, a block of anchors at a time.
+    """log sum exp of similarity / temperature over an anchor's negatives, by blocks of anchors.
 
     The backward pass computes each block of similarities again instead of keeping it.
     """
@@ -207,12 +206,9 @@ class _NegativesLogSumExp(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, anchors: Tensor, temperature: float) -> Tensor:
         ctx.temperature = temperature
         out = u.new_empty(len(anchors))
-        start = 0
-        for block, s in _similarities(u, anchors, temperature):
-            stop = start + len(block)
+        for at, _, s in _similarities(u, anchors, temperature):
             largest = s.amax(dim=1, keepdim=True)
-            out[start:stop] = s.sub_(largest).exp_().sum(1).log_().add_(largest[:, 0])
-            start = stop
+            out[at] = s.sub_(largest).exp_().sum(1).log_().add_(largest[:, 0])
         ctx.save_for_backward(u, anchors, out)
         return out
 
@@ -226,36 +222,30 @@ class _NegativesLogSumExp(torch.autograd.Function):
         if len(anchors) == len(u) and 2 / ctx.temperature + math.log(len(u)) <= _ONE_SCALE:
             top = out.amax()
             factor = tempered * (top - out).exp_()
-            grad_u, start = torch.empty_like(u), 0
-            for block, s in _similarities(u, anchors, ctx.temperature):
-                stop = start + len(block)
-                s.sub_(top).exp_().mul_(factor[start:stop, None] + factor)
-                torch.mm(s, u, out=grad_u[start:stop])
-                start = stop
+            grad_u = torch.empty_like(u)
+            for at, _, s in _similarities(u, anchors, ctx.temperature):
+                s.sub_(top).exp_().mul_(factor[at, None] + factor)
+                torch.mm(s, u, out=grad_u[at])
             return grad_u, None, None
         grad_u = torch.zeros_like(u)
-        start = 0
-        for block, s in _similarities(u, anchors, ctx.temperature):
-            stop = start + len(block)
-            s.sub_(out[start:stop, None]).exp_()
-            s.mul_(tempered[start:stop, None])
+        for at, block, s in _similarities(u, anchors, ctx.temperature):
+            s.sub_(out[at, None]).exp_().mul_(tempered[at, None])
             grad_u.addmm_(s.T, u[block])
             grad_u.index_add_(0, block, s @ u)
-            start = stop
         return grad_u, None, None
 
 
 def _similarities(u: Tensor, anchors: Tensor, temperature: float) -> Any:
-    """Yield blocks of anchors with their similarities / temperature, own sample masked by -inf.
+    """Yield slices of the anchors, the anchors, similarities / temperature (own sample: -inf).
 
-    All blocks are computed in the same memory: the allocator would not find that of the last again.
+    All blocks are computed in one buffer, which the allocator would not reuse by itself.
     """
     total = len(u)
     size = max(1, _BLOCK_VALUES // total)
-    memory = u.new_empty(min(size, len(anchors)), total)
-    for block in anchors.split(size):
-        s = torch.mm(u[block], u.T, out=memory[: len(block)]).div_(temperature)
+    buffer = u.new_empty(min(size, len(anchors)), total)
+    for number, block in enumerate(anchors.split(size)):
+        s = torch.mm(u[block], u.T, out=buffer[: len(block)]).div_(temperature)
         line = torch.arange(len(block), device=u.device)
         s[line, block] = -torch.inf
         s[line, (block + total // 2) % total] = -torch.inf
-        yield block, s
+        yield slice(number * size, number * size + len(block)), block, s

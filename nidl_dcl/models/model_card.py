@@ -1,51 +1,41 @@
-"""The card of a model folder: what `model.json` says, as a page for whoever gets the folder.
+"""The model card: the content of a model folder's `model.json` as a page for its readers.
 
-Nothing is said that the folder does not hold; what only its owner can know is left for them.
+It states nothing that the folder does not hold; its owner adds the rest.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
 
+from nidl_dcl.data.exposure import trainings
 from nidl_dcl.io.formats import escape_control
-
-__all__ = ["METHOD", "model_card"]
 
 METHOD = """\
 Yeh, C.-H., Hong, C.-Y., Hsu, Y.-C., Liu, T.-L., Chen, Y., LeCun, Y. (2022).
   Decoupled Contrastive Learning. ECCV 2022. doi:10.1007/978-3-031-19809-0_38"""
 """What to cite for the method, as the text of an item of a Markdown list."""
 
-
-_TOLD_ELSEWHERE = ("encoder", "preparation", "preset", "holdout", "group", "random_seed")
+_SHOWN_ELSEWHERE = ("encoder", "preparation", "preset", "holdout", "group", "random_seed")
 
 
 def model_card(description: Mapping[str, Any]) -> str:
-    """Return the card of a model as Markdown, with the first lines that model hubs read.
+    """Return the card of a model, from its ``model.json``, as Markdown.
 
-    Parameters
-    ----------
-    description : mapping
-        Content of ``model.json``. The same description gives the same card.
-
-    Returns
-    -------
-    str
+    It has the front matter that model hubs read. The same description gives the same card.
     """
     provenance = description.get("provenance") or {}
     config = provenance.get("config") or {}
     encoder = description["encoder"]
     contract = description.get("input_contract")
-    origin = (contract or {}).get("origin")
-    trainings = list(_trainings(description.get("exposure") or {}))
-    known = {k: v for k, v in config.items() if k not in _TOLD_ELSEWHERE}
+    parts = list(filter(None, trainings(description.get("exposure") or {})))
+    known = {k: v for k, v in config.items() if k not in _SHOWN_ELSEWHERE}
     head = {
         "library_name": "nidl_dcl",
         "tags": [
@@ -71,30 +61,22 @@ def model_card(description: Mapping[str, Any]) -> str:
         settings={**known, **description["arguments"]},
         weighted=description["arguments"].get("weighting_sigma") is not None,
         contract=contract,
-        origin=origin,
+        origin=(contract or {}).get("origin"),
         source=provenance.get("source"),
         config=config,
-        trainings=trainings,
-        complete=bool(trainings) and all("n_participants" in part for part in trainings),
-        names_hashed=any("participants" in part for part in trainings),
+        trainings=parts,
+        complete=bool(parts) and all("n_participants" in part for part in parts),
+        names_hashed=any("participants" in part for part in parts),
         method=METHOD,
     )
 
 
-def _trainings(exposure: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield what each training saw, the last one first."""
-    if exposure:
-        yield exposure
-    for earlier in exposure.get("before") or ():
-        yield from _trainings(earlier)
-
-
 def _word(value: Any) -> str:
-    """Return a value that stands in a sentence as it is, in which nothing is markup."""
+    """Return a value for use within a sentence, without characters that could be markup."""
     return re.sub(r"[^\w.+-]", "", str(value or ""))
 
 
 def _code(value: Any) -> str:
-    """Return a value as Markdown code, in which nothing is markup."""
+    """Return a value as Markdown code, without characters that could end it."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return f"`{escape_control(text).replace('`', chr(39))}`"

@@ -1,6 +1,6 @@
 """Optimizers, weight-decay groups and learning-rate schedules, from every form the caller may give.
 
-Knows parameters and numbers of steps; asks nothing of a trainer.
+Numbers of steps come from the caller; no trainer is needed.
 """
 
 from __future__ import annotations
@@ -17,17 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-__all__ = [
-    "OPTIMIZERS",
-    "SCHEDULE_DEFAULTS",
-    "WarmupCosine",
-    "build_optimizer",
-    "build_scheduler",
-    "weight_decay_groups",
-]
-
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
-
 
 SCHEDULE_DEFAULTS: dict[str, Any] = {
     "warmup_epochs": 10,
@@ -36,7 +26,6 @@ SCHEDULE_DEFAULTS: dict[str, Any] = {
     "interval": "step",
 }
 """Defaults of ``lr_scheduler_kwargs`` for ``"warmup_cosine"``."""
-
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -90,11 +79,11 @@ class WarmupCosine(LRScheduler):
         return self.min_lr + (base - self.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position alone: the horizon is that of the run which loads it."""
+        """Return the current step alone: a run that loads it has a length of its own."""
         return {"last_epoch": self.last_epoch, "base_lrs": self.base_lrs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the position; rates follow this run's horizon."""
+        """Restore the current step; rates are those of this run's length."""
         self.last_epoch = int(state_dict["last_epoch"])
         self.base_lrs = list(state_dict["base_lrs"])
         self._last_lr = self.get_lr()
@@ -106,34 +95,18 @@ def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str
     """Split the trainable parameters into those that decay and those that do not.
 
     Biases, parameters of normalization layers and parameters with fewer than two dimensions do not
-    decay. A parameter shared by several layers appears once; it does not decay if any owner says so.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Owner of the parameters.
-    weight_decay : float
-        For the first group.
-
-    Returns
-    -------
-    list of dict
-        Parameter groups as optimizers take them; empty ones are left out.
+    decay. A parameter shared by several layers appears once; it does not decay if it is one of these
+    in any of them. Empty groups are left out.
     """
-    free: dict[int, bool] = {}
-    parameters: dict[int, nn.Parameter] = {}
+    free: dict[nn.Parameter, bool] = {}
     for owner in module.modules():
-        for name, parameter in owner.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            undecayed = isinstance(owner, _NORMS) or name.endswith("bias") or parameter.ndim <= 1
-            parameters[id(parameter)] = parameter
-            free[id(parameter)] = free.get(id(parameter), False) or undecayed
-    decayed = [p for key, p in parameters.items() if not free[key]]
-    undecayed_ = [p for key, p in parameters.items() if free[key]]
+        for name, p in owner.named_parameters(recurse=False):
+            if p.requires_grad:
+                undecayed = isinstance(owner, _NORMS) or name.endswith("bias") or p.ndim <= 1
+                free[p] = free.get(p, False) or undecayed
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed_, "weight_decay": 0.0},
+        {"params": [p for p in free if not free[p]], "weight_decay": weight_decay},
+        {"params": [p for p in free if free[p]], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -146,7 +119,7 @@ def build_optimizer(
     weight_decay: float,
     exclude_bias_and_norm_wd: bool,
     optimizer_kwargs: Mapping[str, Any] | None,
-    stand_ins: Mapping[int, nn.Parameter],
+    copies: Mapping[int, nn.Parameter],
 ) -> Optimizer:
     """Return the optimizer that trains `module`.
 
@@ -157,9 +130,9 @@ def build_optimizer(
         groups and state, and trains the module's parameters in place of those it was made with.
     module : nn.Module
         What is trained.
-    learning_rate, weight_decay, exclude_bias_and_norm_wd, optimizer_kwargs
+    learning_rate, weight_decay, exclude_bias_and_norm_wd, optimizer_kwargs : object
         As in `DCL`; an instance keeps its own.
-    stand_ins : mapping
+    copies : mapping
         From the id of a caller's parameter to the module's copy of it.
 
     Raises
@@ -173,7 +146,7 @@ def build_optimizer(
     if isinstance(optimizer, Optimizer):
         if options:
             warnings.warn("optimizer is an instance, so optimizer_kwargs is ignored.", stacklevel=2)
-        return _adopted(optimizer, module, stand_ins)
+        return _copy_optimizer(optimizer, module, copies)
     if isinstance(optimizer, str):
         if optimizer.lower() not in OPTIMIZERS:
             raise ValueError(
@@ -212,7 +185,7 @@ def build_scheduler(
         A class or callable gets the optimizer and `lr_scheduler_kwargs`; an instance is copied onto
         the optimizer; a dict is Lightning's own configuration.
     optimizer : Optimizer
-        What it drives.
+        Whose learning rates it sets.
     lr_scheduler_kwargs : mapping or None
         See `SCHEDULE_DEFAULTS`; ``interval`` ("step" or "epoch") goes to Lightning.
     total_steps, steps_per_epoch : float
@@ -228,33 +201,25 @@ def build_scheduler(
         For anything else.
     """
     options = dict(lr_scheduler_kwargs or {})
+    given = dict(lr_scheduler) if isinstance(lr_scheduler, Mapping) else {"scheduler": lr_scheduler}
+    lr_scheduler = given.pop("scheduler", None)
     if lr_scheduler is None or (isinstance(lr_scheduler, str) and lr_scheduler.lower() == "none"):
         return None
-    if isinstance(lr_scheduler, Mapping):
-        config = dict(lr_scheduler)
-        inner = config.pop("scheduler", None)
-        built = build_scheduler(
-            inner,
-            optimizer,
-            lr_scheduler_kwargs=options,
-            total_steps=total_steps,
-            steps_per_epoch=steps_per_epoch,
-            given_optimizer=given_optimizer,
-        )
-        return built and {**built, **config}
     if isinstance(lr_scheduler, str):
         if lr_scheduler.lower() != "warmup_cosine":
             raise ValueError(
                 f"lr_scheduler must be 'warmup_cosine', 'none', None, a class or an instance, got "
                 f"{lr_scheduler!r}."
             )
-        return _warmup_cosine(optimizer, options, total_steps, steps_per_epoch)
+        return {**_warmup_cosine(optimizer, options, total_steps, steps_per_epoch), **given}
     interval = _interval(options.pop("interval", "epoch"))
     if isinstance(lr_scheduler, LRScheduler | ReduceLROnPlateau):
         scheduler = copy.copy(lr_scheduler)
         scheduler.optimizer = optimizer
         if lr_scheduler.optimizer is not given_optimizer:
-            for group, rate in zip(optimizer.param_groups, _cycled(lr_scheduler), strict=False):
+            rates = getattr(lr_scheduler, "base_lrs", None)
+            rates = rates or [g["lr"] for g in lr_scheduler.optimizer.param_groups]
+            for group, rate in zip(optimizer.param_groups, rates, strict=False):
                 group.setdefault("initial_lr", rate)
     elif callable(lr_scheduler):
         scheduler = lr_scheduler(optimizer, **options)
@@ -263,7 +228,7 @@ def build_scheduler(
     config = {"scheduler": scheduler, "interval": interval, "frequency": 1}
     if isinstance(scheduler, ReduceLROnPlateau):
         config["monitor"] = "loss/train"
-    return config
+    return {**config, **given}
 
 
 def _warmup_cosine(
@@ -303,16 +268,11 @@ def _interval(value: Any) -> str:
     return str(value)
 
 
-def _cycled(scheduler: Any) -> list[float]:
-    rates = list(getattr(scheduler, "base_lrs", []))
-    return rates or [g["lr"] for g in scheduler.optimizer.param_groups]
-
-
-def _adopted(
-    given: Optimizer, module: nn.Module, stand_ins: Mapping[int, nn.Parameter]
+def _copy_optimizer(
+    given: Optimizer, module: nn.Module, copies: Mapping[int, nn.Parameter]
 ) -> Optimizer:
     """Copy an optimizer onto the module's parameters; the caller's stays as it is."""
-    own = {**stand_ins, **{id(p): p for p in module.parameters()}}
+    own = {**copies, **{id(p): p for p in module.parameters()}}
     groups, seen = [], set()
     for group in given.param_groups:
         swapped = [own.get(id(p)) for p in group["params"]]

@@ -1,6 +1,6 @@
-"""A probe: how well frozen embeddings predict something known, measured while the encoder learns.
+"""A probe: a score of frozen embeddings on known targets, measured during training.
 
-It reads the encoder and changes nothing: a run with a probe ends as one without.
+The encoder and the random state are left unchanged: training with a probe ends as without.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from sklearn.model_selection import GroupKFold, KFold, cross_val_score
 
 from nidl_dcl.data.batches import single_view
 from nidl_dcl.data.loaders import PredictShards
-from nidl_dcl.distributed import first_value, gather_objects, world
-
-__all__ = ["Probe"]
+from nidl_dcl.distributed import first_value, world
+from nidl_dcl.models.transformer import gather_in_order
 
 
 class Probe(L.Callback):
-    """Cross-validates a scikit-learn estimator on frozen embeddings, every few epochs.
+    """Callback that cross-validates a scikit-learn estimator on frozen embeddings, every few epochs.
 
     The mean score over the folds is logged as ``probe/<name>``, where loggers, ``ModelCheckpoint``
     and ``EarlyStopping`` find it.
@@ -31,9 +30,9 @@ class Probe(L.Callback):
     estimator : scikit-learn estimator
         Cloned for each fold.
     X : anything that ``transform`` takes
-        What is embedded, one view of each sample: a loader, an array, paths, …
+        The samples, one view of each: a loader, an array, paths, …
     y : array of shape (n,)
-        What is predicted, in the order of `X`.
+        Targets in the order of `X`.
     groups : array of shape (n,), optional
         Participants; the images of one are never split between training and test.
     name : str, default="score"
@@ -65,7 +64,8 @@ class Probe(L.Callback):
     >>> x = torch.randn(20, 6)
     >>> probe = Probe(Ridge(), x, x[:, 0].numpy(), scoring="r2", every=1)
     >>> model = DCL(nn.Linear(6, 4), proj_input_dim=4, max_epochs=2, lr_scheduler=None,
-    ...             callbacks=[probe], random_state=0, enable_progress_bar=False)
+    ...             callbacks=[probe], random_state=0, enable_progress_bar=False,
+    ...             enable_model_summary=False)
     >>> [epoch for epoch, _ in probe.scores] if model.fit(x) else None
     [1, 2]
     """
@@ -93,21 +93,18 @@ class Probe(L.Callback):
         self.scores: list[tuple[int, float]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Measure, when it is time to."""
+        """Measure after every `every` epochs, and after the last one."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every and epoch != trainer.max_epochs:
             return
         features = embed_between_steps(pl_module, self.X)
-        self._check_lengths(len(features))
+        for what, values in (("y", self.y), ("groups", self.groups)):
+            if values is not None and len(values) != (n := len(features)):
+                raise ValueError(f"The probe has {n} samples in X and {len(values)} in {what}.")
         # One process scores, so that all log the same number.
         score = first_value(self._score(features) if world()[0] == 0 else None)
         self.scores.append((epoch, score))
         pl_module.log(f"probe/{self.name}", score, batch_size=1, sync_dist=True)
-
-    def _check_lengths(self, n: int) -> None:
-        for what, values in (("y", self.y), ("groups", self.groups)):
-            if values is not None and len(values) != n:
-                raise ValueError(f"The probe has {n} samples in X and {len(values)} in {what}.")
 
     def _score(self, features: np.ndarray) -> float:
         folds = KFold(self.cv, shuffle=True, random_state=0)
@@ -123,20 +120,11 @@ class Probe(L.Callback):
 
 
 def embed_between_steps(model: Any, X: Any) -> np.ndarray:
-    """Return the embeddings of X in input order, on every process, in the middle of a fit.
+    """Return what ``transform`` gives for X, float32, on every process, during a fit of the model.
 
-    Parameters
-    ----------
-    model : DCL
-        In training; left as it was.
-    X : object
-        As for ``transform``.
-
-    Returns
-    -------
-    ndarray of shape (n, n_features), float32
+    The state of the model does not change.
     """
-    loader, _ = model._inference_loader(X)
+    loader = model._inference_loader(X)
     rank, processes = world()
     training = [module for module in model.modules() if module.training]
     own = []
@@ -150,5 +138,4 @@ def embed_between_steps(model: Any, X: Any) -> np.ndarray:
     finally:
         for module in training:
             module.training = True
-    pieces = sorted((p for part in gather_objects(own) for p in part), key=lambda piece: piece[0])
-    return np.concatenate([rows for _, rows in pieces])
+    return np.concatenate([rows for _, rows in gather_in_order(own)])

@@ -1,8 +1,8 @@
-"""A model as a folder of safetensors and JSON, which no code comes out of.
+"""Model folders: safetensors and JSON, from which no code runs.
 
 `weights.safetensors` holds the state; `model.json` everything else: the arguments, classes by
 import path, the input contract, what pretraining saw, versions, and the checksum of the weights.
-`README.md` says it to people (`model_card`) and is never read.
+`README.md` is for people (`model_card`) and is never read.
 """
 
 from __future__ import annotations
@@ -39,29 +39,17 @@ from nidl_dcl.models.model_card import model_card
 from nidl_dcl.models.trust import TRUSTED, is_of
 from nidl_dcl.volumes.preparation import Preparation
 
-__all__ = [
-    "FORMAT",
-    "import_module_class",
-    "load_model",
-    "read_description",
-    "read_weights",
-    "save_model",
-    "versions",
-    "weights_sha256",
-]
-
 FORMAT = 1
 """Version of the layout of the folder."""
 
-
 _MOVED = {"nidl_dcl.dcl": "nidl_dcl.models.dcl", "nidl_dcl.encoder": "nidl_dcl.models.encoders"}
-"""Modules that folders written by version 0.1.0 name, and where their classes are now."""
+"""Modules that older folders name, and where their classes are now."""
 
-_PLAIN = (bool, int, float, str, type(None))
-
-
-_RUN_OPTIONS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins")
-
+_NOT_ARGUMENTS = (
+    *("encoder", "encoder_kwargs"),
+    *("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins"),
+)
+"""What is described apart from the arguments, or says where a model runs."""
 
 _DISTRIBUTIONS = ("torch", "lightning", "monai", "nibabel", "pybids", "scikit-learn", "numpy")
 
@@ -153,6 +141,20 @@ def load_model(
     UsageError
         When the folder is not a model, its weights do not match their checksum or the encoder, or
         the encoder's class is not trusted or cannot be rebuilt.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from nidl_dcl import DCL, load_model
+    >>> x = torch.randn(16, 12)
+    >>> model = DCL(nn.Linear, {"in_features": 12, "out_features": 4}, proj_input_dim=4,
+    ...             max_epochs=1, lr_scheduler=None, enable_progress_bar=False,
+    ...             enable_model_summary=False)
+    >>> folder = model.fit(x).save("models/linear")
+    >>> again = load_model(folder)
+    >>> torch.equal(again.transform(x), model.transform(x))
+    True
     """
     folder = Path(folder)
     description = read_description(folder)
@@ -172,8 +174,8 @@ def load_model(
         state = safetensors.torch.load(raw)
     except safetensors.SafetensorError as error:
         raise UsageError(f"{weights} is not a safetensors file ({error}).") from error
-    own = ("encoder", "encoder_kwargs", *_RUN_OPTIONS)  # never written there
-    arguments = {k: v for k, v in description["arguments"].items() if k not in own}
+    given = description["arguments"]
+    arguments = {k: v for k, v in given.items() if k not in _NOT_ARGUMENTS}  # never written there
     known = description["encoder"]
     if encoder is not None:
         arguments["encoder"] = encoder
@@ -204,21 +206,23 @@ def load_model(
         estimator.load_state_dict(state)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"The weights of {folder} do not fit the model: {error}") from error
-    estimator.__dict__["_preparation"] = preparation
-    estimator.__dict__["_fitted"] = bool(description.get("fitted"))
-    if estimator.fitted:
-        estimator.__dict__["_exposure"] = dict(description.get("exposure") or {})
+    fitted = bool(description.get("fitted"))
+    estimator._restore(
+        preparation=preparation,
+        exposure=(description.get("exposure") or {}) if fitted else None,
+        fitted=fitted,
+    )
     return estimator
 
 
-class _EndlessError(Exception):
-    """A model that is being built grows and grows."""
+class _TooLargeError(Exception):
+    """A model that is being built exceeds its limit."""
 
 
 def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> None:
     """Build a model, if possible without memory; refuse one of more numbers than its weights.
 
-    What a description says could otherwise ask for any amount of memory, or parts without end.
+    A description could otherwise ask for any amount of memory, or any number of parts.
     """
     held = sum(tensor.numel() for tensor in state.values())
     most = 10**8 + 10 * held, 1000 + 100 * len(state)  # a part may be built and replaced
@@ -227,7 +231,7 @@ def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> Non
     def count(what: int, more: int) -> None:
         built[what] += more
         if built[what] > most[what]:
-            raise _EndlessError(f"building it took over {most[what]} {('numbers', 'parts')[what]}")
+            raise _TooLargeError(f"building it took over {most[what]} {('numbers', 'parts')[what]}")
 
     def take(module: nn.Module, name: str, parameter: Tensor | None) -> None:
         count(0, 0 if parameter is None or is_lazy(parameter) else parameter.numel())
@@ -241,12 +245,12 @@ def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> Non
             with torch.device("meta"):
                 model = build()
         except (RuntimeError, ValueError, TypeError, AssertionError):
-            # Some constructors look at values, which tensors without memory have not; what they
-            # build is counted all the same.
+            # Some constructors read values, which tensors without memory do not have; what they
+            # build is counted too.
             built[:] = 0, 0
             model = build()
-    except _EndlessError as error:
-        raise ValueError(f"the model described has no end in sight ({error})") from error
+    except _TooLargeError as error:
+        raise ValueError(f"the model described is too large ({error})") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -257,17 +261,9 @@ def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> Non
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a file of weights, or of a Lightning checkpoint, by state name.
+    """Read, to the CPU, the tensors of safetensors or of what ``torch.save`` wrote, by state name.
 
-    Parameters
-    ----------
-    file : path
-        safetensors, or what ``torch.save`` wrote: a state, or a checkpoint with a ``state_dict``.
-
-    Returns
-    -------
-    dict of str to Tensor
-        On the CPU.
+    The latter is a state, or a checkpoint with a ``state_dict``.
 
     Raises
     ------
@@ -302,13 +298,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return the checked content of a model folder's `model.json`.
-
-    Raises
-    ------
-    UsageError
-        When it is missing, not JSON, or of a format that this version does not know.
-    """
+    """Read `model.json`; a UsageError where it is missing, not JSON or of an unknown format."""
     file = folder / "model.json"
     if not file.is_file():
         raise UsageError(f"{folder} is not a model folder: model.json is missing.")
@@ -340,24 +330,15 @@ def read_description(folder: Path) -> dict[str, Any]:
 def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]:
     """Return the nn.Module subclass at ``package.module:Class``.
 
-    Parameters
-    ----------
-    path : str
-        Import path.
-    trust : iterable of str
-        Packages allowed besides nidl_dcl, monai and torch.nn.
-
-    Raises
-    ------
-    UsageError
-        When the package is not trusted, or there is no such class.
+    A UsageError refuses other packages than nidl_dcl, monai, torch.nn and those of `trust`, and
+    what is no such class.
     """
     module = path.partition(":")[0]
     allowed = (*TRUSTED, *trust)
     if not is_of(module, allowed):
         package = module.partition(".")[0]
         raise UsageError(
-            f"The encoder {path} comes from a package that is not trusted. If you trust it, say "
+            f"The encoder {path} comes from a package that is not trusted. If you trust it, pass "
             f"--trust {package}, in Python load_model(folder, trust=[{package!r}])."
         )
     found = _resolve(path)
@@ -370,7 +351,7 @@ def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, nidl_dcl and the packages that decide about numbers."""
+    """Return the versions of Python, nidl_dcl and the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in ("nidl_dcl", *_DISTRIBUTIONS):
         try:
@@ -400,16 +381,14 @@ def _resolve(path: str) -> Any:
 
 
 def _describe_encoder(estimator: Any) -> dict[str, Any]:
-    given = estimator.get_params()["encoder"]
-    kind = given if inspect.isclass(given) else type(given)
-    path = _stable_path(kind)
-    if inspect.isclass(given):
-        arguments = estimator.get_params()["encoder_kwargs"] or {}
-    else:
-        arguments = getattr(given, "arguments", None)
-    if not _is_json(arguments):
-        arguments = None
-    return {"class": path, "arguments": arguments}
+    params = estimator.get_params()
+    kind, arguments = params["encoder"], params["encoder_kwargs"] or {}
+    if not inspect.isclass(kind):
+        kind, arguments = type(kind), getattr(kind, "arguments", None)
+    return {
+        "class": _stable_path(kind),
+        "arguments": arguments if is_plain(arguments, list) else None,
+    }
 
 
 def _describe_arguments(params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -420,25 +399,26 @@ def _describe_arguments(params: Mapping[str, Any]) -> tuple[dict[str, Any], list
     kept: dict[str, Any] = {}
     left_out = []
     for name, value in params.items():
-        if name in ("encoder", "encoder_kwargs") or name in _RUN_OPTIONS:
+        if name in _NOT_ARGUMENTS:
             continue
         if name == "optimizer" and inspect.isclass(value) and issubclass(value, Optimizer):
             value = value.__name__.lower()
-        if _is_json(value):
+        if is_plain(value, list):
             kept[name] = value
         else:
             left_out.append(name)
     return kept, left_out
 
 
-def _is_json(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(k, str) and _is_json(v) for k, v in value.items())
-    if isinstance(value, list):
-        return all(_is_json(v) for v in value)
-    return type(value) in _PLAIN
+def is_plain(value: Any, sequences: Any = (list, tuple)) -> bool:
+    """Return whether a value is numbers, texts or containers of such, `sequences` and dicts."""
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and is_plain(v, sequences) for k, v in value.items())
+    if isinstance(value, sequences):
+        return all(is_plain(v, sequences) for v in value)
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def weights_sha256(folder: Path) -> str:
-    """Return the checksum that tells a model's weights from others; see `read_description`."""
+    """Return the checksum of a model folder's weights; see `read_description`."""
     return str(read_description(folder)["sha256"]["weights.safetensors"])

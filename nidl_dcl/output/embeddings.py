@@ -14,18 +14,6 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.io.atomic import finish_together, replacing, write_together
 from nidl_dcl.io.formats import to_json, to_npy, to_tsv
 
-__all__ = [
-    "COLUMNS",
-    "Embeddings",
-    "is_written",
-    "read_embeddings",
-    "write_embeddings",
-    "write_parquet",
-]
-
-COLUMNS = ("participant_id", "session_id", "run", "source", "split", "row")
-
-
 _DESCRIPTIONS = {
     "participant_id": "Participant, as in participants.tsv",
     "session_id": "Session of the image",
@@ -34,6 +22,8 @@ _DESCRIPTIONS = {
     "split": "What pretraining did with the participant: train, val or holdout (not seen); n/a if unknown",
     "row": "Row of the array in the .npy file of the same name, from 0",
 }
+
+COLUMNS = tuple(_DESCRIPTIONS)
 
 
 class Embeddings:
@@ -57,8 +47,8 @@ class Embeddings:
         self.config = dict(config or {})
 
 
-def write_embeddings(folder: Path, label: str, embeddings: Embeddings) -> bool:
-    """Write ``desc-<label>_embeddings`` as TSV, JSON and NPY; return whether anything changed.
+def write_embeddings(folder: Path, label: str, embeddings: Embeddings) -> None:
+    """Write ``desc-<label>_embeddings`` as TSV, JSON and NPY.
 
     Parameters
     ----------
@@ -69,49 +59,44 @@ def write_embeddings(folder: Path, label: str, embeddings: Embeddings) -> bool:
     embeddings : Embeddings
         What is written.
     """
-    text = _table_text(embeddings)
     sidecar = {
-        **{name: {"Description": text_} for name, text_ in _DESCRIPTIONS.items()},
+        **{name: {"Description": text} for name, text in _DESCRIPTIONS.items()},
         "Description": "One embedding per image; the matrix is in the .npy file of the same name",
         "Shape": list(embeddings.matrix.shape),
         "Config": embeddings.config,
     }
-    if is_written(folder, label, embeddings):
-        return False
-    write_together(
-        folder,
-        _set(label),
-        {
-            _file(folder, label, "npy").name: bytes(to_npy(embeddings.matrix.astype(np.float32))),
-            _file(folder, label, "tsv").name: text.encode("utf-8", "backslashreplace"),
-            _file(folder, label, "json").name: to_json(sidecar).encode("utf-8", "backslashreplace"),
-        },
-    )
-    return True
+    files = {
+        "npy": bytes(to_npy(embeddings.matrix.astype(np.float32))),
+        "tsv": _table_text(embeddings).encode("utf-8", "backslashreplace"),
+        "json": to_json(sidecar).encode("utf-8", "backslashreplace"),
+    }
+    stem = _stem(label)
+    write_together(folder, stem, {f"{stem}.{kind}": content for kind, content in files.items()})
 
 
 def is_written(folder: Path, label: str, embeddings: Embeddings) -> bool:
-    """Return whether `write_embeddings` would change nothing."""
-    finish_together(folder, _set(label))
-    tsv, npy, note = (_file(folder, label, kind) for kind in ("tsv", "npy", "json"))
+    """Return whether `write_embeddings` would change nothing.
+
+    Parameters
+    ----------
+    folder : Path
+        The output folder.
+    label : str
+        The model's label.
+    embeddings : Embeddings
+        What would be written.
+    """
+    tsv, npy, note = _finished(folder, label)
     return (
-        tsv.is_file()
-        and npy.is_file()
-        and note.is_file()
+        all(file.is_file() for file in (tsv, npy, note))
         and tsv.read_text("utf-8") == _table_text(embeddings)
         and np.array_equal(np.load(npy, allow_pickle=False), embeddings.matrix)
     )
 
 
 def _table_text(embeddings: Embeddings) -> str:
-    table = embeddings.table.copy()
-    table["row"] = range(len(table))
-    return to_tsv(table[list(COLUMNS)])
-
-
-def _set(label: str) -> str:
-    """Return the name of the files that `write_together` writes."""
-    return f"desc-{label}_embeddings"
+    table = embeddings.table
+    return to_tsv(table.assign(row=range(len(table)))[list(COLUMNS)])
 
 
 def write_parquet(folder: Path, label: str, embeddings: Embeddings) -> None:
@@ -129,7 +114,7 @@ def write_parquet(folder: Path, label: str, embeddings: Embeddings) -> None:
     names = [f"{label}{i:03d}" for i in range(embeddings.matrix.shape[1])]
     matrix = pd.DataFrame(embeddings.matrix, columns=names)
     ids = embeddings.table[list(COLUMNS)].astype({"row": int})
-    with replacing(_file(folder, label, "parquet")) as beside:
+    with replacing(folder / f"{_stem(label)}.parquet") as beside:
         pd.concat([ids, matrix], axis=1).to_parquet(beside, engine="pyarrow", index=False)
 
 
@@ -141,8 +126,7 @@ def read_embeddings(folder: Path, label: str) -> Embeddings | None:
     UsageError
         When the files are damaged, or do not belong together.
     """
-    finish_together(folder, _set(label))
-    tsv, npy, note = (_file(folder, label, kind) for kind in ("tsv", "npy", "json"))
+    tsv, npy, note = _finished(folder, label)
     if not (tsv.is_file() and npy.is_file()):
         return None
     file = tsv
@@ -168,5 +152,12 @@ def read_embeddings(folder: Path, label: str) -> Embeddings | None:
     return Embeddings(table, matrix, config)
 
 
-def _file(folder: Path, label: str, kind: str) -> Path:
-    return folder / f"desc-{label}_embeddings.{kind}"
+def _stem(label: str) -> str:
+    return f"desc-{label}_embeddings"
+
+
+def _finished(folder: Path, label: str) -> tuple[Path, Path, Path]:
+    """Return the TSV, NPY and JSON, once a killed `write_embeddings` was brought to its end."""
+    stem = _stem(label)
+    finish_together(folder, stem)
+    return folder / f"{stem}.tsv", folder / f"{stem}.npy", folder / f"{stem}.json"

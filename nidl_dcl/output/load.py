@@ -20,9 +20,7 @@ from nidl_dcl.bids.derivatives import dataset_root
 from nidl_dcl.bids.phenotypes import read_phenotypes
 from nidl_dcl.errors import UsageError
 from nidl_dcl.output.embeddings import COLUMNS, read_embeddings
-from nidl_dcl.output.sharing import is_shared
-
-__all__ = ["load_embeddings"]
+from nidl_dcl.output.sharing_rules import is_shared
 
 
 def load_embeddings(
@@ -65,12 +63,18 @@ def load_embeddings(
     Warns
     -----
     UserWarning
-        When the dataset, or a table, is no longer where it was, or the output was made with
-        ``--share``; the table then goes without it.
+        When the dataset, or a table, is no longer where it was, or the output is a shared copy; the
+        table then goes without it.
 
     Examples
     --------
-    >>> table, matrix = load_embeddings("MY_OUTPUT")  # doctest: +SKIP
+    ``MY_OUTPUT`` is the output folder of a study.
+
+    >>> from nidl_dcl import load_embeddings
+    >>> table, matrix = load_embeddings("MY_OUTPUT")
+    >>> len(table) == len(matrix), matrix.dtype
+    (True, dtype('float32'))
+    >>> ages = table["age"]
     """
     folder = Path(output_dir).expanduser()
     if not folder.is_dir():
@@ -94,8 +98,8 @@ def load_embeddings(
         return table, matrix
     if is_shared(folder):
         warnings.warn(
-            f"{folder} was made with --share: its ids are pseudonyms, so the table has no "
-            "phenotypes. Whoever made it has them in the private folder. Give phenotypes=False.",
+            f"{folder} was written by `nidl-dcl share`: its ids are pseudonyms, so the table has no "
+            "phenotypes. The output that it was made from has them. Give phenotypes=False.",
             stacklevel=2,
         )
         return table, matrix

@@ -9,27 +9,26 @@ from a living one.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nidl_dcl.errors import OutputInUseError
 
-__all__ = ["BEAT", "STALE", "Lock", "held"]
+_LOGGER = logging.getLogger(__name__)
 
 BEAT = 15.0
 """Seconds between two signs of life of a holder."""
 
-
 STALE = 120.0
 """Seconds without one after which the holder on another machine counts as dead."""
-
 
 _TAKING = 60.0
 """Seconds after which the taking over of a stale lock counts as broken off."""
@@ -48,19 +47,10 @@ class _Holder:
 
 
 class Lock:
-    """A lock file.
+    """A lock file, in a folder that exists."""
 
-    Parameters
-    ----------
-    path : Path
-        The file; its folder exists.
-    say : callable, optional
-        Told when an answer takes a while.
-    """
-
-    def __init__(self, path: Path, say: Callable[[str], None] | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.say = say or (lambda text: None)
         self.own = _Holder(socket.gethostname(), _machine(), os.getpid(), _started(os.getpid()), "")
         self._ended = threading.Event()
         self._lost = False
@@ -77,7 +67,7 @@ class Lock:
         OutputInUseError
             Naming the living holder.
         """
-        told = False
+        is_waiting = False
         while not self._try():
             holder, silent = self._read()
             if silent is None:
@@ -87,12 +77,12 @@ class Lock:
             if alive is False or (silent > STALE and alive is None):
                 self._take_over(holder)
             elif alive is None and late:
-                if not told:
-                    self.say(
+                if not is_waiting:
+                    _LOGGER.info(
                         f"{self.path.parent} is held by {holder or 'another run'}, silent for "
                         f"{silent:.0f} s: waiting for a sign of life, {STALE - silent:.0f} s at most."
                     )
-                told = True
+                is_waiting = True
                 time.sleep(min(1.0, BEAT / 4))
             elif holder is None and silent < 5:
                 time.sleep(0.05)  # made, not yet written
@@ -111,12 +101,7 @@ class Lock:
                 self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise if another run took this lock, because this one was silent for too long.
-
-        Raises
-        ------
-        OutputInUseError
-        """
+        """Raise OutputInUseError if another run took this lock, as this one was silent too long."""
         if self._lost:
             holder, _ = self._read()
             raise OutputInUseError(
@@ -127,7 +112,7 @@ class Lock:
     # -- parts -------------------------------------------------------------------------------
 
     def _try(self) -> bool:
-        self.own = _Holder(**{**asdict(self.own), "token": secrets.token_hex(8)})
+        self.own = replace(self.own, token=secrets.token_hex(8))
         try:
             handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
@@ -174,7 +159,7 @@ class Lock:
         try:
             holder, _ = self._read()
             if holder == stale:
-                self.say(
+                _LOGGER.info(
                     f"The lock of {stale or 'an earlier run'}, which has ended, is taken over."
                 )
                 self.path.unlink(missing_ok=True)
@@ -194,22 +179,9 @@ class Lock:
 
 
 @contextmanager
-def held(path: Path, say: Callable[[str], None] | None = None) -> Iterator[Lock]:
-    """Hold a lock for the length of a block.
-
-    Parameters
-    ----------
-    path : Path
-        The lock file.
-    say : callable, optional
-        Told when an answer takes a while.
-
-    Raises
-    ------
-    OutputInUseError
-        Naming the holder.
-    """
-    lock = Lock(path, say)
+def held(path: Path) -> Iterator[Lock]:
+    """Hold a lock file for the length of a block; see `Lock.acquire`."""
+    lock = Lock(path)
     lock.acquire()
     try:
         yield lock

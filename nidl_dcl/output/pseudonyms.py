@@ -11,20 +11,12 @@ import os
 import re
 import secrets
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 
 from nidl_dcl.errors import UsageError
 
-__all__ = ["Pseudonyms", "default_key", "read_key"]
-
 _SHORTEST, _LONGEST = 32, 4096
 """Bytes of a key file."""
-
-
-_PLAIN_RUNS = 100
-"""Runs are counted; from this number on it is something else, such as a date."""
-
 
 _TOKEN = re.compile(r"(?<![A-Za-z0-9])(sub|ses)-[A-Za-z0-9+]+")
 
@@ -32,10 +24,7 @@ _TOKEN = re.compile(r"(?<![A-Za-z0-9])(sub|ses)-[A-Za-z0-9+]+")
 class Pseudonyms:
     """What stands for participants, sessions and images; the same key gives the same names.
 
-    Parameters
-    ----------
-    key : bytes
-        Secret: whoever has it can find the pseudonym of an id by trying.
+    The key is secret: whoever has it can find the pseudonym of an id by trying.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -43,7 +32,7 @@ class Pseudonyms:
 
     @property
     def fingerprint(self) -> str:
-        """What tells one key from another and tells nothing of the key."""
+        """What differs from key to key and reveals nothing of the key."""
         return self._hash("fingerprint", "")
 
     @property
@@ -60,27 +49,22 @@ class Pseudonyms:
         return f"ses-{self._hash('session', text)}"
 
     def run(self, text: str) -> str:
-        """Return a run as it is; a number that is no count, as a date is none, becomes another."""
-        if text.isascii() and text.isdigit() and int(text) < _PLAIN_RUNS:
+        """Return a run as it is; a number above 99, which may be a date, becomes another."""
+        if text.isascii() and text.isdigit() and int(text) < 100:
             return text
         return str(10**9 + int(self._hash("run", text, 7), 16))
 
-    def image(self, path: str, participant: str | None) -> str:
-        """Return what stands for the path of an image.
+    def image(self, path: str, participant: str) -> str:
+        """Return what stands for the path of an image in the dataset, or for a BIDS URI of it.
 
-        Parameters
-        ----------
-        path : str
-            Relative to the dataset, or a BIDS URI, whose pseudonym is that of its path.
-        participant : str or None
-            The pseudonym of the participant, None where there is none.
+        `participant` is a pseudonym, or ``n/a``; a URI has the pseudonym of its path.
         """
         home, _, inside = path.removeprefix("bids:").partition(":")
         if path.startswith("bids:"):
             path = inside if home == "raw" else f"derivatives/{home}/{inside}"
             return f"bids:raw:{self.image(path, participant)}"
         name = self._hash("image", path)
-        return name if participant is None else f"{participant}/{name}"
+        return name if participant == "n/a" else f"{participant}/{name}"
 
     def text(self, text: str) -> str:
         """Return text in which ids of participants and sessions are replaced."""
@@ -112,33 +96,18 @@ def default_key() -> Path:
     try:
         config = Path(given) if given.startswith("/") else Path.home() / ".config"
     except RuntimeError as error:
-        raise UsageError("There is no home folder for the key: give --share-key FILE.") from error
+        raise UsageError("There is no home folder for the key: give --key-file FILE.") from error
     return config / "nidl_dcl" / "share.key"
 
 
-def read_key(file: Path, *, make: bool, outside: Sequence[Path]) -> bytes:
-    """Return the key in a file.
-
-    Parameters
-    ----------
-    file : Path
-        32 bytes or more, of any kind.
-    make : bool
-        Whether a missing file is made, with a random key, for its owner alone.
-    outside : sequence of Path
-        Folders that it must not lie in, since they may be given away.
+def read_key(file: Path, *, make: bool) -> bytes:
+    """Return the key in a file; make the file, for its owner alone, if it is missing and may be made.
 
     Raises
     ------
     UsageError
-        When it is missing, lies in one of these folders, is no key, or anyone may read it.
+        When it is missing, is no key, or anyone may read it.
     """
-    for folder in outside:
-        if file.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(
-                f"The key {file} lies in {folder}, where others may find it. Move it elsewhere, and "
-                "give --share-key FILE."
-            )
     try:
         if make and not file.exists():
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -149,8 +118,8 @@ def read_key(file: Path, *, make: bool, outside: Sequence[Path]) -> bytes:
                 os.fsync(stream.fileno())
         if not file.is_file():  # a pipe would block
             raise UsageError(
-                f"The key {file} is missing. Put it back, or give the one that was used by "
-                "--share-key FILE; with another key, choose another OUTPUT_DIR."
+                f"The key {file} is missing. Put it back, or give the one that was used by --key-file "
+                "FILE; with another key, choose another SHARED_DIR."
             )
         if file.stat().st_mode & 0o007:
             raise UsageError(f"Anyone may read the key {file}. Run: chmod 600 {file}")
@@ -159,7 +128,7 @@ def read_key(file: Path, *, make: bool, outside: Sequence[Path]) -> bytes:
     except OSError as error:
         raise UsageError(
             f"The key {file} cannot be used: {error.strerror or error}. Give another file by "
-            "--share-key FILE."
+            "--key-file FILE."
         ) from error
     if not _SHORTEST <= len(key) <= _LONGEST:
         raise UsageError(

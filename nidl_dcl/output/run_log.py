@@ -1,12 +1,10 @@
-"""The log file of one run: a line for each thing that happened, with time, stage and memory.
-
-What is logged also goes wherever the run's console shows it; who writes what is up to the stages.
-"""
+"""The log file of one run: a line for each message, with time, stage and peak memory."""
 
 from __future__ import annotations
 
 import datetime
 import itertools
+import logging
 import os
 import resource
 import sys
@@ -18,40 +16,45 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nidl_dcl.io.console import NullReporter
+from nidl_dcl.io.console import handled_by, progress_in
 from nidl_dcl.io.formats import escape_control
 
-__all__ = ["Logged", "RunLog", "peak_memory_mb"]
-
-_EVERY = 60.0
+_LINE_SECONDS = 60.0
 """Seconds between lines of one activity."""
 
 
-class RunLog:
+class RunLog(logging.Handler):
     """A log file that grows line by line: UTC time, stage, peak memory, text.
 
-    A line that cannot be written is left out: what made that fail stops the run elsewhere, with a
-    message.
-
-    Parameters
-    ----------
-    folder : Path
-        Gets ``<UTC time>_<command>.log``.
-    command : str
-        Of the name.
+    Of an activity it has the beginning, a line a minute and the end. A line that cannot be written
+    is left out: what made that fail stops the run elsewhere, with a message. The file is called
+    ``<UTC time>_<command>.log``.
     """
 
     def __init__(self, folder: Path, command: str) -> None:
+        super().__init__()
         stem = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}_{command}"
         folder.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             self.path = folder / f"{stem}{'' if number == 1 else f'-{number}'}.log"
             with suppress(FileExistsError):
-                self._handle = os.open(
+                self._file = os.open(
                     self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o666
                 )
                 break
         self.stage = "start"
+        self._what, self._last_line = "", 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add a message, or how far an activity has come."""
+        progress = progress_in(record)
+        if progress is not None:
+            what, done, total = progress
+            now = time.monotonic()
+            if what == self._what and done < total and now - self._last_line < _LINE_SECONDS:
+                return
+            self._what, self._last_line = what, now
+        self.write(record.getMessage())
 
     def write(self, text: str) -> None:
         """Add a line, or several of a text that has several; control characters are escaped."""
@@ -59,7 +62,7 @@ class RunLog:
         head = f"{now.removesuffix('+00:00')}Z {self.stage:<9} {peak_memory_mb():6.0f} MB  "
         lines = "".join(f"{head}{escape_control(line)}\n" for line in text.splitlines() or [""])
         with suppress(OSError):
-            os.write(self._handle, lines.encode("utf-8", "backslashreplace"))
+            os.write(self._file, lines.encode("utf-8", "backslashreplace"))
 
     def write_traceback(self, error: BaseException) -> None:
         """Add where an error came from."""
@@ -68,11 +71,12 @@ class RunLog:
     def close(self) -> None:
         """End the file."""
         with suppress(OSError):
-            os.close(self._handle)
+            os.close(self._file)
+        super().close()
 
     @contextmanager
-    def with_warnings(self) -> Iterator[None]:
-        """Log warnings that are shown inside the block, too."""
+    def active(self) -> Iterator[None]:
+        """Log the package's messages, and warnings that are shown, for the length of a block."""
         show = warnings.showwarning
 
         def log_and_show(message: Any, *args: Any, **kwargs: Any) -> None:
@@ -81,45 +85,11 @@ class RunLog:
 
         warnings.showwarning = log_and_show
         try:
-            yield
+            with handled_by(self):
+                yield
         finally:
             if warnings.showwarning is log_and_show:
                 warnings.showwarning = show
-
-
-class Logged(NullReporter):
-    """A console whose messages and progress are logged, too.
-
-    Parameters
-    ----------
-    console : Quiet
-        What shows them.
-    log : RunLog
-        What keeps them: of progress the beginning, a line a minute, and the end.
-    """
-
-    def __init__(self, console: NullReporter, log: RunLog) -> None:
-        self.console = console
-        self.log = log
-        self.what = ""
-        self.last_line = 0.0
-
-    def say(self, text: str) -> None:
-        """Show and log a message."""
-        self.console.say(text)
-        self.log.write(text)
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Show the state of an activity, and log it when that is due."""
-        self.console.progress(what, done, total)
-        now = time.monotonic()
-        if what != self.what or done >= total or now - self.last_line >= _EVERY:
-            self.log.write(f"{what}: {done} of {total}")
-            self.what, self.last_line = what, now
-
-    def close(self) -> None:
-        """End any bar."""
-        self.console.close()
 
 
 def peak_memory_mb() -> float:

@@ -28,13 +28,9 @@ from nidl_dcl.report.predictions import (
 from nidl_dcl.report.reader import Results, as_dict, as_list, as_number
 from nidl_dcl.report.training import show_embeddings, show_training, show_views
 
-__all__ = ["is_under_way", "write_report"]
-
 _MOST_ROWS = 200
 
-
 _SMALL_SAMPLE = 200
-
 
 _SECTIONS = {
     "headline": "Headline",
@@ -58,9 +54,7 @@ _SECTIONS = {
     "versions": "Versions",
 }
 
-
 _UNDER_WAY = '<meta name="nidl-dcl" content="in progress">'
-
 
 _STAGES = {
     "pretrain": "pretraining",
@@ -68,7 +62,6 @@ _STAGES = {
     "predict": "predicting",
     "report": "writing the report",
 }
-
 
 _INPUTS = ("participant_id", "session_id", "path", "status", "code", "message")
 
@@ -106,16 +99,13 @@ def write_report(
             f"There is no folder {folder} to report on. Give the OUTPUT_DIR of a study."
         )
     results, gallery = Results(folder, model), Gallery(folder, model)
-    found = results.targets()
+    found, citation = results.targets(), results.text("logs/CITATION.md").split("\n## ")[0]
     context: dict[str, Any] = {
         "version": __version__,
         "model": model,
         "sections": _SECTIONS,
         "title": str(results.json("dataset_description.json").get("Name") or "Report of nidl_dcl"),
-        "citation": results.text("logs/CITATION.md")
-        .split("\n## ")[0]
-        .removeprefix("# How to cite")
-        .strip(),
+        "citation": citation.removeprefix("# How to cite").strip(),
         "rerun": results.has("code/config.yaml"),
         "shared": results.has("logs/sharing.json"),
         "run": _run(results),
@@ -149,10 +139,7 @@ def write_report(
         "facts": _facts(context),
         "setting": _settings(results, context["run"]["options"]),
     }
-    context |= {
-        "limits": _limits(context),
-        "problems": list(dict.fromkeys(results.problems)),
-    }
+    context |= {"limits": _limits(context), "problems": list(dict.fromkeys(results.problems))}
     page = folder / "report.html"
     write_text(page, render_page(context))
     return page
@@ -169,11 +156,12 @@ def _unfinished(results: Results, *, under_way: bool, error: str) -> str:
     run = results.json("logs/run.json")
     if not under_way:
         return _left_unfinished(run)
-    stages = [as_dict(stage) for stage in as_list(run.get("stages"))]
-    name = str(stages[-1].get("name")) if stages else ""
-    doing = _STAGES.get(name, name) if name else "the inputs are checked, nothing else is done yet"
-    if name and not error and as_number(stages[-1].get("seconds")) is not None:
-        doing = f"{doing} is done"
+    doing = "the inputs are checked, nothing else is done yet"
+    if stages := as_list(run.get("stages")):
+        last = as_dict(stages[-1])
+        doing = _STAGES.get(str(last.get("name")), str(last.get("name")))
+        if not error and as_number(last.get("seconds")) is not None:
+            doing = f"{doing} is done"
     since, now = _minute(run.get("started")), datetime.datetime.now(datetime.UTC)
     if error:
         return (
@@ -248,15 +236,13 @@ def _inputs(results: Results) -> dict[str, Any] | None:
         for (_, status, code), rows in table.groupby([order, "status", "code"], dropna=False)
     ]
     odd = table.loc[order[order > 0].sort_values(ascending=False, kind="stable").index]
-    used = table.loc[order < 2, "participant_id"].nunique()
-    counts = {status: int((table["status"] == status).sum()) for status in ("ok", "warn", "skip")}
     everyone = table["participant_id"].nunique()
     return {
         "listed": len(table),
-        **counts,
+        **{status: int((table["status"] == status).sum()) for status in ("ok", "warn", "skip")},
         "without_image": int(table["path"].isna().sum()),
         "participants": everyone,
-        "unused": everyone - used,
+        "unused": everyone - table.loc[order < 2, "participant_id"].nunique(),
         "codes": Table(("status", "code", "rows", "for instance"), codes, numeric=("rows",)),
         "odd": Table(_INPUTS, odd.head(_MOST_ROWS).to_numpy().tolist()),
         "hidden": max(0, len(odd) - _MOST_ROWS),
@@ -270,23 +256,21 @@ def _splits(results: Results) -> Table | None:
         return None
     groups = table.groupby("split", sort=False, dropna=False)["participant_id"]
     rows = [(split, ids.nunique(), len(ids)) for split, ids in groups]
-    order = {"train": 0, "val": 1, "holdout": 2}
-    rows.sort(key=lambda row: order.get(str(row[0]), 3))
+    rows.sort(key=lambda row: {"train": 0, "val": 1, "holdout": 2}.get(str(row[0]), 3))
     return Table(("split", "participants", "images"), rows, numeric=("participants", "images"))
 
 
 def _facts(context: Mapping[str, Any]) -> list[tuple[str, int]]:
-    inputs, shape, training = context["inputs"], context["embeddings"]["shape"], context["training"]
     facts = []
-    if inputs:
+    if inputs := context["inputs"]:
         facts += [
             ("participants used", inputs["participants"] - inputs["unused"]),
             ("images used", inputs["ok"] + inputs["warn"]),
             ("skipped", inputs["skip"]),
         ]
-    if shape:
+    if shape := context["embeddings"]["shape"]:
         facts.append(("numbers per embedding", shape[1]))
-    if training:
+    if training := context["training"]:
         facts.append(("training epochs", training["epochs"]))
     return facts
 

@@ -25,18 +25,6 @@ from nidl_dcl.io.formats import camel_case, escape_control, keep_tsv
 from nidl_dcl.report.reader import as_number
 from nidl_dcl.report.svg import clean
 
-__all__ = [
-    "Gallery",
-    "Picture",
-    "Table",
-    "format_cell",
-    "format_duration",
-    "format_number",
-    "format_score",
-    "render_page",
-    "row_names",
-]
-
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -63,15 +51,7 @@ class Picture:
 
 
 class Gallery:
-    """Writes each picture, and the table behind it, into ``figures/``.
-
-    Parameters
-    ----------
-    folder : Path
-        OUTPUT_DIR.
-    model : str
-        The label that begins the names of files.
-    """
+    """Writes each picture, and the table behind it, into ``figures/`` of an output folder."""
 
     def __init__(self, folder: Path, model: str) -> None:
         self.folder, self.model = folder / "figures", model
@@ -99,7 +79,21 @@ class Gallery:
         source: str = "",
         table: pd.DataFrame | None = None,
     ) -> Picture:
-        """Write an SVG, with its `table` where no `source` file holds the numbers already."""
+        """Write an SVG, and the table of its numbers.
+
+        Parameters
+        ----------
+        name : str
+            Of the file.
+        drawn : bytes
+            The SVG.
+        alt, caption : str
+            What it shows, for those who do not see it, and below it.
+        source : str
+            The file that holds its numbers, if there is one.
+        table : DataFrame, optional
+            Its numbers, written beside it, where no file holds them.
+        """
         keep_bytes(self.folder / f"{name}.svg", drawn)
         if table is not None:
             keep_tsv(self.folder / f"{name}.tsv", table)
@@ -109,7 +103,16 @@ class Gallery:
     def volume(self, name: str, drawn: bytes, alt: str, caption: str, source: str) -> Picture:
         """Write a PNG of a volume; every picture of brains on the page comes from here.
 
-        `name` is empty where the picture is a file already.
+        Parameters
+        ----------
+        name : str
+            Of the file; empty where the picture is a file already.
+        drawn : bytes
+            The PNG.
+        alt, caption : str
+            What it shows, for those who do not see it, and below it.
+        source : str
+            Where its numbers are.
         """
         if name:
             keep_bytes(self.folder / f"{name}.png", drawn)
@@ -175,18 +178,23 @@ def render_page(context: Mapping[str, Any]) -> str:
     The policy in its head allows the page's own style and script, by their hashes, and images
     inside the page; nothing is loaded.
     """
-    loader = jinja2.FileSystemLoader(_TEMPLATES)
-    pages = jinja2.Environment(loader=loader, autoescape=True, **_OPTIONS)
-    texts = jinja2.Environment(loader=loader, autoescape=False, **_OPTIONS)  # noqa: S701
-    for environment in (pages, texts):
-        environment.filters.update(_FILTERS)
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        # The methods are plain text for a paper: escaped as a whole when they enter the page.
+        autoescape=jinja2.select_autoescape(["html.jinja"], default=False),
+        finalize=_shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(number=format_number, score=format_score, exact=_exact)
+    templates.filters.update(cell=format_cell, sides=_sides, block=_block)
     style, script = (
         (_TEMPLATES / name).read_text(encoding="utf-8").strip()
         for name in ("report.css", "report.js")
     )
-    # Plain text for a paper: escaped as a whole when it enters the page.
-    methods = texts.get_template("methods.txt.jinja").render(context).strip()
-    return pages.get_template("report.html.jinja").render(
+    methods = templates.get_template("methods.txt.jinja").render(context).strip()
+    return templates.get_template("report.html.jinja").render(
         context,
         methods=re.sub(r"\n{3,}", "\n\n", methods),
         style=Markup(style),  # noqa: S704 (ours)
@@ -214,8 +222,7 @@ def _plain(value: Any) -> float | None:
 def _sides(value: Any) -> str:
     """Return one size, or three as 40 × 48 × 40."""
     values = value if isinstance(value, list | tuple) else [value]
-    texts = [format_number(v) if as_number(v) is not None else format_cell(v) for v in values]
-    return " × ".join(texts)
+    return " × ".join(format_cell(v) if as_number(v) is None else format_number(v) for v in values)
 
 
 def _block(text: str) -> Markup:
@@ -228,21 +235,3 @@ def _shown(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Markup):
         return escape_control(value)
     return value
-
-
-_OPTIONS: dict[str, Any] = {
-    "finalize": _shown,
-    "undefined": jinja2.StrictUndefined,
-    "trim_blocks": True,
-    "lstrip_blocks": True,
-}
-
-
-_FILTERS: dict[str, Any] = {
-    "number": format_number,
-    "score": format_score,
-    "exact": _exact,
-    "cell": format_cell,
-    "sides": _sides,
-    "block": _block,
-}

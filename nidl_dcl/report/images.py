@@ -12,18 +12,18 @@ import pandas as pd
 
 from nidl_dcl.report.html import Gallery, Picture, Table, format_cell, format_number, row_names
 from nidl_dcl.report.plots import draw_slices, slice_indices
-from nidl_dcl.report.reader import Results, Score, as_list, as_number
-
-__all__ = ["show_average", "show_outliers", "show_retrieval"]
+from nidl_dcl.report.reader import Results, Score, as_list, as_number, as_spacing
 
 _LISTED = 20
 
-
 _SHOWN = 4
-
 
 _FARTHEST = 10
 
+_AVERAGES = {
+    "mean": "Mean of the prepared volumes",
+    "spread": "Standard deviation of each voxel over them; bright is where brains differ",
+}
 
 _MEASURES = {
     "embedding_distance": "embedding",
@@ -41,7 +41,7 @@ def show_average(results: Results, gallery: Gallery) -> dict[str, Any]:
     Every function here returns what the template needs, empty where there is nothing to show.
     """
     about, volumes = results.json("figures/average.json"), results.array("figures/average.npy")
-    pictures: list[Picture] = []
+    pictures = []
     if volumes is not None and (
         volumes.ndim != 4
         or len(volumes) not in (1, 2)
@@ -51,58 +51,34 @@ def show_average(results: Results, gallery: Gallery) -> dict[str, Any]:
         results.problems.append(
             f"figures/average.npy has the shape {volumes.shape}, not (2, d, h, w)."
         )
-        volumes = None
-    if volumes is not None:
+    elif volumes is not None:
+        shown = [np.nan_to_num(np.asarray(v, dtype=np.float32)) for v in volumes]
+        spacing = as_spacing(about.get("spacing"))
+        at = slice_indices(shown[0], spacing)
         # A shared output has the mean alone.
-        mean, *spread = (np.nan_to_num(np.asarray(v, dtype=np.float32)) for v in volumes)
-        given = [abs(as_number(mm) or 1.0) for mm in as_list(about.get("spacing"))]
-        spacing = given if len(given) == 3 else [1.0, 1.0, 1.0]
-        low, high = (float(v) for v in np.percentile(mean, [0.5, 99.7]))
-        at = slice_indices(mean, spacing)
-        for name, volume, window, words in (
-            ("mean", mean, (low, high), "Mean of the prepared volumes"),
-            *(
-                (
-                    *("spread", sd, (0.0, float(np.percentile(sd, 99.7)))),
-                    "Standard deviation of each voxel over them; bright is where brains differ",
-                )
-                for sd in spread
-            ),
-        ):
+        for (name, words), volume in zip(_AVERAGES.items(), shown, strict=False):
+            low, high = np.percentile(volume, [0.5, 99.7])
+            window = (float(low), float(high))
+            if name == "spread":
+                window = (0.0, float(np.percentile(volume, 99.7)))
             drawn = draw_slices(volume, spacing, at=at, window=window)
             file, alt = f"desc-{gallery.model}_{name}", f"{words}: axial, coronal, sagittal slice"
             pictures.append(gallery.volume(file, drawn, alt, f"{words}.", "figures/average.npy"))
     table = results.numbers("figures/average.tsv")
-    if not {"rank", "distance"} <= set(table.select_dtypes("number").columns):
-        table = pd.DataFrame()
-    rows, odd = [], []
-    if not table.empty:
+    rows, captions = [], []
+    if {"rank", "distance"} <= set(table.select_dtypes("number").columns):
         far = table.sort_values("rank", kind="stable").head(_FARTHEST)
-        names = row_names(far)
-        rows = [
-            (rank, name, source, distance)
-            for rank, name, source, distance in zip(
-                far["rank"], names, far.get("source", far["rank"]), far["distance"], strict=True
-            )
-        ]
-        odd = _thumbnails(
-            results,
-            gallery,
-            "odd",
-            [
-                f"{n}: distance {format_number(d)}"
-                for n, d in zip(names, far["distance"], strict=True)
-            ],
-            "figures/average.tsv",
-        )
+        sources = far.get("source", far["rank"])
+        rows = list(zip(far["rank"], row_names(far), sources, far["distance"], strict=True))
+        captions = [f"{name}: distance {format_number(d)}" for _, name, _, d in rows]
     return {
         "pictures": pictures,
-        "odd": odd,
+        "odd": _thumbnails(results, gallery, "odd", captions, "figures/average.tsv"),
         "table": Table(("rank", "image", "source", "distance"), rows, numeric=("rank", "distance")),
-        "n_images": as_number(about.get("n_images")),
-        "n_participants": as_number(about.get("n_participants")),
-        "mean_inside": as_number(about.get("mean_inside")),
-        "sd_inside": as_number(about.get("sd_inside")),
+        **{
+            fact: as_number(about.get(fact))
+            for fact in ("n_images", "n_participants", "mean_inside", "sd_inside")
+        },
         "median": as_number(about.get("distance_median")),
         "block_mm": as_list(about.get("block_mm")),
     }
@@ -120,13 +96,10 @@ def show_outliers(results: Results, gallery: Gallery) -> dict[str, Any] | None:
     reasons = top["reasons"] if "reasons" in top else pd.Series(None, index=top.index)
     told = ["within the usual range" if pd.isna(r) else format_cell(r) for r in reasons]
     columns = ("rank", "image", "reasons", "worst z", *(f"{_MEASURES[name]} z" for name in known))
+    scores = top[["worst_z", *(f"{name}_z" for name in known)]].to_numpy().tolist()
     rows = [
-        (rank, name, reason, *(as_number(v) for v in numbers))
-        for rank, name, reason, numbers in zip(
-            *(top["rank"], names, told),
-            top[["worst_z", *(f"{name}_z" for name in known)]].to_numpy().tolist(),
-            strict=True,
-        )
+        (rank, name, reason, *map(as_number, numbers))
+        for rank, name, reason, numbers in zip(top["rank"], names, told, scores, strict=True)
     ]
     flagged = int((table["flagged"] == "yes").sum()) if "flagged" in table else 0
     captions = [f"{n}: {t}" for n, t in zip(names, told, strict=True)][: max(flagged, _SHOWN)]
@@ -147,17 +120,9 @@ def show_retrieval(results: Results) -> dict[str, Any]:
     rows = []
     if {"features", *needed} <= set(table.columns):
         for name, *numbers in table[["features", *needed]].astype("object").to_numpy().tolist():
-            images, people, candidates, share, low, high, chance = map(as_number, numbers)
-            rows.append(
-                {
-                    "name": name,
-                    "n_images": images,
-                    "n_participants": people,
-                    "n_candidates": candidates,
-                    "share": Score(share, low, high),
-                    "chance": chance,
-                }
-            )
+            row = dict(zip(needed, map(as_number, numbers), strict=True))
+            share = Score(row["share"], row["low"], row["high"])
+            rows.append({**row, "name": name, "share": share})
     return {"rows": rows, "sentence": str(words.get("sentence") or "")}
 
 

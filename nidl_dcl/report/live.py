@@ -5,6 +5,7 @@ It never ends a run and takes at most a fiftieth of its time.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +14,12 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from nidl_dcl.io.console import NullReporter
 from nidl_dcl.report.build import is_under_way, write_report
 
-__all__ = ["LivePage"]
+_LOGGER = logging.getLogger(__name__)
 
 _EVERY = 30.0
 """Seconds between two pages in training, at least."""
-
 
 _SHARE = 50
 """A page that took a second is not written again for as many seconds."""
@@ -32,19 +31,10 @@ class LivePage(Checkpoint):
     A callback of training, too: a `Checkpoint` for Lightning, as `training.TrainingCurve` is, so that
     the curves hold the epoch that ended. A finished page of earlier runs is left until this one has
     something new.
-
-    Parameters
-    ----------
-    folder : Path
-        OUTPUT_DIR.
-    model : str
-        The model's label.
-    console : Quiet
-        Told when a page could not be written.
     """
 
-    def __init__(self, folder: Path, model: str, console: NullReporter) -> None:
-        self.folder, self.model, self.console = folder, model, console
+    def __init__(self, folder: Path, model: str) -> None:
+        self.folder, self.model = folder, model
         self.written = False
         self._not_before = 0.0
 
@@ -68,20 +58,14 @@ class LivePage(Checkpoint):
             raise
 
     def write(self, *, error: str = "") -> None:
-        """Write the page now; a failure is told, and nothing else.
-
-        Parameters
-        ----------
-        error : str, optional
-            What ended the run.
-        """
+        """Write the page now, with the error that ended the run; a failure is told, and that is all."""
         start = time.monotonic()
         try:
             write_report(self.folder, model=self.model, under_way=True, error=error)
         except Exception as fault:  # whatever it is, the study is worth more than its page
-            self.console.say(
+            _LOGGER.info(
                 f"The page in progress could not be written ({type(fault).__name__}: {fault}); "
-                "the run goes on."
+                "the run continues."
             )
         else:
             self.written = True

@@ -1,6 +1,6 @@
 """Where each readout looks, as the report shows it: maps on the mean brain, drawn by nilearn.
 
-Takes the files that `occlusion_files` wrote; computes nothing.
+Takes the files of `nidl_dcl.workflow.occlusion_maps`; computes nothing.
 """
 
 from __future__ import annotations
@@ -16,42 +16,26 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from nibabel.filebasedimages import ImageFileError
 
-from nidl_dcl.report.html import Gallery, Picture, Table
+from nidl_dcl.report.html import Gallery, Table
 from nidl_dcl.report.reader import Results, TargetResult, as_dict, as_list, as_number
 from nidl_dcl.report.svg import STYLE, clean
-
-__all__ = ["show_occlusion"]
 
 _COLD_WARM = LinearSegmentedColormap.from_list(
     "cold_warm", ["#c4ecff", "#56b4e9", "#0060a8", "#101418", "#a13a00", "#e69f00", "#fff0b8"]
 )
-"""Blue below 0, orange above: color-blind readers tell both ends apart, also where they are pale."""
-
+"""Blue below 0, orange above: color-blind readers see both ends apart, also where they are pale."""
 
 _MOST_OUTPUTS = 4
 
+_MOST_REGIONS = 10
 
-_MOST_PLACES = 10
-
-
-_COLUMNS = {
-    "place": "place",
-    "x": "x",
-    "y": "y",
-    "z": "z",
-    "change": "what it adds",
-}
+_COLUMNS = ("region", "x", "y", "z", "what it adds")
 
 
 def show_occlusion(results: Results, gallery: Gallery) -> list[dict[str, Any]]:
     """Return what the page says of the maps of each target, and write its pictures.
 
-    Parameters
-    ----------
-    results : Results
-        A target without maps is left out; a map that cannot be read is a problem on the page.
-    gallery : Gallery
-        Where pictures go.
+    A target without maps is left out; a map that cannot be read is a problem on the page.
     """
     stems = [(t, f"figures/desc-{results.model}{t.label}_occlusion") for t in results.targets()]
     there = [(found, stem) for found, stem in stems if results.has(f"{stem}.json")]
@@ -70,15 +54,12 @@ def _average(results: Results, image: Any) -> Any:
 def _show(
     results: Results, gallery: Gallery, found: TargetResult, stem: str, brain: Any
 ) -> dict[str, Any]:
-    about, places = results.json(f"{stem}.json"), results.numbers(f"{stem}.tsv")
-    maps = [
-        (f"{stem}.nii.gz", "occlusion", "the mean brain"),
-        (
-            *(f"{stem}participants.nii.gz", "occlusionparticipants"),
-            f"the volumes of {about.get('Participants')} participants, on average",
-        ),
+    about, table = results.json(f"{stem}.json"), results.numbers(f"{stem}.tsv")
+    of_people = f"the volumes of {about.get('Participants')} participants, on average"
+    images = [
+        (_image(results, f"{stem}{kind}.nii.gz"), kind, of)
+        for kind, of in (("", "the mean brain"), ("participants", of_people))
     ]
-    images = [(_image(results, file), file, kind, of) for file, kind, of in maps]
     behind = f"the mean of {about.get('MeanOf')} prepared volumes"
     if brain is None:
         brain = _average(results, images[0][0])
@@ -92,36 +73,24 @@ def _show(
         suffix = f"class{k + 1}" if len(outputs) > 1 else ""
         peak = [as_number(v) for v in as_list(output.get("Peak"))]
         pictures = []
-        for image, source, kind, of in images:
+        for image, kind, of in images:
             if image is None or len(peak) != 3 or None in peak:
                 continue
-            alt = f"Map of {clean(title)} on {of}. " + _extremes(output)
             drawn = _draw(image, k, brain, peak, results.problems)
             if drawn is not None:
-                file = f"desc-{gallery.model}{found.label}_{kind}{suffix}"
-                pictures.append(
-                    _picture(
-                        gallery,
-                        file,
-                        drawn,
-                        alt,
-                        of,
-                        str(output.get("Units")),
-                        source,
-                    )
-                )
-        rows = places[places["output"].astype(str) == name] if "output" in places else places
-        rows = rows.head(_MOST_PLACES).reindex(columns=list(_COLUMNS))
+                file = f"desc-{gallery.model}{found.label}_occlusion{kind}{suffix}"
+                alt = f"Map of {clean(title)} on {of}. {_extremes(output)}"
+                caption = f"Hiding blocks of {of}; {clean(output.get('Units'))}."
+                pictures.append(gallery.volume(file, drawn, alt, caption, f"{stem}{kind}.nii.gz"))
+        rows = table[table["output"].astype(str) == name] if "output" in table else table
+        rows = rows.head(_MOST_REGIONS).reindex(columns=["region", "x", "y", "z", "change"])
+        cells = rows.to_numpy(dtype=object).tolist()
         shown.append(
             {
                 "name": title,
                 "sentences": [str(s) for s in as_list(output.get("Sentences"))],
                 "pictures": pictures,
-                "places": Table(
-                    tuple(_COLUMNS.values()),
-                    rows.to_numpy(dtype=object).tolist(),
-                    numeric=tuple(_COLUMNS.values())[1:],
-                ),
+                "regions": Table(_COLUMNS, cells, numeric=_COLUMNS[1:]),
             }
         )
     return {
@@ -141,20 +110,13 @@ def _show(
     }
 
 
-def _picture(
-    gallery: Gallery, file: str, drawn: bytes, alt: str, of: str, units: str, source: str
-) -> Picture:
-    caption = f"Hiding blocks of {of}; {clean(units)}."
-    return gallery.volume(file, drawn, alt, caption, source)
-
-
 def _extremes(output: dict[str, Any]) -> str:
     low, high = as_number(output.get("Minimum")), as_number(output.get("Maximum"))
     if low is None or high is None:
         return "Extremes unknown."
     return (
         f"Blocks add {low:.3g} to {high:.3g} {clean(output.get('Units'))}; the strongest lies at "
-        f"{clean(output.get('PeakPlace'))}."
+        f"{clean(output.get('PeakRegion'))}."
     )
 
 
@@ -174,7 +136,7 @@ def _image(results: Results, name: str) -> Any:
 def _draw(image: Any, k: int, brain: Any, peak: list[Any], problems: list[str]) -> bytes | None:
     """Draw slices of a map through its peak, as a PNG on black; None where there is nothing."""
     with warnings.catch_warnings():
-        # nilearn tells of headless backends, and of images that it resamples.
+        # nilearn warns of headless backends, and of images that it resamples.
         warnings.simplefilter("ignore")
         from nilearn import plotting
 

@@ -20,51 +20,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from nidl_dcl.report.svg import MUTED, OKABE_ITO, PAPER, STYLE, clean, drawing
 
-__all__ = [
-    "RASTER_ABOVE",
-    "draw_confusion",
-    "draw_curves",
-    "draw_embedding",
-    "draw_identity",
-    "draw_intervals",
-    "draw_learning_curve",
-    "draw_mosaic",
-    "draw_slices",
-    "is_numeric",
-    "slice_indices",
-]
-
 _MARKERS = "os^DvPX"
-
 
 RASTER_ABOVE = 500
 """More points than this become one picture inside the SVG, without values under the pointer."""
 
-
 _TURNS = 20
-
 
 _FOR_RASTER = ("#0073b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4ea")
 """Much the same colors, none of which a dark page exchanges: it could do so in the legend only."""
 
 
-def is_numeric(values: pd.Series) -> bool:
-    """Return whether `values` are shown on a scale of numbers: numeric with more than five levels."""
-    return pd.api.types.is_numeric_dtype(values) and values.nunique() > 5
-
-
 def slice_indices(volume: NDArray[Any], spacing: Sequence[float]) -> tuple[int, int, int]:
-    """Return the voxel (i, j, k) through which slices show a brain best.
+    """Return the voxel (i, j, k) through which slices show a brain best; axes RAS, spacing in mm.
 
     That is the center of what is bright, but not lower than 65 mm below its top: with a neck in the
     image the center is below the brain.
-
-    Parameters
-    ----------
-    volume : ndarray of shape (d, h, w)
-        Axes right, anterior, superior.
-    spacing : sequence of three float
-        Size of a voxel in mm.
     """
     weight = np.nan_to_num(np.asarray(volume, dtype=np.float64))
     weight = np.clip(weight - np.median(weight), 0.0, None)
@@ -106,7 +77,7 @@ def draw_slices(
     x, y, z = (float(n * mm) for n, mm in zip(volume.shape, spacing, strict=True))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, 0.91 * width * max(y, z) / (2 * x + y)), facecolor="black")
-        _add_slices(figure, (0, 0, 1, 1), volume, spacing, at, window, sides=sides)
+        _add_slices(figure, (0, 0, 1, 1), volume, spacing, at, window, sides)
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=125, metadata={"Software": None})
     return stream.getvalue()
@@ -139,16 +110,10 @@ def draw_mosaic(
             box = (left, bottom, 1 / columns, (1 - label / height) / rows)
             values = np.nan_to_num(np.asarray(volume, dtype=np.float32))
             low, high = np.percentile(values, [0.5, 99.7])
-            _add_slices(
-                *(figure, box, values, spacing, slice_indices(values, spacing), (low, high)),
-                sides=number == 0,
-            )
-            figure.text(
-                *(left + 0.03 / columns, bottom + box[3], clean(text)),
-                color="white",
-                fontsize=8,
-                va="bottom",
-            )
+            at = slice_indices(values, spacing)
+            _add_slices(figure, box, values, spacing, at, (low, high), sides=number == 0)
+            x, y = left + 0.03 / columns, bottom + box[3]
+            figure.text(x, y, clean(text), color="white", fontsize=8, va="bottom")
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
     return stream.getvalue()
@@ -161,29 +126,21 @@ def _add_slices(
     spacing: Sequence[float],
     at: Sequence[int],
     window: tuple[float, float],
-    *,
     sides: bool,
 ) -> None:
     """Add an axial, a coronal and a sagittal slice to a part of a figure, given in its fractions."""
     i, j, k = (int(np.clip(index, 0, n - 1)) for index, n in zip(at, volume.shape, strict=True))
     x, y, z = (float(n * mm) for n, mm in zip(volume.shape, spacing, strict=True))
     slices = (
-        (volume[:, :, k], (x, y), ("L", "R")),
-        (volume[:, j, :], (x, z), ("L", "R")),
-        (volume[i, :, :], (y, z), ("P", "A")),
+        (volume[:, :, k], x, y, "LR"),
+        (volume[:, j, :], x, z, "LR"),
+        (volume[i, :, :], y, z, "PA"),
     )
-    widths, height = 2 * x + y, max(y, z)
     gap, left = 0.03, 0.015
-    for plane, (across, up), letters in slices:
-        share = (1 - 3 * gap) * across / widths
-        axes = figure.add_axes(
-            (
-                box[0] + left * box[2],
-                box[1] + (0.5 - up / height / 2) * box[3],
-                share * box[2],
-                up / height * box[3],
-            )
-        )
+    for plane, across, up, letters in slices:
+        share, part = (1 - 3 * gap) * across / (2 * x + y), up / max(y, z)
+        corner = (box[0] + left * box[2], box[1] + (0.5 - part / 2) * box[3])
+        axes = figure.add_axes((*corner, share * box[2], part * box[3]))
         left += share + gap
         axes.imshow(
             np.nan_to_num(plane.T.astype(np.float32)),
@@ -195,16 +152,9 @@ def _add_slices(
             interpolation="bilinear",
         )
         axes.set_axis_off()
-        for place, letter in zip((0.0, 1.0), letters, strict=True):
-            if sides:
-                axes.text(
-                    *(place, 0.5, letter),
-                    transform=axes.transAxes,
-                    color="white",
-                    ha="left" if place < 0.5 else "right",
-                    va="center",
-                    fontsize=8,
-                )
+        for place, letter in enumerate(letters if sides else ""):
+            text = axes.text(place, 0.5, letter, color="white", fontsize=8, va="center")
+            text.set(transform=axes.transAxes, ha=("left", "right")[place])
 
 
 def draw_curves(
@@ -233,19 +183,19 @@ def draw_curves(
         The picture in words, for those who cannot see it.
     """
     texts: dict[str, list[str]] = {}
-    with drawing(name, 4.4, 2.9) as sheet:
-        figure, axes = sheet.figure, sheet.axes
+    with drawing(name, 2.9) as sheet:
+        axes = sheet.axes
         at = np.asarray(x, dtype=np.float64)
         for (label, curve), color in zip(curves.items(), OKABE_ITO, strict=False):
             values = np.asarray(curve, dtype=np.float64)
             seen = np.isfinite(values) & np.isfinite(at)
-            gid = f"points{len(texts)}"
+            gid, points = f"points{len(texts)}", (at[seen], values[seen])
             texts[gid] = [
                 f"{xlabel} {one:g} · {label} {value:.4g}"
-                for one, value in zip(at[seen], values[seen], strict=True)
+                for one, value in zip(*points, strict=True)
             ]
             axes.plot(
-                *(at[seen], values[seen]),
+                *points,
                 color=color,
                 label=clean(label),
                 marker="o" if seen.sum() <= 40 else "",
@@ -259,7 +209,7 @@ def draw_curves(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.margins(y=0.12)
         if len(curves) + (level is not None) > 1:
-            figure.legend(loc="outside upper left", ncols=3)
+            sheet.figure.legend(loc="outside upper left", ncols=3)
     return sheet.svg(alt, texts)
 
 
@@ -294,63 +244,56 @@ def draw_embedding(
     """
     across, up = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     missing = values.isna().to_numpy()
+    # Five numbers or fewer, as of visits, are told apart better than on a scale.
+    on_scale = pd.api.types.is_numeric_dtype(values) and values.nunique() > 5
     points: dict[str, NDArray[Any]] = {}
     raster = len(across) > RASTER_ABOVE
     look = {"s": 6, "linewidths": 0.3} if raster else {"s": 20, "linewidths": 0.6}
     # Where points hide one another, groups are laid in turn, so that none covers the others.
     turns = np.arange(len(across)) % (_TURNS if raster else 1)
-    with drawing(name, 4.4, 4.1) as sheet:
-        figure, axes = sheet.figure, sheet.axes
+    with drawing(name, 4.1) as sheet:
+        axes = sheet.axes
 
         def scatter(chosen: NDArray[np.bool_], **kwargs: Any) -> Any:
             gid = f"points{len(points)}"
             points[gid] = np.flatnonzero(chosen)
             numbers = kwargs.pop("c", None)
+            options = {"edgecolors": MUTED, "gid": gid, "rasterized": raster, **look, **kwargs}
             for turn in range(turns.max(initial=0) + 1):
                 now = chosen & (turns == turn)
-                layer = axes.scatter(
-                    *(across[now], up[now]),
-                    **{**look, "edgecolors": MUTED, **kwargs},
-                    **({} if numbers is None else {"c": numbers[now]}),
-                    gid=gid,
-                    rasterized=raster,
-                    zorder=2 + turn / _TURNS / 4,  # below the spines, which would part the raster
-                )
+                if numbers is not None:
+                    options["c"] = numbers[now]
+                # Below the spines, which would part the raster.
+                layer = axes.scatter(across[now], up[now], zorder=2 + turn / _TURNS / 4, **options)
             return layer
 
-        handles, labels = [], []
+        entries = []
         if missing.any():
-            handles.append(
-                scatter(missing, color=MUTED, marker="x", linewidths=1.0, edgecolors=None)
-            )
-            labels.append(f"missing ({missing.sum():,})")
-        if is_numeric(values) and not missing.all():
+            crosses = scatter(missing, color=MUTED, marker="x", linewidths=1.0, edgecolors=None)
+            entries.append((crosses, f"missing ({missing.sum():,})"))
+        if on_scale and not missing.all():
             scale = values.to_numpy(dtype=np.float64)
             norm = Normalize(np.nanmin(scale), np.nanmax(scale))
             seen = scatter(~missing, c=scale, norm=norm, cmap="viridis")
-            bar = figure.colorbar(seen, ax=axes, shrink=0.85, aspect=30, pad=0.02)
+            bar = sheet.figure.colorbar(seen, ax=axes, shrink=0.85, aspect=30, pad=0.02)
             bar.set_label(clean(values.name))
             bar.outline.set_visible(False)
         elif not missing.all():
             text = values.astype("string")
-            levels = (
-                text.value_counts()
-                .sort_index(kind="stable")
-                .sort_values(ascending=False, kind="stable")
-            )
+            levels = text.value_counts().sort_index().sort_values(ascending=False, kind="stable")
             colors = _FOR_RASTER if raster else OKABE_ITO
             most = len(colors) if len(levels) <= len(colors) else len(colors) - 1
             shown = list(levels.index[:most])
             for order, level in enumerate(shown):
                 chosen = (text == level).fillna(False).to_numpy(dtype=bool)
-                handles.insert(order, scatter(chosen, color=colors[order], marker=_MARKERS[order]))
-                labels.insert(order, f"{clean(level, 24)} ({levels[level]:,})")
+                group = scatter(chosen, color=colors[order], marker=_MARKERS[order])
+                entries.insert(order, (group, f"{clean(level, 24)} ({levels[level]:,})"))
             rest = ~missing & ~text.isin(shown).to_numpy()
             if rest.any():
-                handles.append(scatter(rest, color=MUTED, marker="."))
-                labels.append(f"other, {len(levels) - len(shown):,} levels ({rest.sum():,})")
+                words = f"other, {len(levels) - len(shown):,} levels ({rest.sum():,})"
+                entries.append((scatter(rest, color=MUTED, marker="."), words))
         axes.set(xlabel=clean(axis_labels[0]), ylabel=clean(axis_labels[1]))
-        sheet.legend(handles, labels, scale=1.8 if raster else 1.0)
+        sheet.legend(entries, scale=1.8 if raster else 1.0)
     texts = {gid: [hover[i] for i in rows] for gid, rows in points.items()} if hover else {}
     return sheet.svg(alt, texts)
 
@@ -380,7 +323,8 @@ def draw_identity(
         The picture in words.
     """
     true, predicted = (np.asarray(v, dtype=np.float64) for v in (truth, prediction))
-    with drawing(name, 4.4, 4.1) as sheet:
+    raster = true.size > RASTER_ABOVE
+    with drawing(name, 4.1) as sheet:
         axes = sheet.axes
         if true.size:
             ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
@@ -389,11 +333,11 @@ def draw_identity(
             *(true, predicted),
             color=OKABE_ITO[0],
             edgecolors=PAPER,
-            s=22 if true.size <= RASTER_ABOVE else 8,
-            alpha=0.75 if true.size <= RASTER_ABOVE else 0.4,
+            s=8 if raster else 22,
+            alpha=0.4 if raster else 0.75,
             linewidths=0.3,
             gid="points",
-            rasterized=true.size > RASTER_ABOVE,
+            rasterized=raster,
         )
         axes.set(xlabel=f"{clean(label)}, true", ylabel=f"{clean(label)}, predicted")
     return sheet.svg(alt, {"points": list(hover)})
@@ -413,18 +357,14 @@ def draw_confusion(name: str, counts: pd.DataFrame, *, alt: str) -> bytes:
     """
     cells = counts.to_numpy(dtype=np.float64)
     share = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1.0)
-    with drawing(name, 4.4, 3.6) as sheet:
+    with drawing(name, 3.6) as sheet:
         axes = sheet.axes
         axes.imshow(share, cmap="cividis", vmin=0, vmax=1, aspect="auto", rasterized=True)
+        look = {"ha": "center", "va": "center", "fontsize": 10 if len(cells) <= 6 else 7}
         for (row, column), part in np.ndenumerate(share):
-            if cells.shape[0] <= 12:
-                axes.text(
-                    *(column, row, f"{cells[row, column]:,.0f}\n{part:.0%}"),
-                    ha="center",
-                    va="center",
-                    color="#fefefe" if part < 0.47 else "#010101",
-                    fontsize=10 if cells.shape[0] <= 6 else 7,
-                )
+            if len(cells) <= 12:
+                ink, words = "#fefefe" if part < 0.47 else "#010101", f"{part:.0%}"
+                axes.text(column, row, f"{cells[row, column]:,.0f}\n{words}", color=ink, **look)
         for axis, names in ((axes.xaxis, counts.columns), (axes.yaxis, counts.index)):
             axis.set_ticks(range(len(names)), [clean(n, 14) for n in names])
         if max((len(str(n)) for n in counts.columns), default=0) > 6:
@@ -437,12 +377,7 @@ def draw_confusion(name: str, counts: pd.DataFrame, *, alt: str) -> bytes:
 
 
 def draw_intervals(
-    name: str,
-    rows: pd.DataFrame,
-    *,
-    xlabel: str,
-    chance: float | None = None,
-    alt: str,
+    name: str, rows: pd.DataFrame, *, xlabel: str, chance: float | None = None, alt: str
 ) -> bytes:
     """Draw a score with its interval for each of `rows`, the first one from the top highlighted.
 
@@ -459,9 +394,12 @@ def draw_intervals(
     alt : str
         The picture in words.
     """
-    with drawing(name, 4.4, 1.2 + 0.36 * len(rows)) as sheet:
+    texts = {}
+    with drawing(name, 1.2 + 0.36 * len(rows)) as sheet:
         axes = sheet.axes
-        for order, (mean, low, high) in enumerate(rows[["mean", "low", "high"]].to_numpy(float)):
+        scores = rows[["mean", "low", "high"]].to_numpy(float)
+        for order, (label, (mean, low, high)) in enumerate(zip(rows["label"], scores, strict=True)):
+            texts[f"points{order}"] = [_interval(label, mean, low, high)]
             color = OKABE_ITO[0] if order == 0 else MUTED
             if np.isfinite([low, high]).all():
                 axes.plot([low, high], [order, order], color=color, linewidth=2.4)
@@ -469,23 +407,17 @@ def draw_intervals(
             axes.plot([mean], [order], "o", color=color, markersize=size, gid=f"points{order}")
         if chance is not None and np.isfinite(chance):
             line = axes.axvline(chance, color=OKABE_ITO[1], linestyle=(0, (4, 2)), linewidth=1.2)
-            sheet.legend([line], ["chance, from permutations"])
+            sheet.legend([(line, "chance, from permutations")])
         axes.set_yticks(range(len(rows)), [clean(label, 30) for label in rows["label"]])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(clean(xlabel, 60))
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    texts = {
-        f"points{i}": [text]
-        for i, text in enumerate(
-            map(_interval, *(rows[c] for c in ("label", "mean", "low", "high")))
-        )
-    }
     return sheet.svg(alt, texts)
 
 
 def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: str) -> bytes:
-    """Draw the score of each kind of features, with intervals, over the participants learnt from.
+    """Draw the score of each kind of features, with intervals, over the participants learned from.
 
     Parameters
     ----------
@@ -500,13 +432,12 @@ def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: st
         The picture in words.
     """
     texts = {}
-    with drawing(name, 4.4, 3.2) as sheet:
-        figure, axes = sheet.figure, sheet.axes
+    with drawing(name, 3.2) as sheet:
+        axes = sheet.axes
         groups = list(points.groupby("features", sort=False))
         for order, (label, rows) in enumerate(groups):
-            sizes, mean, low, high = (
-                rows[["n_participants", "mean", "low", "high"]].to_numpy(float).T
-            )
+            scores = rows[["n_participants", "mean", "low", "high"]].to_numpy(float)
+            sizes, mean, low, high = scores.T
             # Beside one another, so that no interval hides another one.
             at = sizes * 1.03 ** (order - (len(groups) - 1) / 2)
             color = OKABE_ITO[order % len(OKABE_ITO)]
@@ -517,11 +448,10 @@ def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: st
                 marker=_MARKERS[order % len(_MARKERS)],
                 markersize=5 if order == 0 else 4,
                 linestyle="-" if order == 0 else (0, (4, 1.5)),
+                gid=f"points{order}",
             )
-            axes.lines[-1].set_gid(f"points{order}")
             texts[f"points{order}"] = [
-                f"{size:,.0f} participants · {_interval(label, *score)}"
-                for size, *score in zip(sizes, mean, low, high, strict=True)
+                f"{size:,.0f} participants · {_interval(label, *score)}" for size, *score in scores
             ]
             axes.vlines(at, low, high, color=color, linewidth=1.6 if order == 0 else 0.9)
         axes.set_xscale("log")
@@ -529,7 +459,7 @@ def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: st
         axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel="labeled participants to learn from", ylabel=clean(ylabel, 60))
-        figure.legend(loc="outside upper left", ncols=3)
+        sheet.figure.legend(loc="outside upper left", ncols=3)
     return sheet.svg(alt, texts)
 
 

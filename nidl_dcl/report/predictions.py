@@ -19,8 +19,6 @@ from nidl_dcl.report.plots import (
 from nidl_dcl.report.reader import Score, TargetResult, as_dict, as_list, as_number, as_score
 from nidl_dcl.report.svg import clean
 
-__all__ = ["audit_holdout", "audit_sites", "describe_features", "score_external", "score_target"]
-
 _METRICS = {
     "mae": "mean absolute error",
     "r2": "R²",
@@ -29,14 +27,12 @@ _METRICS = {
     "roc_auc": "ROC AUC",
 }
 
-
 _FEATURES = {
     "dummy": "a constant guess that never sees the image",
     "untrained": "the same encoder before training",
     "voxels": "prepared voxels, reduced by PCA, into the same readout",
     "confounds": "the confounds alone",
 }
-
 
 _MOST_CLASSES = 30
 
@@ -47,22 +43,14 @@ def describe_features(name: str) -> dict[str, str]:
 
 
 def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
-    """Return what the page says of a target, and write its pictures.
-
-    Parameters
-    ----------
-    found : TargetResult
-        Its files; every key of the metrics may be missing.
-    gallery : Gallery
-        Where pictures go.
-    """
+    """Return what the page says of a target, and write its pictures; any of its metrics may miss."""
     metrics = found.metrics
     headline, permutation = as_dict(metrics.get("headline")), as_dict(metrics.get("permutation"))
     scores = _scores(metrics.get("scores"))
     baselines = {k: _scores(v) for k, v in as_dict(metrics.get("baselines")).items()}
     gains = _scores(headline.get("gains"))
     main = str(headline.get("metric") or permutation.get("metric") or next(iter(scores), "score"))
-    own_row = {"name": "embeddings", "scores": scores, "gain": None}
+    is_of_main = permutation.get("metric") == main
     entry: dict[str, Any] = {
         "label": found.label,
         "name": found.name,
@@ -77,14 +65,12 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
         "metric": _metric(main),
         "metrics": [_metric(name) for name in scores],
         "own": scores.get(main, Score(None)),
-        "chance": as_number(permutation.get("chance"))
-        if permutation.get("metric") == main
-        else None,
+        "chance": as_number(permutation.get("chance") if is_of_main else None),
         "p": as_number(permutation.get("p")),
         "permutations": as_number(permutation.get("n")),
         "baselines": {name: s.get(main, Score(None)) for name, s in baselines.items()},
         "rows": [
-            own_row,
+            {"name": "embeddings", "scores": scores, "gain": None},
             *({"name": k, "scores": s, "gain": gains.get(k)} for k, s in baselines.items()),
         ],
         "beats": headline.get("beats") is True,
@@ -191,22 +177,16 @@ def _draw_predictions(
     pairs = used[["target", "prediction"]].apply(pd.to_numeric, errors="coerce").dropna()
     if pairs.empty:
         return None
+    names = row_names(used.loc[pairs.index])
     hover = [
         f"{who} · true {format_number(true)}, predicted {format_number(predicted)}"
-        for who, (true, predicted) in zip(
-            row_names(used.loc[pairs.index]), pairs.to_numpy(), strict=True
-        )
+        for who, (true, predicted) in zip(names, pairs.to_numpy(), strict=True)
     ]
     name = f"desc-{gallery.model}{found.label}_truth"
     alt = f"Predicted against true {what}: one point for each of {len(pairs):,} images"
-    drawn = draw_identity(
-        name,
-        pairs["target"],
-        pairs["prediction"],
-        label=what + (f" ({entry['units']})" if entry["units"] else ""),
-        hover=hover,
-        alt=alt,
-    )
+    true, predicted = pairs["target"], pairs["prediction"]
+    label = what + (f" ({entry['units']})" if entry["units"] else "")
+    drawn = draw_identity(name, true, predicted, label=label, hover=hover, alt=alt)
     caption = f"Predicted against true {what}, one point per image; on the dashed line both agree."
     if len(pairs) > RASTER_ABOVE:
         caption += " The points are one picture, without values under the pointer."
@@ -216,28 +196,21 @@ def _draw_predictions(
 
 
 def _draw_baselines(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:
-    metric = entry["metric"]["name"]
-    scores = {row["name"]: row["scores"].get(metric, Score(None)) for row in entry["rows"]}
+    scores = {"embeddings": entry["own"], **entry["baselines"]}
     rows = pd.DataFrame(
         [(k, s.mean, s.low, s.high) for k, s in scores.items() if s.mean is not None],
         columns=["features", "mean", "low", "high"],
     ).astype({"mean": "float64", "low": "float64", "high": "float64"})
     if rows.empty:
         return None
-    words, lower = entry["metric"]["words"], metric == "mae"
+    words = entry["metric"]["words"]
     name = f"desc-{gallery.model}{entry['label']}_baselines"
     listed = ", ".join(
         f"{k} {format_score(mean)}" for k, mean in zip(rows["features"], rows["mean"], strict=True)
     )
     alt = f"{words} of {clean(entry['name'])}: {listed}"
-    unit = f"{entry['units']}, " if lower and entry["units"] else ""
-    drawn = draw_intervals(
-        name,
-        rows.rename(columns={"features": "label"}),
-        xlabel=f"{words} ({unit}{'lower' if lower else 'higher'} is better)",
-        chance=entry["chance"],
-        alt=alt,
-    )
+    labeled, label = rows.rename(columns={"features": "label"}), _axis(entry["metric"], entry)
+    drawn = draw_intervals(name, labeled, xlabel=label, chance=entry["chance"], alt=alt)
     caption = f"{words[:1].upper()}{words[1:]} on the same folds; lines are 95 % intervals."
     behind = rows.assign(chance=entry["chance"])
     return gallery.svg(name, drawn, alt, caption, table=behind)
@@ -255,8 +228,8 @@ def _draw_curve(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:
     table = table.astype(dict.fromkeys(table.columns[1:], "float64"))
     if table["n_participants"].nunique() < 2:
         return None
-    metric = str(entry["curve"].get("metric"))
-    words, lower = _metric(metric)["words"], metric == "mae"
+    metric = _metric(str(entry["curve"].get("metric")))
+    words = metric["words"]
     name = f"desc-{gallery.model}{entry['label']}_learningcurve"
     ends = ", ".join(
         f"{features} from {format_score(means.iloc[0])} to {format_score(means.iloc[-1])}"
@@ -264,9 +237,7 @@ def _draw_curve(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:
     )
     least, most = (format_number(round(n)) for n in table["n_participants"].agg(["min", "max"]))
     alt = f"{words} of {clean(entry['name'])} with {least} to {most} participants: {ends}"
-    unit = f"{entry['units']}, " if lower and entry["units"] else ""
-    ylabel = f"{words} ({unit}{'lower' if lower else 'higher'} is better)"
-    drawn = draw_learning_curve(name, table, ylabel=ylabel, alt=alt)
+    drawn = draw_learning_curve(name, table, ylabel=_axis(metric, entry), alt=alt)
     caption = (
         f"{words[:1].upper()}{words[1:]} with fewer labeled participants to learn from, on the same "
         f"folds; upright lines are 95 % intervals. {entry['curve'].get('sentence') or ''}"
@@ -274,46 +245,33 @@ def _draw_curve(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:
     return gallery.svg(name, drawn, alt, caption.strip(), table=table)
 
 
+def _axis(metric: Mapping[str, str], entry: Mapping[str, Any]) -> str:
+    """Return the name of an axis that shows a score of a target."""
+    if metric["name"] != "mae":
+        return f"{metric['words']} (higher is better)"
+    return f"{metric['words']} ({entry['units']}{', ' if entry['units'] else ''}lower is better)"
+
+
 def audit_sites(found: Iterable[TargetResult]) -> dict[str, Any]:
-    """Return how well sites are decoded, and each target's scores within and across them.
-
-    Parameters
-    ----------
-    found : iterable of TargetResult
-
-    Returns
-    -------
-    dict
-        ``decoded``: one entry for each column of sites; ``targets``: one for each target with sites.
-    """
+    """Return how well each column of sites is decoded, and targets' scores within and across sites."""
     decoded: dict[str, Any] = {}
     targets = []
     for target in found:
-        site = as_dict(target.metrics.get("site"))
-        if not site:
-            continue
-        entry = _decoded(site)
-        decoded.setdefault(str((entry["column"], entry["sentences"])), entry)
-        if of_target := _by_site(target, site):
-            targets.append(of_target)
-    return {"decoded": list(decoded.values()), "targets": targets}
+        if site := as_dict(target.metrics.get("site")):
+            entry = _decoded(site)
+            decoded.setdefault(str((entry["column"], entry["sentences"])), entry)
+            targets.append(_by_site(target, site))
+    return {"decoded": list(decoded.values()), "targets": list(filter(None, targets))}
 
 
 def _decoded(site: Mapping[str, Any]) -> dict[str, Any]:
-    after = as_dict(site.get("harmonized"))
-    rows = []
+    after, rows = as_dict(site.get("harmonized")), []
     for name, audit in (("as they are", site), ("after ComBat inside the folds", after)):
         score = as_score(audit.get("balanced_accuracy"))
         permutation = as_dict(audit.get("permutation"))
+        chance, p = (as_number(permutation.get(what)) for what in ("chance", "p"))
         if score.mean is not None:
-            rows.append(
-                {
-                    "name": name,
-                    "score": score,
-                    "chance": as_number(permutation.get("chance")),
-                    "p": as_number(permutation.get("p")),
-                }
-            )
+            rows.append({"name": name, "score": score, "chance": chance, "p": p})
     sentences = [site.get("sentence"), site.get("harmonized_sentence")]
     sizes = [(name, as_number(n)) for name, n in as_dict(site.get("sites")).items()]
     return {
@@ -328,15 +286,14 @@ def _by_site(target: TargetResult, site: Mapping[str, Any]) -> dict[str, Any] | 
     within, left_out = as_dict(site.get("within")), as_dict(site.get("leave_one_site_out"))
     headline = as_dict(target.metrics.get("headline"))
     metric = str(left_out.get("metric") or headline.get("metric") or "")
-    scores = {
-        k: as_dict(as_dict(v).get(metric)) for k, v in as_dict(left_out.get("scores")).items()
-    }
+    all_scores = as_dict(left_out.get("scores"))
+    scores = {name: as_dict(as_dict(of).get(metric)) for name, of in all_scores.items()}
     sizes = as_dict(left_out.get("sites")) or {
         label: as_dict(of).get("n_participants") for label, of in within.items()
     }
     if not sizes:
         return None
-    rows: list[dict[str, Any]] = [
+    rows = [
         {
             "name": label,
             "n": as_number(n),
@@ -363,7 +320,6 @@ def audit_holdout(found: Iterable[TargetResult]) -> dict[str, Any]:
         if not last:
             continue
         metric = str(as_dict(target.metrics.get("headline")).get("metric") or "")
-        own = as_score(as_dict(last.get("scores")).get(metric))
         others = {
             name: as_score(as_dict(scores).get(metric))
             for name, scores in as_dict(last.get("baselines")).items()
@@ -375,7 +331,7 @@ def audit_holdout(found: Iterable[TargetResult]) -> dict[str, Any]:
                 "metric": metric,
                 "words": METRIC_WORDS.get(metric, metric),
                 "n_participants": as_number(last.get("n_participants")),
-                "own": own,
+                "own": as_score(as_dict(last.get("scores")).get(metric)),
                 "baselines": others,
                 "times": as_number(last.get("times_scored")),
                 "sentence": str(last.get("sentence") or ""),

@@ -9,7 +9,7 @@ import csv
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.io.formats import camel_case
-
-__all__ = ["Results", "Score", "TargetResult", "as_dict", "as_list", "as_number", "as_score"]
 
 
 @dataclass(frozen=True)
@@ -34,21 +32,7 @@ class Score:
 
 @dataclass(frozen=True)
 class TargetResult:
-    """The files of one predicted target.
-
-    Attributes
-    ----------
-    label : str
-        The target as it stands in file names.
-    name : str
-        The column.
-    metrics : dict
-        Content of the metrics file.
-    predictions : DataFrame
-        The table of predictions as text; empty where missing.
-    units : str
-        From the sidecar of the predictions, or empty.
-    """
+    """The files of one predicted target: `label` is its column's `name` as it stands in file names."""
 
     label: str
     name: str
@@ -58,20 +42,7 @@ class TargetResult:
 
 
 class Results:
-    """The files of one model in an output folder.
-
-    Parameters
-    ----------
-    folder : Path
-        OUTPUT_DIR.
-    model : str
-        The label in ``desc-<model>_…``.
-
-    Attributes
-    ----------
-    problems : list of str
-        What could not be read, in words; it grows while reading.
-    """
+    """The files of one model in an output folder; `problems` tells what could not be read so far."""
 
     def __init__(self, folder: Path, model: str) -> None:
         self.folder, self.model = folder, model
@@ -83,13 +54,7 @@ class Results:
 
     def text(self, name: str) -> str:
         """Return the content of a text file, empty where there is none."""
-        try:
-            return (self.folder / name).read_bytes().decode("utf-8-sig", errors="replace")
-        except (FileNotFoundError, NotADirectoryError):
-            return ""
-        except OSError as error:
-            self.problems.append(f"{name}: {error.strerror}.")
-            return ""
+        return (self._bytes(name) or b"").decode("utf-8-sig", errors="replace")
 
     def json(self, name: str) -> dict[str, Any]:
         """Return the object in a JSON file, empty where there is none."""
@@ -140,17 +105,20 @@ class Results:
 
     def png(self, name: str) -> bytes:
         """Return the bytes of a PNG file, empty where there is none."""
-        try:
-            raw = (self.folder / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return b""
-        except OSError as error:
-            self.problems.append(f"{name}: {error.strerror}.")
-            return b""
-        if raw[:8] != b"\x89PNG\r\n\x1a\n" or len(raw) < 33:
+        raw = self._bytes(name)
+        if raw is not None and (raw[:8] != b"\x89PNG\r\n\x1a\n" or len(raw) < 33):
             self.problems.append(f"{name} is not a PNG.")
             return b""
-        return raw
+        return raw or b""
+
+    def _bytes(self, name: str) -> bytes | None:
+        try:
+            return (self.folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            self.problems.append(f"{name}: {error.strerror}.")
+            return None
 
     def array(self, name: str) -> NDArray[Any] | None:
         """Return the array of an NPY file, mapped from disk; None where there is none."""
@@ -165,40 +133,28 @@ class Results:
 
     def targets(self) -> list[TargetResult]:
         """Return the targets that were predicted from this model, by file name."""
-        pattern = re.compile(rf"desc-{re.escape(self.model)}([A-Z0-9][A-Za-z0-9]*)_metrics\.json")
         found = []
-        for path in sorted(self.folder.iterdir()):
-            match = pattern.fullmatch(path.name)
-            if match is None:
-                continue
-            label, metrics = match.group(1), self.json(path.name)
-            name = str(metrics.get("target") or label)
-            # With a model `dcl` and a model `dclBig`, `desc-dclBigAge` is a target of the second.
-            if not metrics or _label(name) not in (label, None):
-                continue
-            stem = path.name.removesuffix("_metrics.json") + "_predictions"
-            sidecar = as_dict(self.json(f"{stem}.json").get("target"))
-            found.append(
-                TargetResult(
-                    label, name, metrics, self.table(f"{stem}.tsv"), str(sidecar.get("Units", ""))
-                )
-            )
+        for label, name, metrics in self._metrics("metrics"):
+            stem = f"desc-{self.model}{label}_predictions"
+            units = str(as_dict(self.json(f"{stem}.json").get("target")).get("Units", ""))
+            found.append(TargetResult(label, name, metrics, self.table(f"{stem}.tsv"), units))
         return found
 
     def external(self) -> list[dict[str, Any]]:
         """Return what readouts of another cohort gave, the content of each file by its name."""
-        pattern = re.compile(
-            rf"desc-{re.escape(self.model)}([A-Z0-9][A-Za-z0-9]*)_externalmetrics\.json"
-        )
-        found = []
-        for path in sorted(self.folder.iterdir()):
-            match = pattern.fullmatch(path.name)
-            if match is None:
-                continue
-            metrics = self.json(path.name)
-            if metrics and _label(str(metrics.get("target"))) in (match.group(1), None):
-                found.append(metrics)
-        return found
+        found = self._metrics("externalmetrics")
+        return [metrics for _, _, metrics in found if metrics.get("target") is not None]
+
+    def _metrics(self, kind: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Yield label, target and content of the metrics files of this model."""
+        pattern = re.compile(rf"desc-{re.escape(self.model)}([A-Z0-9][A-Za-z0-9]*)_{kind}\.json")
+        names = sorted(path.name for path in self.folder.iterdir())
+        for match in filter(None, map(pattern.fullmatch, names)):
+            label, metrics = match[1], self.json(match[0])
+            name = str(metrics.get("target") or label)
+            # With a model `dcl` and a model `dclBig`, `desc-dclBigAge` is a target of the second.
+            if metrics and _label(name) in (label, None):
+                yield label, name, metrics
 
 
 def as_dict(value: Any) -> dict[str, Any]:
@@ -216,6 +172,12 @@ def as_number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if np.isfinite(value) else None
+
+
+def as_spacing(value: Any) -> list[float]:
+    """Return the three sizes of a voxel in mm, 1 where they are not given."""
+    sizes = [abs(as_number(size) or 1.0) for size in as_list(value)]
+    return sizes if len(sizes) == 3 else [1.0, 1.0, 1.0]
 
 
 def as_score(value: Any) -> Score:

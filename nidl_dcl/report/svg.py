@@ -21,17 +21,13 @@ from matplotlib.figure import Figure
 
 from nidl_dcl.io.formats import escape_control
 
-__all__ = ["INK", "MUTED", "OKABE_ITO", "PAPER", "STYLE", "Sheet", "clean", "drawing"]
-
 INK, MUTED, GRID, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#ffffff"
-
 
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", INK, "#e69f00", "#56b4e9")
 """Colors that color-blind readers tell apart (Okabe and Ito, 2008), without the yellow.
 
 The first five stand out from the paper also as thin lines; the last two need an edge.
 """
-
 
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": MUTED,
@@ -58,42 +54,28 @@ STYLE: dict[Any, Any] = {
 }
 """Settings of matplotlib under which everything is drawn."""
 
-
 _NS = "{http://www.w3.org/2000/svg}"
-
 
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 
 
 @dataclass
 class Sheet:
-    """A figure and its axes; once the block of `drawing` has ended, also an SVG.
-
-    Attributes
-    ----------
-    name : str
-        Prefix of the ids in the SVG.
-    figure, axes : Figure, Axes
-        Of matplotlib.
-    raw : bytes
-        What matplotlib wrote.
-    """
+    """A figure and its axes; once the block of `drawing` has ended, also what matplotlib wrote."""
 
     name: str
     figure: Any
     axes: Any
     raw: bytes = b""
 
-    def legend(self, handles: Sequence[Any], labels: Sequence[str], scale: float = 1.0) -> None:
-        """Add a legend below the axes, its signs `scale` times those in the picture.
-
-        Labels that begin with an underscore are shown too.
-        """
-        if handles:
-            blank = [" "] * len(handles)
+    def legend(self, entries: Sequence[tuple[Any, str]], scale: float = 1.0) -> None:
+        """Add a legend of artists and their names below the axes, its signs larger by `scale`."""
+        if entries:
+            handles, blank = [handle for handle, _ in entries], [" "] * len(entries)
             place = {"loc": "outside lower left", "ncols": 2}
             legend = self.figure.legend(handles, blank, markerscale=scale, **place)
-            for text, label in zip(legend.get_texts(), labels, strict=True):
+            # Not given above: names that begin with an underscore would be left out.
+            for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
                 text.set_text(label)
             for sign in legend.legend_handles:
                 sign.set_rasterized(False)
@@ -101,12 +83,7 @@ class Sheet:
     def svg(self, alt: str, hover: Mapping[str, Sequence[str]] | None = None) -> bytes:
         """Return the drawing as an SVG that can be inlined and says `alt` to screen readers.
 
-        Parameters
-        ----------
-        alt : str
-            The picture in words.
-        hover : mapping of str to sequence of str, optional
-            Group id (`gid`) of a scatter to what the pointer shows over each of its points.
+        `hover` maps the group id (`gid`) of a scatter to what the pointer shows over its points.
         """
         ET.register_namespace("", _NS[1:-1])
         prefix = re.sub(r"[^A-Za-z0-9_-]", "-", self.name)
@@ -129,18 +106,12 @@ class Sheet:
 
 
 @contextmanager
-def drawing(name: str, width: float, height: float) -> Iterator[Sheet]:
-    """Yield a sheet of `width` by `height` inches to draw on, under the report's style.
-
-    Parameters
-    ----------
-    name : str
-        Unique on a page.
-    """
+def drawing(name: str, height: float) -> Iterator[Sheet]:
+    """Yield a sheet to draw on, `height` inches high; its `name`, unique on a page, begins all ids."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         # The reader's browser has fonts for glyphs that matplotlib's own lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(4.4, height), layout="constrained")
         sheet = Sheet(name, figure, figure.subplots())
         yield sheet
         stream = io.BytesIO()

@@ -18,43 +18,26 @@ from nidl_dcl.report.plots import (
     draw_slices,
     slice_indices,
 )
-from nidl_dcl.report.reader import Results, as_list, as_number
+from nidl_dcl.report.reader import Results, as_list, as_number, as_spacing
 from nidl_dcl.report.svg import clean
 
-__all__ = ["show_embeddings", "show_training", "show_views"]
-
 _MOST_PHENOTYPES = 12
-
 
 _COLLAPSED_WITHIN = 0.05
 """A loss this close to log(2N-2), or above it, is that of a constant embedding."""
 
-
 _FEW_DIRECTIONS = 2.0
 """An effective rank below this is a point or a line."""
 
-
 _NOT_PHENOTYPES = {
-    "participant_id",
-    "session_id",
-    "run",
-    "path",
-    "source",
-    "row",
-    "split",
-    "x",
-    "y",
+    *("participant_id", "session_id", "run", "path", "source", "row", "split", "x", "y")
 }
 
-
 _CURVES = {
-    "loss": (
-        "Loss; an encoder that gives every image the same embedding has the dotted level.",
-        "",
-    ),
-    "alignment": ("Alignment", "mean squared distance of the two views of an image; 0 is the same"),
-    "uniformity": ("Uniformity", "lower is more evenly spread; 0 is all in one point"),
-    "effective_rank": ("Effective rank", "directions that the embeddings use; 1 is a line"),
+    "loss": "Loss; an encoder that gives every image the same embedding has the dotted level.",
+    "alignment": "Alignment: mean squared distance of the two views of an image; 0 is the same.",
+    "uniformity": "Uniformity: lower is more evenly spread; 0 is all in one point.",
+    "effective_rank": "Effective rank: directions that the embeddings use; 1 is a line.",
 }
 
 
@@ -74,9 +57,7 @@ def show_views(results: Results, gallery: Gallery) -> list[dict[str, Any]]:
         return []
     rows = results.table("figures/views.tsv").reindex(range(len(volumes)))
     rows = rows.reindex(columns=["participant_id", "path"]).astype("object")
-    given = as_list(results.json("figures/views.json").get("spacing"))
-    spacing = [abs(as_number(mm) or 1.0) for mm in given]
-    spacing = spacing if len(spacing) == 3 else [1.0, 1.0, 1.0]
+    spacing = as_spacing(results.json("figures/views.json").get("spacing"))
     views = []
     for number, (stack, who, path) in enumerate(
         zip(volumes, rows["participant_id"], rows["path"], strict=True), start=1
@@ -86,9 +67,8 @@ def show_views(results: Results, gallery: Gallery) -> list[dict[str, Any]]:
         low, high = np.percentile(original, [0.5, 99.7])
         at, pictures = slice_indices(original, spacing), []
         for what, volume in zip(("original", "view 1", "view 2"), stack, strict=True):
-            drawn = draw_slices(
-                volume, spacing, at=at, window=(low, high), sides=what == "original"
-            )
+            sides = what == "original"
+            drawn = draw_slices(volume, spacing, at=at, window=(low, high), sides=sides)
             file = f"desc-{gallery.model}{number}_{what.replace(' ', '')}"
             alt = f"{name}, {what}: axial, coronal and sagittal slice"
             pictures.append(gallery.volume(file, drawn, alt, what, "figures/views.npy"))
@@ -103,36 +83,24 @@ def show_training(results: Results, gallery: Gallery) -> dict[str, Any] | None:
         return None
     last = {str(c): as_number(v) for c, v in curves.ffill().iloc[-1].items()}
     level, pictures = last.get("collapse_loss"), []
-    for name, (title, meaning) in _CURVES.items():
-        lines = {
-            {"train": "training", "val": "validation"}.get(c.partition("/")[2], title): curves[c]
-            for c in map(str, curves.columns)
-            if c.partition("/")[0] == name and curves[c].notna().any()
-        }
+    for name, caption in _CURVES.items():
+        label = name.replace("_", " ")
+        known = {name: label.capitalize(), f"{name}/train": "training", f"{name}/val": "validation"}
+        lines = {known[c]: curves[c] for c in curves if c in known and curves[c].notna().any()}
         if not lines:
             continue
         ends = ", ".join(
-            f"{label.lower()} {format_number(values.dropna().iloc[-1])}"
-            for label, values in lines.items()
+            f"{line.lower()} {format_number(values.dropna().iloc[-1])}"
+            for line, values in lines.items()
         )
-        label = name.replace("_", " ")
         alt = f"{label} over epochs; at the end {ends}"
         file = f"desc-{gallery.model}_{name.replace('_', '')}"
-        drawn = draw_curves(
-            file,
-            curves["epoch"],
-            lines,
-            xlabel="epoch",
-            ylabel=label,
-            level=("collapse", level) if name == "loss" and level is not None else None,
-            alt=alt,
-        )
-        caption = (
-            f"{title}{': ' if meaning else ''}{meaning}{'.' if meaning else ''} At the end: {ends}."
-        )
-        behind = pd.DataFrame({"epoch": curves["epoch"], **lines})
+        epochs = curves["epoch"]
+        behind, line = pd.DataFrame({"epoch": epochs, **lines}), None
         if name == "loss" and level is not None:
-            behind["collapse"] = curves["collapse_loss"]
+            behind["collapse"], line = curves["collapse_loss"], ("collapse", level)
+        drawn = draw_curves(file, epochs, lines, xlabel="epoch", ylabel=label, level=line, alt=alt)
+        caption = f"{caption} At the end: {ends}."
         pictures.append(gallery.svg(file, drawn, alt, caption, table=behind))
     return {
         "pictures": pictures,

@@ -1,6 +1,6 @@
-"""The average of many volumes and how far each is from it, in one pass.
+"""Average many volumes, and measure how far each is from their mean, in one pass.
 
-Takes arrays, one after another; files and pictures are the business of others.
+Reading volumes and drawing the average are left to others.
 """
 
 from __future__ import annotations
@@ -12,45 +12,30 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Average", "average_volumes"]
-
 _MOST_BLOCKS = 2048
 """Blocks of a volume that are kept for its distance: 8 kB for each image."""
 
 
 @dataclass(frozen=True, eq=False)
 class Average:
-    """What one pass over volumes gives.
+    """Result of `average_volumes`.
 
-    Attributes
-    ----------
-    mean, sd : ndarray of float32, shape (d, h, w)
-        Of each voxel over the volumes.
-    distance : ndarray of float64, shape (n,)
-        Of each volume from the mean: root mean square difference of block means, in units of the
-        volumes.
-    block : tuple of int
-        Voxels along the sides of a block.
+    The distance of each volume from the mean is the root mean square difference of block means, in
+    units of the volumes.
     """
 
-    mean: NDArray[np.float32]
+    mean: NDArray[np.float32]  # (d, h, w), of each voxel over the volumes; so is sd
     sd: NDArray[np.float32]
-    distance: NDArray[np.float64]
-    block: tuple[int, int, int]
+    distance: NDArray[np.float64]  # (n,)
+    block: tuple[int, int, int]  # voxels along the sides of a block
 
 
 def average_volumes(volumes: Iterable[NDArray[np.floating]], shape: Sequence[int]) -> Average:
-    """Return the mean of volumes, its spread and each one's distance from it.
+    """Return the mean of volumes of a `shape`, its spread and each one's distance from it.
 
-    Memory holds two volumes in double precision and the block means of each image: those are small
-    cubes, at most 2048 in a volume, since the mean is known only when all have passed by.
-
-    Parameters
-    ----------
-    volumes : iterable of ndarray of shape (d, h, w)
-        One at least, all finite.
-    shape : sequence of three int
-        (d, h, w).
+    There is at least one volume, and all are finite. Memory holds two volumes in double precision
+    and, for each volume, the means of at most 2048 blocks: the distance to the mean can be computed
+    only when all volumes have been read.
     """
     d, h, w = shape
     edge = 1

@@ -1,7 +1,7 @@
-"""Prepared volumes on disk: written once, read in every epoch, rebuilt when stale or damaged.
+"""Keep prepared volumes on disk: written once, read in every epoch, prepared again when damaged.
 
-An entry is named by what is in the image and its mask and by the rules of preparation, holds half
-precision (to which preparation rounds anyway) and ends with a checksum.
+An entry is named by the content of the image and its mask and by the rules of preparation, so that it
+is never stale. It holds half precision, to which preparation rounds anyway, and ends with a checksum.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,32 +31,30 @@ from torch.utils.data import Dataset
 from nidl_dcl.errors import NoRoomError
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.file_cache import FileMemory, file_status
+from nidl_dcl.status import Check, UnreadableVolumeError
 from nidl_dcl.volumes.preparation import Preparation, prepare_volume
-from nidl_dcl.volumes.reading import Check, UnreadableVolumeError, check_volume
-
-__all__ = ["PreparedVolumes", "check_files", "in_threads"]
+from nidl_dcl.volumes.reading import check_volume
 
 _crc32: Any = zlib.crc32
-
 
 with suppress(ImportError):  # ten times as fast, the same numbers
     from isal import isal_zlib
 
     _crc32 = isal_zlib.crc32
 
-
 _FORMAT = 3
-"""Of the entries and of what preparing does; raised when either changes."""
-
+"""Number that grows whenever the entries, or the values that preparation gives, change."""
 
 _DIGEST = 4
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class PreparedVolumes(Dataset[Tensor]):
     """Prepared volumes by number, as float32 tensors of shape (1, d, h, w).
 
-    Several processes may share a folder: entries appear whole, and all that write one write the
-    same.
+    Several processes may share a folder: entries appear whole, and all processes that write an entry
+    write the same.
 
     Parameters
     ----------
@@ -65,9 +63,9 @@ class PreparedVolumes(Dataset[Tensor]):
     masks : sequence of Path or None
         Their brain masks, None where there is none.
     preparation : Preparation
-        The input contract; its shape is set.
+        The input contract, with a shape.
     folder : Path or None
-        Where entries are kept; None prepares anew at each access.
+        Where entries are kept; None prepares the volume at each access.
     memory : FileMemory, optional
         Checksums of files read before.
     """
@@ -94,12 +92,15 @@ class PreparedVolumes(Dataset[Tensor]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        image, mask = self.images[index], self.masks[index]
         if self.folder is None:
-            return torch.from_numpy(prepare_volume(image, self.preparation, mask))
+            return self._prepare(index)
         entry = self._entry(index)
         volume = self._read(entry)
         return self._write(entry, index) if volume is None else volume
+
+    def _prepare(self, index: int) -> Tensor:
+        image, mask = self.images[index], self.masks[index]
+        return torch.from_numpy(prepare_volume(image, self.preparation, mask))
 
     @property
     def entry_bytes(self) -> int:
@@ -115,14 +116,9 @@ class PreparedVolumes(Dataset[Tensor]):
     def fill(
         self, workers: int = 1, faults: dict[int, UnreadableVolumeError] | None = None
     ) -> Generator[tuple[int, int], None, None]:
-        """Write the entries that are missing; yield (written, to be written) after each.
+        """Write the missing entries in several threads; yield (written, to be written) after each.
 
-        Parameters
-        ----------
-        workers : int
-            Threads.
-        faults : dict, optional
-            Gets the errors of volumes that cannot be prepared, which are raised otherwise.
+        The errors of volumes that cannot be prepared go to `faults`; without it they are raised.
 
         Raises
         ------
@@ -146,20 +142,17 @@ class PreparedVolumes(Dataset[Tensor]):
                     raise
                 faults[number] = error
 
-        for done, _ in enumerate(in_threads(write, missing, workers), 1):
+        for done, _ in enumerate(thread_map(write, missing, workers), 1):
             yield done, len(missing)
         self.memory.save()
 
     def name(self, index: int) -> str:
         """Return a name that changes with the content of image and mask, and with the rules."""
         mask = self.masks[index]
-        key = [
-            _FORMAT,
-            self.memory.sha256(self.images[index]),
-            # The mask of another model's preparation changes nothing in this one.
-            mask and self.preparation.masked and self.memory.sha256(mask),
-            self._rules,
-        ]
+        image_sum = self.memory.sha256(self.images[index])
+        # The mask of another model's preparation changes nothing in this one.
+        mask_sum = mask and self.preparation.masked and self.memory.sha256(mask)
+        key = [_FORMAT, image_sum, mask_sum, self._rules]
         return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
 
     def _entry(self, index: int) -> Path:
@@ -174,9 +167,7 @@ class PreparedVolumes(Dataset[Tensor]):
             return False
 
     def _write(self, entry: Path, index: int) -> Tensor:
-        prepared = torch.from_numpy(
-            prepare_volume(self.images[index], self.preparation, self.masks[index])
-        )
+        prepared = self._prepare(index)
         raw = prepared.half().numpy().astype("<f2", copy=False).tobytes()
         try:
             write_bytes(entry, raw + _crc32(raw).to_bytes(_DIGEST, "little"), lasting=False)
@@ -204,23 +195,21 @@ class PreparedVolumes(Dataset[Tensor]):
                 content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if size else b""
         except FileNotFoundError:
             return None
-        body = memoryview(content)[:-_DIGEST]
-        if size == self.entry_bytes and _crc32(body) == int.from_bytes(
-            content[-_DIGEST:], "little"
-        ):
+        body, digest = memoryview(content)[:-_DIGEST], content[-_DIGEST:]
+        if size == self.entry_bytes and _crc32(body) == int.from_bytes(digest, "little"):
             if sys.byteorder == "big":
-                return torch.from_numpy(np.frombuffer(body, "<f2").astype(np.float32)).view(
-                    self.shape
-                )
-            return torch.frombuffer(body, dtype=torch.float16).to(torch.float32).view(self.shape)
+                values = torch.from_numpy(np.frombuffer(body, "<f2").astype(np.float32))
+            else:
+                values = torch.frombuffer(body, dtype=torch.float16).to(torch.float32)
+            return values.view(self.shape)
         warnings.warn(f"{entry} is damaged; it is made again.", stacklevel=2)
         return None
 
 
 def check_files(
     paths: Sequence[Path], memory: FileMemory, *, intensity: str, workers: int = 1
-) -> Generator[tuple[int, Check], None, None]:
-    """Open every file once and yield (number, what was found).
+) -> Generator[Check, None, None]:
+    """Open every file once and yield the result of `check_volume`, in order.
 
     Parameters
     ----------
@@ -229,45 +218,52 @@ def check_files(
     memory : FileMemory
         Earlier results; files that have not changed since are not opened again.
     intensity : str
-        Rule that the values must suit.
+        As in `reading.check_volume`.
     workers : int
         Threads.
     """
 
-    def check(number: int) -> tuple[int, Check]:
-        path = paths[number]
+    def check(path: Path) -> Check:
         fact = f"check {_FORMAT} {intensity}"
         try:
             known = memory.recall(path, fact)
             if known is not None:
-                return number, Check(**known)
+                return Check(**known)
             status = file_status(path)
         except (OSError, TypeError):
-            return number, check_volume(path, intensity=intensity)
+            return check_volume(path, intensity=intensity)
         found = check_volume(path, intensity=intensity)
         memory.note(path, status, fact, dataclasses.asdict(found))
         if found.status != "skip":
             memory.sha256(path)  # its cache entry's name, while the file is at hand
-        return number, found
+        return found
 
     try:
-        yield from in_threads(check, range(len(paths)), workers)
+        yield from thread_map(check, paths, workers)
     finally:
         memory.save()
 
 
-def in_threads(work: Callable[[int], Any], numbers: Iterable[int], workers: int) -> Iterator[Any]:
-    """Yield ``work(number)`` in order, from `workers` threads when there is more than one.
+def thread_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield ``function(item)`` in order, computed in several threads.
 
-    When the caller stops, or is interrupted, what has not begun is not begun any more.
+    Calls that have not begun are canceled when the caller stops or is interrupted.
+
+    Parameters
+    ----------
+    function : callable
+        Called with each item.
+    items : iterable
+        Arguments.
+    workers : int
+        Threads; with one or none, the caller's own thread computes.
     """
     if workers <= 1:
-        for number in numbers:
-            yield work(number)
+        yield from map(function, items)
         return
     pool = ThreadPoolExecutor(workers)
     try:
-        yield from pool.map(work, numbers)
+        yield from pool.map(function, items)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -1,6 +1,6 @@
-"""Open every candidate image of a dataset once, before training: faults, copies, what to fetch.
+"""Open every image of a dataset once, before training, and report faults, copies and what to fetch.
 
-What is wrong with one file is said by `image_file`; how much may be wrong is for `datamodule`.
+Checking one file is left to `reading`, and deciding how many faults are too many to `nidl_dcl.data`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ import pandas as pd
 
 from nidl_dcl.io.file_cache import FileMemory
 from nidl_dcl.io.formats import read_json
+from nidl_dcl.status import Check
 from nidl_dcl.volumes.cache import check_files
-from nidl_dcl.volumes.reading import Check
-
-__all__ = ["check_images", "copies", "how_to_fetch", "tell"]
 
 _LARGEST_SIDECAR = 10**7
 
-
-_LISTED = 5
+_MOST_NAMES = 5
 """More images than this are fetched by pattern, not by name."""
 
 
@@ -36,18 +33,18 @@ def check_images(
     workers: int,
     progress: Callable[[str, int, int], None],
 ) -> list[Check]:
-    """Return what opening told of each image; one whose mask cannot be used is skipped, too.
+    """Return the result of opening each image; one whose mask cannot be used is skipped, too.
 
     Parameters
     ----------
     root : Path
-        Of the paths in `images`.
+        Folder that the paths in `images` are relative to.
     images : DataFrame
         Columns ``path`` and ``mask_path``.
     intensity : str
-        Rule that the values must suit.
+        As in `reading.check_volume`.
     memory, workers
-        As in `prepared.check_files`.
+        As in `cache.check_files`.
     progress : callable
         Called with (what, done, total).
     """
@@ -59,16 +56,13 @@ def check_images(
         rows = [i for i, path in enumerate(images[column]) if isinstance(path, str)]
         paths = [root / str(images[column].iloc[i]) for i in rows]
         with closing(check_files(paths, memory, intensity=rule, workers=workers)) as checks:
-            for number, check in checks:
+            for number, check in enumerate(checks):
                 progress(what, number + 1, len(rows))
                 i = rows[number]
                 if column == "path":
-                    fault = _sidecar_fault(paths[number]) if check.code == "ok" else ""
-                    found[i] = (
-                        replace(check, status="warn", code="sidecar", message=fault)
-                        if fault
-                        else check
-                    )
+                    found[i] = check
+                    if check.code == "ok" and (fault := _sidecar_fault(paths[number])):
+                        found[i] = replace(check, status="warn", code="sidecar", message=fault)
                 elif check.status == "skip" and found[i].status != "skip":
                     about = f"mask {images[column].iloc[i]}: {check.message}"
                     found[i] = replace(found[i], status="skip", code=check.code, message=about)
@@ -76,7 +70,7 @@ def check_images(
 
 
 def _sidecar_fault(image: Path) -> str:
-    """Return what is wrong with the JSON file beside an image; empty if nothing, or no such file."""
+    """Return what is wrong with the JSON file beside an image; empty if it is sound or missing."""
     sidecar = image.with_name(image.name.partition(".")[0] + ".json")
     try:
         if not sidecar.is_file():
@@ -88,69 +82,71 @@ def _sidecar_fault(image: Path) -> str:
     return "" if isinstance(fields, dict) else f"{sidecar.name} holds no JSON object."
 
 
-def copies(images: pd.DataFrame, found: list[Check]) -> tuple[list[str | None], list[Check]]:
-    """Find images that several participants share.
+def copies(images: pd.DataFrame, checks: list[Check]) -> tuple[list[str | None], list[Check]]:
+    """Find images with the same voxels that belong to several participants.
 
     Returns
     -------
     contents : list of (str or None)
-        What is shared, None for images that are their participant's alone.
-    found : list of Check
+        Checksum of the voxels of each image; None for images that no other participant has.
+    checks : list of Check
         As given, with a warning on each shared image.
     """
     people, paths = list(map(str, images["participant_id"])), list(map(str, images["path"]))
-    holding: defaultdict[str, list[int]] = defaultdict(list)
-    for i, check in enumerate(found):
+    rows_of: defaultdict[str, list[int]] = defaultdict(list)
+    for i, check in enumerate(checks):
         if check.content and check.status != "skip":
-            holding[check.content].append(i)
-    contents: list[str | None] = [None] * len(found)
-    warned = list(found)
-    for content, rows in holding.items():
+            rows_of[check.content].append(i)
+    contents: list[str | None] = [None] * len(checks)
+    warned = list(checks)
+    for content, rows in rows_of.items():
         if len({people[i] for i in rows}) == 1:
             continue
         for i in rows:
             twin = paths[next(k for k in rows if people[k] != people[i])]
             text = f"The same voxels as {twin}: both participants are kept in one group."
-            if found[i].code == "ok":
-                warned[i] = replace(found[i], status="warn", code="duplicate", message=text)
+            if checks[i].code == "ok":
+                warned[i] = replace(checks[i], status="warn", code="duplicate", message=text)
             else:
-                warned[i] = replace(found[i], message=f"{found[i].message} {text}")
+                warned[i] = replace(checks[i], message=f"{checks[i].message} {text}")
             contents[i] = content
     return contents, warned
 
 
-def tell(inputs: pd.DataFrame, images: pd.DataFrame, found: list[Check]) -> pd.DataFrame:
-    """Return `inputs` with what opening told, in the rows of `images`."""
-    told = inputs.copy()
-    row_of = {path: row for row, path in zip(told.index, told["path"], strict=True)}
-    for path, check in zip(images["path"], found, strict=True):
-        if check.code != "ok":
-            told.loc[row_of[path], ["status", "code", "message"]] = [
-                check.status,
-                check.code,
-                check.message,
-            ]
-    return told
-
-
-def how_to_fetch(root: Path, inputs: pd.DataFrame) -> str:
-    """Return in one line how to get images whose content is elsewhere; empty if there is none.
+def record_checks(inputs: pd.DataFrame, images: pd.DataFrame, checks: list[Check]) -> pd.DataFrame:
+    """Return `inputs` with the results of opening images.
 
     Parameters
     ----------
-    root : Path
-        A DataLad dataset, or a clone of one.
     inputs : DataFrame
-        Candidates, some with the code ``not_fetched``.
+        The candidate images: columns ``path``, ``status``, ``code`` and ``message``.
+    images : DataFrame
+        The images that were opened: column ``path``.
+    checks : list of Check
+        The result of each image.
+    """
+    recorded = inputs.copy()
+    row_of = {path: row for row, path in zip(recorded.index, recorded["path"], strict=True)}
+    columns = ["status", "code", "message"]
+    for path, check in zip(images["path"], checks, strict=True):
+        if check.code != "ok":
+            recorded.loc[row_of[path], columns] = [getattr(check, name) for name in columns]
+    return recorded
+
+
+def how_to_fetch(root: Path, inputs: pd.DataFrame) -> str:
+    """Return in one line how to get the `inputs` of a DataLad dataset that have not been fetched.
+
+    It is empty if there are none.
     """
     absent = inputs.loc[inputs["code"] == "not_fetched", "path"].astype(str)
     if absent.empty:
         return ""
-    wanted = sorted(map(shlex.quote, absent))
-    if len(absent) > _LISTED:
+    names = sorted(map(shlex.quote, absent))
+    if len(absent) > _MOST_NAMES:
         folders = absent.str.replace(r"\b(sub|ses)-[^/]+(?=/)", r"\1-*", regex=True)
-        wanted = sorted(set(folders.str.replace(r"[^/]+(_[^/_]+)$", r"*\1", regex=True)))
+        names = sorted(set(folders.str.replace(r"[^/]+(_[^/_]+)$", r"*\1", regex=True)))
     return (
         f"{len(absent)} of {int((inputs['path'] != 'n/a').sum())} images have not been fetched. "
-        f"To get them: cd {shlex.quote(str(root))} && datalad get {' '.join(wanted)}"
+        f"To get them: cd {shlex.quote(str(root))} && datalad get {' '.join(names)}"
     )

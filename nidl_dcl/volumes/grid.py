@@ -1,6 +1,6 @@
-"""What an image's header promises: a grid of voxels, judged for sense; and the words for faults.
+"""The grid of voxels that a header describes, and the checks of its shape and affine.
 
-What each file format writes is read by `nifti_header`, `mgh_header` and `npy_header`.
+Reading the header of each format is left to `nifti`, `mgh` and `npy`.
 """
 
 from __future__ import annotations
@@ -16,54 +16,28 @@ from numpy.typing import NDArray
 
 from nidl_dcl.status import Check, UnreadableVolumeError
 
-__all__ = ["MAX_VOXELS", "VOXEL_MM", "Grid", "Shape", "require_affine", "spatial_shape"]
-
 MAX_VOXELS = 2**28  # 0.35 mm over a whole head: 1 GB as float32
-
-
 MIN_SIDE = 8
-
-
 VOXEL_MM = (0.1, 20.0)
-
-
 Shape = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What a header promises, checked for sense but not against the data.
+    """What a header says of an image, checked by itself but not against the data."""
 
-    Attributes
-    ----------
-    shape : tuple of three int
-        Voxels along the stored axes, without axes of length one before or after them.
-    affine : ndarray of float64, shape (4, 4)
-        From voxels to mm (right, front, up).
-    dtype : dtype
-        Of the stored numbers: real, 8 to 64 bits.
-    offset : int
-        Byte of the content, inflated if need be, at which the numbers start.
-    slope, inter : float
-        The value of a voxel is ``number * slope + inter``.
-    order : {"F", "C"}
-        Whether the first or the last axis runs fastest.
-    repairs : list of Check
-        Warnings.
-    """
-
-    shape: Shape
-    affine: NDArray[np.float64]
-    dtype: np.dtype[Any]
-    offset: int
-    slope: float = 1.0
+    shape: Shape  # along the stored axes, without axes of length one before or after them
+    affine: NDArray[np.float64]  # (4, 4), from voxels to mm (right, front, up)
+    dtype: np.dtype[Any]  # of the stored numbers: real, 8 to 64 bits
+    offset: int  # byte of the content, inflated if need be, at which the numbers start
+    slope: float = 1.0  # the value of a voxel is number * slope + inter
     inter: float = 0.0
-    order: Literal["F", "C"] = "F"
-    repairs: list[Check] = dataclasses.field(default_factory=list)
+    order: Literal["F", "C"] = "F"  # whether the first or the last axis runs fastest
+    repairs: list[Check] = dataclasses.field(default_factory=list)  # warnings of what was repaired
 
 
 def spatial_shape(lengths: Sequence[int]) -> Shape:
-    """Return the three lengths of a volume; trailing axes of length one are dropped.
+    """Return the lengths of a volume's three axes, without trailing axes of length one.
 
     Raises
     ------
@@ -94,7 +68,7 @@ def spatial_shape(lengths: Sequence[int]) -> Shape:
 
 
 def require_affine(affine: NDArray[np.float64]) -> None:
-    """Refuse an affine that is not finite, flattens, shears, or has voxels of odd sizes."""
+    """Refuse an affine that is not finite, is singular, shears, or gives voxels of unlikely sizes."""
     if affine.shape != (4, 4) or not np.all(np.isfinite(affine)):
         raise UnreadableVolumeError("The affine has non-finite entries.", "affine")
     sizes = voxel_sizes(affine)

@@ -1,6 +1,6 @@
-"""Read a NIfTI header, version 1 or 2, from bytes and believe none of it.
+"""Read a NIfTI header, version 1 or 2, and check that it makes sense.
 
-The file around it, and the numbers after it, are the work of `image_file`.
+The file around it, and the numbers after it, are left to `reading`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,13 @@ from numpy.typing import NDArray
 from nidl_dcl.status import Check, UnreadableVolumeError
 from nidl_dcl.volumes.grid import Grid, require_affine, spatial_shape
 
-__all__ = ["BYTES", "parse"]
-
-BYTES = 540
-"""Length of a NIfTI-2 header, the longer of the two."""
-
-
-_TYPES = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # NIfTI codes of real 8 to 64 bit numbers
-
-
-_KINDS = {  # by the number a file starts with: class, length of the header, place of the magic
-    348: (nib.Nifti1Header, 348, 344, b"n+1\0"),
-    540: (nib.Nifti2Header, 540, 4, b"n+2\0"),
+# By the number that a file starts with, which is the length of its header.
+_HEADERS: dict[int, type[nib.Nifti1Header]] = {
+    header.sizeof_hdr: header for header in (nib.Nifti1Header, nib.Nifti2Header)
 }
+
+BYTES = max(_HEADERS)
+_TYPES = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # NIfTI codes of real 8 to 64 bit numbers
 
 
 def parse(block: bytes) -> Grid:
@@ -38,18 +32,18 @@ def parse(block: bytes) -> Grid:
     Raises
     ------
     UnreadableVolumeError
-        For another content, and for fields that make no sense or ask for what is not read here.
+        For another content, and for fields that make no sense or that are not supported.
     """
-    sign = "<" if int.from_bytes(block[:4], "little") in _KINDS else ">"
-    kind = _KINDS.get(int.from_bytes(block[:4], "little" if sign == "<" else "big"))
-    if kind is None:
+    length, endianness = int.from_bytes(block[:4], "little"), "little"
+    if length not in _HEADERS:
+        length, endianness = int.from_bytes(block[:4], "big"), "big"
+    if length not in _HEADERS:
         raise UnreadableVolumeError("The content is not NIfTI.", "not_nifti")
-    make, length, at, magic = kind
     if len(block) < length:
         raise UnreadableVolumeError("The file ends inside the header.", "truncated")
-    if block[at : at + 4] != magic:
+    header = _HEADERS[length](block[:length], endianness, check=False)
+    if header["magic"] != header.single_magic:
         raise UnreadableVolumeError("It is no single-file NIfTI image (.nii).", "not_nifti")
-    header = make(block[:length], endianness=sign, check=False)
 
     dim = [int(n) for n in header["dim"]]
     if not 1 <= dim[0] <= 7:
@@ -63,7 +57,7 @@ def parse(block: bytes) -> Grid:
         )
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if math.isnan(slope) or slope == 0:
-        slope, inter = 1.0, 0.0  # the standard's and nibabel's words for "not scaled"
+        slope, inter = 1.0, 0.0  # by the standard, and in nibabel: not scaled
     if not (math.isfinite(slope) and math.isfinite(inter)):
         raise UnreadableVolumeError(f"The scaling is {slope} x + {inter}.", "scaling")
     offset = float(header["vox_offset"]) or float(length + 4)
@@ -77,11 +71,7 @@ def parse(block: bytes) -> Grid:
 
 def _affine(header: Any) -> tuple[NDArray[np.float64], list[Check]]:
     """Return the sform, else the qform, else nibabel's guess from the voxel sizes."""
-    forms = [
-        (name, get)
-        for name, get in (("sform", header.get_sform), ("qform", header.get_qform))
-        if int(header[f"{name}_code"]) > 0
-    ]
+    forms = [name for name in ("sform", "qform") if int(header[f"{name}_code"]) > 0]
     if not forms:
         affine = np.asarray(header.get_base_affine(), np.float64)
         require_affine(affine)
@@ -89,9 +79,9 @@ def _affine(header: Any) -> tuple[NDArray[np.float64], list[Check]]:
             Check("warn", "affine", "No orientation is stored; nibabel's default (LAS) is assumed.")
         ]
     failed: UnreadableVolumeError | None = None
-    for name, get in forms:
+    for name in forms:
         try:
-            affine = np.asarray(get(), np.float64)
+            affine = np.asarray(getattr(header, f"get_{name}")(), np.float64)
             require_affine(affine)
         except UnreadableVolumeError as error:
             failed = failed or error

@@ -1,18 +1,17 @@
-"""Read the header of a NumPy array (.npy) from bytes; what shape it has says where its voxels lie.
+"""Read the header of a NumPy array (.npy) and check that it makes sense.
 
-The file around it, and the numbers after it, are the work of `image_file`.
+The file around it, and the numbers after it, are left to `reading`.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import numpy as np
 
 from nidl_dcl.status import UnreadableVolumeError
 from nidl_dcl.volumes.grid import Grid, Shape, spatial_shape
-
-__all__ = ["BYTES", "GRIDS", "parse"]
 
 BYTES = 10_000
 """More than the header of any array of numbers is long."""
@@ -28,32 +27,25 @@ def _mni(size: float) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
 GRIDS = {(121, 145, 121): _mni(1.5), (182, 218, 182): _mni(1.0)}
 """The shapes whose place in MNI152 space is known, with their affines (see `parse`)."""
 
-
 _MAGIC = b"\x93NUMPY"
-
-
 _LENGTH = {1: 2, 2: 4, 3: 4}  # by version: bytes that say how long the header is
-
-
 _PAIR = r"'(descr|fortran_order|shape)'\s*:\s*('[^']*'|\[[^\]]*\]|True|False|\([\dL,\s]*\))"
-
-
 _HEADER = re.compile(rf"\s*\{{\s*{_PAIR}\s*,\s*{_PAIR}\s*,\s*{_PAIR}\s*,?\s*\}}\s*")
-
-
 _NUMBERS = re.compile("'([<>|=]?[buif][1248])'")
 
 
 def parse(block: bytes) -> Grid:
     """Return the grid of a NumPy array from the first `BYTES` bytes of its content.
 
-    Only plain arrays of real numbers are read: a header is matched as text, never evaluated, and
-    arrays of Python objects, which would have to be unpickled, are refused by their type.
+    Only plain arrays of real numbers are read. Arrays of Python objects, which would have to be
+    unpickled, are refused by their type. The header is matched as text, while
+    `numpy.lib.format.read_array_header_1_0` evaluates it as a Python literal: that can end in a
+    ``MemoryError`` or a ``RecursionError``, and accepts records, negative lengths and subarrays.
 
     Raises
     ------
     UnreadableVolumeError
-        For another content, and for fields that make no sense or ask for what is not read here.
+        For another content, and for fields that make no sense or that are not supported.
 
     Notes
     -----
@@ -87,9 +79,8 @@ def parse(block: bytes) -> Grid:
     if not width or len(block) < start + length:
         raise UnreadableVolumeError("The file ends inside the header.", "truncated")
     found = _HEADER.fullmatch(block[start : start + length].decode("latin-1"))
-    fields = (
-        {} if found is None else dict(zip(found.groups()[::2], found.groups()[1::2], strict=True))
-    )
+    groups = () if found is None else found.groups()
+    fields = dict(zip(groups[::2], groups[1::2], strict=True))
     fortran, lengths = fields.get("fortran_order", ""), fields.get("shape", "")
     if fortran not in ("True", "False") or not lengths.startswith("(") or "descr" not in fields:
         raise UnreadableVolumeError("The header of the NumPy array makes no sense.", "not_nifti")
@@ -102,13 +93,8 @@ def parse(block: bytes) -> Grid:
             f"they lie, which is known for {known} alone. Save the image as NIfTI.",
             "affine",
         )
-    return Grid(
-        shape,
-        GRIDS[shape].copy(),
-        dtype,
-        offset=start + length,
-        order="F" if fortran == "True" else "C",
-    )
+    order: Literal["F", "C"] = "F" if fortran == "True" else "C"
+    return Grid(shape, GRIDS[shape].copy(), dtype, start + length, order=order)
 
 
 def _dtype(text: str) -> np.dtype[np.generic]:

@@ -1,7 +1,7 @@
-"""One image in, one prepared array out: the form that an encoder sees, whatever the image was.
+"""Turn one image into the array that an encoder takes: orientation, spacing, mask, intensity.
 
-Files are read by `image_file`; finding images and pairing them with masks is `bids_index`'s, random
-views are `views`'s.
+Reading files is left to `reading`, keeping prepared volumes to `cache`, and drawing views to
+`nidl_dcl.data`.
 """
 
 from __future__ import annotations
@@ -20,54 +20,36 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
 from nidl_dcl.errors import UsageError
+from nidl_dcl.status import UnreadableVolumeError
+from nidl_dcl.volumes.grid import MAX_VOXELS, VOXEL_MM, Shape
 from nidl_dcl.volumes.reading import (
     INTENSITIES,
-    MAX_VOXELS,
-    VOXEL_MM,
     Float32,
-    Shape,
-    UnreadableVolumeError,
     Volume,
-    as_image,
+    errors_naming,
     image_name,
-    named,
     read_header,
+    read_volume,
     require_range,
 )
 
-__all__ = ["Origin", "Preparation", "common_shape", "prepare_volume"]
-
 _COUNTED = 2**16  # values from which quantiles are taken
-
-
 MASKED_FIELD_MM = (160.0, 192.0, 160.0)  # right-left, front-back, up-down: holds an adult brain
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What the images were that a model learnt from, before preparation.
+    """The images that a model was trained on, as they were before preparation."""
 
-    Attributes
-    ----------
-    contrast : str
-        BIDS suffix: ``"T1w"``, ``"probseg"`` …
-    space : str
-        ``"native"``, or the template whose space they are in.
-    stripped : bool
-        Without skull already when they were read.
-    coarsest : float
-        Longest side of a voxel among all images, in mm.
-    """
-
-    contrast: str
-    space: str
-    stripped: bool = False
-    coarsest: float = 0.0
+    contrast: str  # BIDS suffix: T1w, probseg …
+    space: str  # native, or the template whose space they are in
+    stripped: bool = False  # without skull already when they were read
+    coarsest: float = 0.0  # longest side of a voxel among all images, in mm
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How an image becomes the array an encoder sees: the input contract of a model.
+    """How an image becomes the array that an encoder takes: the input contract of a model.
 
     Parameters
     ----------
@@ -81,11 +63,11 @@ class Preparation:
         ``"robust"`` scales an image of arbitrary unit (see `prepare_volume`); tissue maps
         (``"probability"``) and maps with negative values (``"signed"``) keep their numbers.
     version : int
-        Of the rules themselves; another one is refused rather than read with other rules.
+        Of the rules of preparation; models with another version are refused.
     orientation : {"RAS"}
         Of the axes of the prepared array.
     origin : Origin, optional
-        What the images were; no rule, so preparations that differ in it are equal.
+        The images of the model. It changes no value, so preparations that differ in it are equal.
     """
 
     spacing: tuple[float, float, float] = (4.0, 4.0, 4.0)
@@ -99,12 +81,10 @@ class Preparation:
     def __post_init__(self) -> None:
         # Equality must mean the same numbers, whether they came from YAML, JSON or the caller.
         object.__setattr__(self, "spacing", tuple(float(mm) for mm in self.spacing))
-        if len(self.spacing) != 3 or not all(
-            VOXEL_MM[0] <= mm <= VOXEL_MM[1] for mm in self.spacing
-        ):
+        low, high = VOXEL_MM
+        if len(self.spacing) != 3 or not all(low <= mm <= high for mm in self.spacing):
             raise UsageError(
-                f"spacing takes three sizes from {VOXEL_MM[0]} to {VOXEL_MM[1]} mm, "
-                f"got {self.spacing}."
+                f"spacing takes three sizes from {low} to {high} mm, got {self.spacing}."
             )
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
@@ -121,28 +101,26 @@ class Preparation:
                 "that wrote the model."
             )
 
-    @property
-    def field_of_view(self) -> tuple[float, float, float] | None:
-        """Extent of the prepared array in mm, None while the shape is open."""
-        if self.shape is None:
-            return None
-        x, y, z = (n * mm for n, mm in zip(self.shape, self.spacing, strict=True))
-        return x, y, z
-
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON knows them; `from_dict` undoes it."""
+        """Return the fields as values that JSON can hold."""
         fields = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
     def rules(self) -> dict[str, Any]:
-        """Return `to_dict` without `origin`: what decides about the numbers."""
+        """Return `to_dict` without `origin`, which changes no prepared value."""
         fields = self.to_dict()
         del fields["origin"]
         return fields
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preparation:
-        """Return the preparation that `to_dict` described; unknown fields are an error."""
+        """Return the preparation that `to_dict` described.
+
+        Raises
+        ------
+        UsageError
+            For unknown fields.
+        """
         unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise UsageError(f"Unknown fields of an input contract: {', '.join(sorted(unknown))}.")
@@ -160,7 +138,7 @@ def common_shape(
     Parameters
     ----------
     images : iterable of path-like or nibabel image
-        Only headers are read; files that cannot be read are passed over.
+        Only headers are read; files that cannot be read are left out.
     spacing : tuple of three float
         Size of a prepared voxel in mm.
     masked : bool
@@ -194,14 +172,14 @@ def common_shape(
 
 
 def prepare_volume(image: Any, preparation: Preparation, mask_path: Any = None) -> Float32:
-    """Bring one image into the form that a model was, or will be, trained on.
+    """Return one image as the array that a model is trained on.
 
     Parameters
     ----------
     image : path-like or nibabel image
         One volume.
     preparation : Preparation
-        The target form.
+        The rules.
     mask_path : path-like or nibabel image, optional
         The brain mask (inside: > 0.5), on any grid; needed when `preparation.masked`, else
         ignored.
@@ -242,8 +220,9 @@ def prepare_volume(image: Any, preparation: Preparation, mask_path: Any = None) 
         raise UsageError(
             f"{image_name(image)}: this preparation needs a brain mask, none was given."
         )
-    with named(image):
-        data, affine = _canonical(as_image(image))
+    volume = read_volume(image)
+    with errors_naming(image):
+        data, affine = _canonical(volume)
         require_range(data, preparation.intensity)
     shape = preparation.shape or common_shape(
         [nib.Nifti1Image(data, affine)], preparation.spacing, preparation.masked
@@ -252,14 +231,15 @@ def prepare_volume(image: Any, preparation: Preparation, mask_path: Any = None) 
     field = np.array(shape) * preparation.spacing / sizes
     inside = None
     if preparation.masked:
-        with named(mask_path):
-            inside = _mask_on(data.shape, affine, as_image(mask_path))
+        mask = read_volume(mask_path)
+        with errors_naming(mask_path):
+            inside = _mask_on(data.shape, affine, mask)
         center = _center(inside, field, 0.001)
     else:
         center = 2 * _center(_foreground(np.abs(data[::2, ::2, ::2])), field / 2, 0.01)
     axes = zip(data.shape, sizes, shape, preparation.spacing, center, strict=True)
     weights = [_weights(*axis) for axis in axes]
-    with named(image):
+    with errors_naming(image):
         if inside is None:
             prepared = _seen(data, weights, preparation.intensity)
         else:

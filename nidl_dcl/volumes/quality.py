@@ -1,6 +1,7 @@
-"""The quality of a prepared image in a few numbers that need no reference: sharpness, noise.
+"""Measure the sharpness, noise and contrast of a prepared volume, without a reference.
 
-Cheap and coarse, meant for comparing cohorts; whether a file can be used at all is said elsewhere.
+The measures are cheap and coarse, meant for comparing cohorts. Deciding whether a file can be used is
+left to `reading`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["QUALITY_METRICS", "measure_quality"]
-
 QUALITY_METRICS = {
     "voxel_mm": "Longest side of a voxel of the image as it came, in mm",
     "sharpness": "Mean gradient magnitude inside the prepared volume, per mm",
@@ -20,19 +19,17 @@ QUALITY_METRICS = {
     "deviation of white noise that has it; anatomy adds to it",
     "contrast_to_noise": "Distance of the 10th and the 90th percentile inside, divided by the noise",
 }
-"""The measures and what they are."""
-
+"""The measures and their descriptions."""
 
 _LEAST = 27
 """Voxels inside, fewer of which are not measured."""
-
 
 _WHITE = 0.6745 * 42**0.5
 """Median absolute six-neighbor Laplacian of white noise of standard deviation 1."""
 
 
 def measure_quality(volume: NDArray[np.float32], spacing: Sequence[float]) -> dict[str, float]:
-    """Return the measures of one prepared volume that come from its values.
+    """Return the measures of one prepared volume.
 
     Inside is where values exceed a tenth of their 99th percentile, without the outermost voxel: the
     edge of a brain mask is not sharpness.
@@ -40,6 +37,7 @@ def measure_quality(volume: NDArray[np.float32], spacing: Sequence[float]) -> di
     Parameters
     ----------
     volume : ndarray of float32, shape (d, h, w)
+        Prepared values.
     spacing : sequence of three float
         Voxel size in mm.
 

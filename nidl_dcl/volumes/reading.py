@@ -1,6 +1,6 @@
-"""Read one image file and trust nothing in it; what cannot be used has a code and a reason.
+"""Read one image file and check everything in it; an image that cannot be used gets a code and a reason.
 
-Bringing images into one common form is the work of `volumes`.
+Orientation, spacing and intensities are left to `preparation`.
 """
 
 from __future__ import annotations
@@ -17,41 +17,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from nidl_dcl.status import Check, UnreadableVolumeError
-from nidl_dcl.volumes import mgh as mgh_header
-from nidl_dcl.volumes import nifti as nifti_header
-from nidl_dcl.volumes import npy as npy_header
-from nidl_dcl.volumes.grid import MAX_VOXELS, VOXEL_MM, Grid, Shape, require_affine, spatial_shape
-
-__all__ = [
-    "INTENSITIES",
-    "MAX_VOXELS",
-    "VOXEL_MM",
-    "Check",
-    "Float32",
-    "Grid",
-    "Shape",
-    "UnreadableVolumeError",
-    "Volume",
-    "as_image",
-    "check_volume",
-    "image_name",
-    "named",
-    "read_header",
-    "read_volume",
-    "require_range",
-]
+from nidl_dcl.volumes import mgh, nifti, npy
+from nidl_dcl.volumes.grid import Grid, require_affine, spatial_shape
 
 _GzipFile: Any = gzip.GzipFile
-
-
 _DAMAGE: Any = (gzip.BadGzipFile, zlib.error)
-
 
 with suppress(ImportError):  # twice as fast as zlib, where it is installed
     from isal import igzip, isal_zlib
@@ -59,114 +34,59 @@ with suppress(ImportError):  # twice as fast as zlib, where it is installed
     _GzipFile = igzip.IGzipFile
     _DAMAGE = (*_DAMAGE, isal_zlib.error)
 
+# By intensity rule: the least and the greatest value that it takes.
+_RANGES = {"robust": (-math.inf, math.inf), "probability": (-0.1, 10.0), "signed": (-6e4, 6e4)}
+INTENSITIES = tuple(_RANGES)
 
-INTENSITIES = ("robust", "probability", "signed")
-
-
-# By the end of a name: how to read the header, and how much of the file that takes at most.
+# By the end of a name: how to read the header, and how many bytes of the file that takes at most.
 _FORMATS: dict[str, tuple[Callable[[bytes], Grid], int]] = {
-    ".nii": (nifti_header.parse, nifti_header.BYTES),
-    ".nii.gz": (nifti_header.parse, nifti_header.BYTES),
-    ".mgh": (mgh_header.parse, mgh_header.BYTES),
-    ".mgz": (mgh_header.parse, mgh_header.BYTES),
-    ".mgh.gz": (mgh_header.parse, mgh_header.BYTES),
-    ".npy": (npy_header.parse, npy_header.BYTES),
+    **dict.fromkeys((".nii", ".nii.gz"), (nifti.parse, nifti.BYTES)),
+    **dict.fromkeys((".mgh", ".mgz", ".mgh.gz"), (mgh.parse, mgh.BYTES)),
+    ".npy": (npy.parse, npy.BYTES),
 }
 
-
 _COMPRESSED = (".gz", ".mgz")
-
-
 _POINTERS = (b"/annex/objects/", b"version https://git-lfs")
-
-
 _CHUNK = 1 << 20
+_PIECE = 1 << 17  # values converted at once, so that they fit into the processor's cache
 
-
-_PIECE = 1 << 17  # values converted at once
-
-
-_BEHIND = 2**30
-"""Bytes that may follow an image in its file."""
-
+_LONGEST_REST = 2**30
+"""Bytes that may follow the values in a file."""
 
 _TOO_MUCH = "Over 1 GB follows the image in the file."
-
-
 _SHORT = "The file is shorter than its header says."
-
-
 _FETCH = "Its content is not here: fetch it (`datalad get`, `git annex get` or `git lfs pull`)."
-
 
 Float32 = NDArray[np.float32]
 
 
 def check_volume(path: str | os.PathLike[str], *, intensity: str = "robust") -> Check:
-    """Open an image, read it to its end and say whether it can be used.
+    """Read an image to its end and return whether it can be used by an `intensity` rule.
 
-    Parameters
-    ----------
-    path : path-like
-        A ``.nii``, ``.nii.gz``, ``.mgz``, ``.mgh`` or ``.npy`` file.
-    intensity : {"robust", "probability", "signed"}
-        The intensity rule that the values have to suit.
-
-    Returns
-    -------
-    Check
-        Never an exception, whatever the file holds.
+    It never raises, whatever the file holds.
     """
     content = hashlib.blake2b(digest_size=16)
     try:
-        grid, survey, repairs = _read(Path(path), lambda grid: None, content)
+        grid, _, survey, repairs = _read(Path(path), keep=False, content=content)
         _require_within(survey.low, survey.high, intensity)
     except UnreadableVolumeError as error:
         return Check("skip", error.code, str(error))
-    except Exception as error:  # what a hostile header can make nibabel raise has no list
+    except Exception as error:  # nibabel may raise anything on a hostile header
         return Check("skip", "unreadable", f"It cannot be read ({type(error).__name__}: {error}).")
     found = repairs[0] if repairs else Check("ok", "ok", "")
     return dataclasses.replace(
-        found,
-        content=content.hexdigest(),
-        coarsest=round(float(voxel_sizes(grid.affine).max()), 3),
+        found, content=content.hexdigest(), coarsest=round(float(voxel_sizes(grid.affine).max()), 3)
     )
 
 
-def read_volume(path: str | os.PathLike[str]) -> nib.Nifti1Image:
-    """Return an image as float32 in memory, checked, repaired and three-dimensional.
-
-    Parameters
-    ----------
-    path : path-like
-        A ``.nii``, ``.nii.gz``, ``.mgz``, ``.mgh`` or ``.npy`` file; a gzip checksum is verified,
-        nothing is unpickled.
-
-    Returns
-    -------
-    nibabel.Nifti1Image
-        Scaled values in stored orientation. Of `check_volume`'s warnings, non-finite voxels are
-        0, trailing axes of length one are gone, and a missing orientation is the format's default.
-        A ``.npy`` file holds no orientation; its shape stands for one (see `npy_header`).
-
-    Raises
-    ------
-    UnreadableVolumeError
-        With the `code` that `check_volume` gives.
-    """
-    with named(path):
-        volume = _load(Path(path))[0]
-    return nib.Nifti1Image(volume.dataobj, volume.affine)
-
-
 def image_name(image: Any) -> str:
-    """Return what an image is called in messages: its path, if it has one."""
+    """Return how messages name an image: by its path, if it has one."""
     return str(getattr(image, "get_filename", lambda: image)() or "An image in memory")
 
 
 @contextmanager
-def named(image: Any) -> Iterator[None]:
-    """Put the name of `image` before the message of what goes wrong inside."""
+def errors_naming(image: Any) -> Iterator[None]:
+    """Turn errors into `UnreadableVolumeError` whose message begins with the name of `image`."""
     try:
         yield
     except UnreadableVolumeError as error:
@@ -189,8 +109,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, int, bool]]:
             plain.seek(0)
             if start.startswith(_POINTERS):
                 raise UnreadableVolumeError(_FETCH, "not_fetched")
-            compressed = start.startswith(b"\x1f\x8b")
-            if compressed:
+            if start.startswith(b"\x1f\x8b"):
                 with _GzipFile(fileobj=plain, mode="rb") as inflating:
                     yield inflating, status.st_size, True
             else:
@@ -226,16 +145,10 @@ def _format(path: Path) -> tuple[Callable[[bytes], Grid], int]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Volume:
-    """What a nibabel image of three axes is to `volumes`, made in a tenth of the time.
+    """A three-dimensional image in memory. A nibabel image takes ten times as long to make."""
 
-    Attributes
-    ----------
-    dataobj : ndarray of float32, shape (i, j, k)
-    affine : ndarray of float64, shape (4, 4)
-    """
-
-    dataobj: Float32
-    affine: NDArray[np.float64]
+    dataobj: Float32  # (i, j, k)
+    affine: NDArray[np.float64]  # (4, 4)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -243,48 +156,71 @@ class Volume:
         return self.dataobj.shape
 
 
-def _load(path: Path) -> tuple[Volume, list[Check]]:
-    """Return the image and what was repaired."""
-    values: list[Float32] = []
-
-    def make_room(grid: Grid) -> Float32:
-        values.append(np.empty(math.prod(grid.shape), np.float32))
-        return values[0]
-
-    grid, _, repairs = _read(path, make_room)
-    return Volume(values[0].reshape(grid.shape, order=grid.order), grid.affine), repairs
-
-
-def _read(
-    path: Path, make_room: Callable[[Grid], Float32 | None], content: Any = None
-) -> tuple[Grid, _Survey, list[Check]]:
-    """Read an image to the end of its file, where the checksum of a compressed one stands.
+def read_volume(image: Any) -> Volume:
+    """Return an image as float32 in memory, checked and repaired.
 
     Parameters
     ----------
-    path : Path
-        The file.
-    make_room : callable
-        Returns where the values go; None keeps none, so that memory does not grow with the image.
-    content : hash, optional
-        Told the shape and the values, in the order of the file.
+    image : path-like or nibabel image
+        A ``.nii``, ``.nii.gz``, ``.mgz``, ``.mgh`` or ``.npy`` file, which is read to its end, where
+        the checksum of a compressed one stands; or an image of any kind.
+
+    Returns
+    -------
+    Volume
+        Scaled values in stored orientation. Of the warnings of `check_volume`, non-finite voxels
+        are 0, trailing axes of length one are dropped, and a missing orientation is the format's
+        default. A ``.npy`` file holds no orientation; its shape stands for one (see `npy.parse`).
+
+    Raises
+    ------
+    UnreadableVolumeError
+        With the `code` that `check_volume` gives.
+    """
+    with errors_naming(image):
+        if not hasattr(image, "dataobj"):
+            grid, values, _, _ = _read(Path(image), keep=True)
+            return Volume(values.reshape(grid.shape, order=grid.order), grid.affine)
+        shape = spatial_shape(image.shape)
+        raw = np.asanyarray(image.dataobj)
+        if raw.dtype.kind not in "buif":
+            raise UnreadableVolumeError(f"Values are of type {raw.dtype}.", "dtype")
+        affine = np.asarray(image.affine if image.affine is not None else np.nan, np.float64)
+        require_affine(affine)
+        data = np.empty(shape, np.float32, order="F")
+        _scale(raw.reshape(shape), 1.0, 0.0, data)
+        survey = _Survey()
+        survey.add(data)
+        survey.repairs()
+        return Volume(data, affine)
+
+
+def _read(
+    path: Path, *, keep: bool, content: Any = None
+) -> tuple[Grid, Float32, _Survey, list[Check]]:
+    """Read an image to the end of its file, where the checksum of a compressed one stands.
+
+    Return all values in the order of the file, or without `keep` only those read last, so that
+    memory does not grow with the image. The hash `content` gets the shape and the values.
     """
     parse, length = _format(path)
     with _opened(path) as (stream, size, compressed):
         block = stream.read(length)
         grid = parse(block)
-        needed = math.prod(grid.shape) * grid.dtype.itemsize
+        count = math.prod(grid.shape)
+        needed = count * grid.dtype.itemsize
         # Deflate packs at most 1032:1, so this holds before anything is inflated or allocated.
         if (size * 1032 if compressed else size - grid.offset) < needed:
             raise UnreadableVolumeError(_SHORT, "truncated")
-        if size > grid.offset + needed + _BEHIND:  # a hole on disk takes hours, and no room
+        if size > grid.offset + needed + _LONGEST_REST:  # a sparse file takes hours to read
             raise UnreadableVolumeError(_TOO_MUCH, "too_large")
         _skip(stream, grid.offset - len(block))
         if content is not None:
             content.update(repr(grid.shape).encode())
+        values = np.empty(count if keep else min(count, _PIECE), np.float32)
         survey = _Survey()
-        for piece in _pieces(stream, block[grid.offset :][:needed], grid, make_room(grid)):
-            survey.take(piece)
+        for piece in _pieces(stream, block[grid.offset :][:needed], grid, values):
+            survey.add(piece)
             if content is not None:
                 content.update(piece.data)
         if compressed:
@@ -293,41 +229,29 @@ def _read(
     if compressed != path.name.lower().endswith(_COMPRESSED):
         words = "is" if compressed else "is not"
         repairs.append(Check("warn", "extension", f"The content {words} compressed; read anyway."))
-    return grid, survey, repairs + survey.judge()
+    return grid, values, survey, repairs + survey.repairs()
 
 
-def _pieces(
-    stream: Any, lead: bytes, grid: Grid, values: Float32 | None
-) -> Iterator[NDArray[np.float32]]:
-    """Yield the scaled values in the order of the file, a piece at a time while it is in the cache.
+def _pieces(stream: Any, lead: bytes, grid: Grid, values: Float32) -> Iterator[Float32]:
+    """Yield the scaled values in the order of the file, a piece at a time.
 
-    Parameters
-    ----------
-    stream : binary stream
-        Where the rest of the values follows.
-    lead : bytes
-        The first values, read with the header.
-    grid : Grid
-        How many there are, and of which type.
-    values : ndarray of float32, or None
-        Where all of them go; None uses one piece again and again.
+    `lead` holds the first of them, read with the header. They go to `values`: all of them, or one
+    piece after the other where there is room for one only.
     """
     count, size = math.prod(grid.shape), grid.dtype.itemsize
-    some = min(count, _PIECE)
-    again = np.empty(some, np.float32) if values is None else values
-    raw_piece = np.empty(some * size, np.uint8)
+    raw_piece = np.empty(min(count, _PIECE) * size, np.uint8)
     view, held = raw_piece.data, len(lead)
     view[:held] = lead
     for start in range(0, count, _PIECE):
-        stop = min(start + _PIECE, count)
-        wanted = (stop - start) * size
-        while held < wanted:
-            got = stream.readinto(view[held:wanted])
+        length = min(count - start, _PIECE)
+        while held < length * size:
+            got = stream.readinto(view[held : length * size])
             if not got:
                 raise UnreadableVolumeError(_SHORT, "truncated")
             held += got
-        raw = np.frombuffer(raw_piece, grid.dtype, stop - start)
-        piece = again[: stop - start] if values is None else values[start:stop]
+        raw = np.frombuffer(raw_piece, grid.dtype, length)
+        at = start if values.size == count else 0
+        piece = values[at : at + length]
         _scale(raw, grid.slope, grid.inter, piece)
         yield piece
         held = 0
@@ -344,7 +268,7 @@ def _skip(stream: Any, count: int) -> None:
 def _drain(stream: Any) -> None:
     if not stream.read(1):  # as a rule: nothing is there, and no buffer is made for it
         return
-    for _ in range(_BEHIND // _CHUNK):
+    for _ in range(_LONGEST_REST // _CHUNK):
         if not stream.read(_CHUNK):
             return
     raise UnreadableVolumeError(_TOO_MUCH, "too_large")
@@ -360,20 +284,14 @@ def _scale(raw: NDArray[Any], slope: float, inter: float, out: Float32) -> None:
 
 
 class _Survey:
-    """Smallest and largest value, piece by piece; voxels that are not finite are set to 0.
-
-    Attributes
-    ----------
-    low, high : float
-        Of the repaired values.
-    """
+    """The range of values that come piece by piece; voxels that are not finite are set to 0."""
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
         self._count = self._bad = 0
 
-    def take(self, data: Float32) -> None:
-        """Look at values, and repair them in place."""
+    def add(self, data: Float32) -> None:
+        """Include more values, which are repaired in place."""
         self._count += data.size
         low, high = float(data.min()), float(data.max())
         if not (math.isfinite(low) and math.isfinite(high)):  # which any NaN makes them, too
@@ -383,8 +301,8 @@ class _Survey:
             low, high = float(data.min()), float(data.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
 
-    def judge(self) -> list[Check]:
-        """Return what was repaired; refuse what holds no image."""
+    def repairs(self) -> list[Check]:
+        """Return what was repaired; refuse values that are no image."""
         text = f"{self._bad} of {self._count} voxels "
         if self._bad > self._count // 2:
             raise UnreadableVolumeError(f"{text}are NaN or infinite.", "non_finite")
@@ -404,30 +322,10 @@ def require_range(data: Float32, intensity: str) -> None:
 
 
 def _require_within(low: float, high: float, intensity: str) -> None:
-    if intensity == "robust":
-        return
-    lower, upper = {"probability": (-0.1, 10.0), "signed": (-6e4, 6e4)}[intensity]
+    lower, upper = _RANGES[intensity]
     if low < lower or high > upper:
         raise UnreadableVolumeError(
             f"Values from {low:g} to {high:g}; intensity rule {intensity!r} takes "
             f"{lower:g} to {upper:g}.",
             "range",
         )
-
-
-def as_image(image: Any) -> Volume:
-    """Return a path or a nibabel image of any kind as float32, checked and repaired."""
-    if not hasattr(image, "dataobj"):
-        return _load(Path(image))[0]
-    shape = spatial_shape(image.shape)
-    raw = np.asanyarray(image.dataobj)
-    if raw.dtype.kind not in "buif":
-        raise UnreadableVolumeError(f"Values are of type {raw.dtype}.", "dtype")
-    affine = np.asarray(image.affine if image.affine is not None else np.nan, np.float64)
-    require_affine(affine)
-    data = np.empty(shape, np.float32, order="F")
-    _scale(raw.reshape(shape), 1.0, 0.0, data)
-    survey = _Survey()
-    survey.take(data)
-    survey.judge()
-    return Volume(data, affine)

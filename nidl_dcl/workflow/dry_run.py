@@ -21,18 +21,14 @@ from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.datasets import TwoViewSamples
 from nidl_dcl.data.samplers import EpochBatches, two_view_loader
 from nidl_dcl.data.views import volume_views
-from nidl_dcl.io.console import NullReporter
-from nidl_dcl.output.folder import check_places
-from nidl_dcl.workflow.factory import data_module, new_model
+from nidl_dcl.output.folder import check_paths
+from nidl_dcl.workflow.factory import data_module, image_table, new_model
 from nidl_dcl.workflow.inputs import input_lines
 from nidl_dcl.workflow.launcher import run_options
 from nidl_dcl.workflow.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
 from nidl_dcl.workflow.preflight import check_targets, refuse_unusable
 
-__all__ = ["Cost", "choose_workers", "dry_run", "measure_cost"]
-
 _IMAGES = 8
-
 
 _STEPS = 4
 
@@ -177,7 +173,6 @@ def dry_run(
     data: DataOptions,
     training: TrainingOptions | None,
     run: RunOptions,
-    console: NullReporter | None = None,
     *,
     targets: Sequence[str] | None = None,
     prediction: PredictionOptions | None = None,
@@ -190,22 +185,22 @@ def dry_run(
         The dataset and the output folder.
     data, training, run
         Options; without `training`, nothing is to be trained.
-    console : Quiet, optional
-        Told of progress.
     targets, prediction : optional
         What is to be predicted; refused as `predict` would.
     """
-    check_places(bids_dir, output_dir)
-    module = data_module(bids_dir, data, run, training=training, console=console or NullReporter())
-    module.check()
+    check_paths(bids_dir, output_dir)
+    prediction = prediction or PredictionOptions()
+    table = image_table(bids_dir, data)
     if targets is not None:
-        prediction = prediction or PredictionOptions()
-        check_targets(module, targets, prediction)
-        refuse_unusable(module.images, module.persons, targets, prediction)
+        check_targets(table, targets, prediction)
+    module = data_module(table, run, training=training, group=prediction.group)
+    module.hold_out(data.holdout or 0.0, prediction.group)
+    if targets is not None:
+        refuse_unusable(module.images, targets, prediction)
     preparation = module.preparation
     megabytes = module.plan().entry_bytes * len(module.images) / 1e6
     lines = [
-        *input_lines(module, "nidl-dcl index --check"),
+        *input_lines(table, "nidl-dcl index --check"),
         (
             f"volumes of {' x '.join(map(str, preparation.shape or ()))} voxels of "
             f"{' x '.join(f'{s:g}' for s in preparation.spacing)} mm, "

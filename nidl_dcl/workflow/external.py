@@ -1,6 +1,7 @@
 """Readouts between cohorts, as files: keeps the one fitted here, applies another cohort's.
 
-The thin part of the stage `predict` about them; what is computed is in `external`.
+The thin part of the stage `predict` about them; what is computed is in
+`nidl_dcl.evaluation.external_validation`.
 """
 
 from __future__ import annotations
@@ -18,20 +19,16 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation.cohort import describe_cohort
 from nidl_dcl.evaluation.external_validation import find_overlap, validate_externally
 from nidl_dcl.evaluation.prediction import PhenotypeResult
-from nidl_dcl.evaluation.readout_file import ReadoutFile, find_readout, write_readout
+from nidl_dcl.evaluation.readout_file import (
+    ReadoutFile,
+    find_readout,
+    remove_readout,
+    write_readout,
+)
 from nidl_dcl.evaluation.targets import target_labels
 from nidl_dcl.io.formats import beside, write_json, write_tsv
 from nidl_dcl.io.hashing import salted
 from nidl_dcl.randomness import key_seed
-
-__all__ = [
-    "EmbeddedDataset",
-    "applied_before",
-    "apply_readout",
-    "find_readouts",
-    "keep_readout",
-    "told",
-]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,35 +38,34 @@ class EmbeddedDataset:
     Attributes
     ----------
     images : DataFrame, shape (n_images, n_columns)
-        Ids and phenotypes.
+        Those of a `BIDSDataModule`, with a column ``seen_by``: how pretraining is known to have seen
+        the participant (`nidl_dcl.data.exposure.recognize`).
     features : ndarray, shape (n_images, n_features)
-    groups : Series of str
-        Who stays together.
-    contents : list of str
-        Digests of the voxels.
-    seen : list of (bool or None)
-        Whether pretraining saw the participant; None where unknown.
     quality : callable
         Gives the table of image quality, once asked for.
     random_seed : int
     model_sha256 : str
         Of the weights that gave the features.
-    persons : list of str, optional
-        Who counts once; default: the participants.
-    seen_by : list of str, optional
-        How it is known that pretraining saw them.
+    knows_images : bool, default=True
+        Whether pretraining kept a record of its images, so that ``seen_by`` can tell.
     """
 
     images: pd.DataFrame
     features: np.ndarray
-    groups: pd.Series[Any]
-    contents: list[str]
-    seen: list[bool | None]
     quality: Callable[[], pd.DataFrame]
     random_seed: int
     model_sha256: str | None
-    persons: list[str] | None = None
-    seen_by: list[str | None] | None = None
+    knows_images: bool = True
+
+    @property
+    def ids(self) -> pd.DataFrame:
+        """Whom each image is of, as `nidl_dcl.predict_phenotype` takes it."""
+        ids = self.images[["participant_id", "session_id", "run", "source"]].copy()
+        seen_by = self.images["seen_by"]
+        seen = [None if way is None else way != "" for way in seen_by]
+        ids["seen"] = pd.array(seen, dtype="boolean")
+        ids["person_id"] = self.images["person_id"]
+        return ids.assign(seen_by=seen_by) if self.knows_images else ids
 
 
 def find_readouts(
@@ -81,6 +77,17 @@ def find_readouts(
     model_sha256: str | None,
 ) -> dict[str, ReadoutFile]:
     """Return the readout of each target in another output folder; none without one.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The folder of this study.
+    readout : Path or None
+        The other one.
+    targets : sequence of str
+        Columns.
+    model, model_sha256
+        As for `nidl_dcl.evaluation.readout_file.find_readout`.
 
     Raises
     ------
@@ -108,13 +115,14 @@ def keep_readout(
 ) -> None:
     """Write the readout of all used participants, with what is needed to apply it elsewhere.
 
-    Harmonized features have none: a file of before is removed.
+    Harmonized features have none: one of before is removed.
 
     Parameters
     ----------
     file : Path
+        Its description.
     result : PhenotypeResult
-    cohort : Cohort
+    cohort : EmbeddedDataset
         Its rows are those of the result.
     columns : mapping
         See `nidl_dcl.evaluation.cohort.cohort_columns`.
@@ -122,16 +130,14 @@ def keep_readout(
         Of the target.
     """
     if result.readout is None:
-        file.unlink(missing_ok=True)
+        remove_readout(file)
         return
-    metrics = result.metrics
-    used = result.fitted_on
+    metrics, used = result.metrics, result.fitted_on
     images = cohort.images.iloc[used]
     participants = images["participant_id"].astype(str).to_numpy(dtype=object)
     training = describe_cohort(images, participants, columns, cohort.quality().iloc[used])
     training["target"] = {k: metrics[k] for k in ("distribution", "classes") if k in metrics}
-    people = sorted(set(participants))
-    contents = sorted({c for i in used if (c := cohort.contents[i])})
+    contents = sorted(set(images["content"]) - {""})
     # Of images, not of ids, which could be tried until the salt fits.
     salt = f"{key_seed(cohort.random_seed, 'readout', *contents):08x}"
     stored = ReadoutFile(
@@ -141,14 +147,14 @@ def keep_readout(
         linear=result.readout,
         n_participants=metrics["n_participants"],
         model_sha256=str(cohort.model_sha256),
-        cohort=training,
-        scores={
-            name: {"mean": score["mean"], "ci95": score["ci95"]}
+        training=training,
+        internal={
+            name: {key: score[key] for key in ("mean", "ci95")}
             for name, score in metrics["scores"].items()
         },
         members={
             "salt": salt,
-            "participants": salted(people, salt),
+            "participants": salted(participants, salt),
             "images": salted(contents, salt),
         },
     )
@@ -179,7 +185,7 @@ def apply_readout(
     Parameters
     ----------
     stored : ReadoutFile
-    cohort : Cohort
+    cohort : EmbeddedDataset
     columns : mapping
         See `nidl_dcl.evaluation.cohort.cohort_columns`.
     stem : Path
@@ -194,25 +200,18 @@ def apply_readout(
     dict
         ``summary`` and ``cross_validation`` (the reason `why`).
     """
-    overlapping, overlap = find_overlap(
-        stored,
-        list(cohort.images["participant_id"]),
-        cohort.contents,
-        other_people=bool(basis["other_people"]),
-        persons=cohort.persons,
+    overlap = find_overlap(
+        stored, cohort.ids, list(cohort.images["content"]), other_people=bool(basis["other_people"])
     )
     result = validate_externally(
         stored,
         cohort.features,
         cohort.images,
-        cohort.groups,
-        overlapping=overlapping,
+        cohort.images["group_id"],
+        ids=cohort.ids,
         overlap=overlap,
         columns=columns,
         quality=cohort.quality(),
-        seen=cohort.seen,
-        seen_by=cohort.seen_by,
-        persons=cohort.persons,
         units=basis["units"],
         random_state=cohort.random_seed,
     )
@@ -221,11 +220,6 @@ def apply_readout(
     write_json(_beside(stem, "predictions.json"), result.columns)
     write_json(_beside(stem, "metrics.json"), {**result.metrics, **done, "provenance": basis})
     return done
-
-
-def told(outside: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what the row of a target says of external validity."""
-    return {} if outside is None else {"external": outside["summary"]}
 
 
 def _beside(stem: Path, ending: str) -> Path:

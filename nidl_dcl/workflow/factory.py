@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nidl_dcl.data.datamodule import BIDSDataModule
+from nidl_dcl.data.image_table import ImageTable
 from nidl_dcl.errors import UsageError
-from nidl_dcl.io.console import NullReporter
+from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import read_json
 from nidl_dcl.models.dcl import DCL
 from nidl_dcl.models.encoders import ENCODERS
@@ -21,31 +22,24 @@ from nidl_dcl.models.serialization import (
 from nidl_dcl.volumes.preparation import Preparation
 from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
 
-__all__ = [
-    "check_training",
-    "data_module",
-    "new_model",
-    "refuse_changes",
-    "take_weights",
-    "training_config",
-    "trusted_by_name",
-]
-
 _MODEL_RESULT = ("encoder", "views", "max_epochs", "batch_size", "temperature", "learning_rate")
 
 
-def data_module(
-    bids_dir: Path,
-    data: DataOptions,
-    run: RunOptions,
-    *,
-    training: TrainingOptions | None = None,
-    preparation: Preparation | None = None,
-    work: Path | None = None,
-    console: NullReporter | None = None,
-    max_skipped: float | None = None,
-) -> BIDSDataModule:
-    """Return the data module that the options describe.
+def image_table(
+    bids_dir: Path, data: DataOptions, *, work: Path | None = None, max_skipped: float | None = None
+) -> ImageTable:
+    """Return the images that the options select, not read yet.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        The dataset.
+    data : DataOptions
+        Which of its images.
+    work : Path, optional
+        The work folder.
+    max_skipped : float, optional
+        In place of the option.
 
     Raises
     ------
@@ -55,8 +49,7 @@ def data_module(
     if not bids_dir.is_dir():
         raise UsageError(f"BIDS_DIR {bids_dir} is not a folder.")
     allowed = 0.0 if data.strict else data.max_skipped
-    made = training or TrainingOptions()
-    return BIDSDataModule(
+    return ImageTable(
         bids_dir,
         preset=data.preset,
         derivatives=data.derivatives,
@@ -67,6 +60,41 @@ def data_module(
         intensity=data.intensity,
         mask=data.mask,
         phenotypes=data.phenotypes,
+        max_skipped=allowed if max_skipped is None else max_skipped,
+        work_dir=work,
+        progress=log_progress,
+    )
+
+
+def data_module(
+    table: ImageTable,
+    run: RunOptions,
+    *,
+    training: TrainingOptions | None = None,
+    preparation: Preparation | None = None,
+    group: str | None = None,
+    work: Path | None = None,
+) -> BIDSDataModule:
+    """Return the data module of some images.
+
+    Parameters
+    ----------
+    table : ImageTable
+        The images.
+    run : RunOptions
+        Seed and loading workers.
+    training : TrainingOptions, optional
+        Voxels, views and batches.
+    preparation : Preparation, optional
+        A model's input contract; otherwise made from `training` and the images.
+    group : str, optional
+        Column whose equal values (a family) are of one group.
+    work : Path, optional
+        The work folder.
+    """
+    made = training or TrainingOptions()
+    return BIDSDataModule(
+        table,
         preparation=preparation,
         spacing=made.spacing,
         shape=made.shape or None,
@@ -74,11 +102,10 @@ def data_module(
         views_on_device=made.views_on_device,
         batch_size=made.batch_size,
         num_workers=run.nprocs or 0,
-        holdout=data.holdout or 0.0,
+        group=group,
         random_state=run.random_seed,
         work_dir=work,
-        max_skipped=allowed if max_skipped is None else max_skipped,
-        progress=None if console is None else console.progress,
+        progress=log_progress,
     )
 
 
@@ -161,36 +188,46 @@ def take_weights(model: DCL, folder: Path) -> None:
     """
     known = load_model(folder)
     try:
-        model.load_state_dict(known.state_dict())
+        model.start_from(known)
     except RuntimeError as error:
         raise UsageError(f"--init {folder} has another architecture: {error}") from error
-    model.__dict__["_exposure"] = known.exposure
 
 
 def training_config(
-    data: DataOptions,
-    training: TrainingOptions,
-    run: RunOptions,
-    preparation: Preparation,
-    group: str | None = None,
+    module: BIDSDataModule, data: DataOptions, training: TrainingOptions
 ) -> dict[str, Any]:
-    """Return what decides about the weights; new participants are not part of it."""
+    """Return what decides about the weights; new participants are not part of it.
+
+    Parameters
+    ----------
+    module : BIDSDataModule
+        Preparation, seed, and who is held out.
+    data, training : DataOptions, TrainingOptions
+        Options.
+    """
     config = {name: getattr(training, name) for name in _MODEL_RESULT}
-    config["holdout"] = data.holdout or 0.0
-    config["group"] = group if data.holdout else None
+    config["holdout"] = module.holdout
+    config["group"] = module.group if module.holdout else None
     config["chunk_size"] = training.chunk_size
     config["precision"] = training.precision
     config["init"] = None
     if training.init is not None:
         config["init"] = weights_sha256(training.init)
     config["preset"] = data.preset
-    config["random_seed"] = run.random_seed
-    config["preparation"] = preparation.rules()
+    config["random_seed"] = module.random_state
+    config["preparation"] = module.preparation.rules()
     return config
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Refuse to go on in an output that was made with another configuration.
+    """Refuse to continue in an output that was made with another configuration.
+
+    Parameters
+    ----------
+    before, now : mapping
+        Configurations; fields that only one of them has do not count.
+    where : Path
+        What was made, for the message.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What is written for the eye alone: volumes, their average and the odd ones, embeddings in a plane.
+"""Figures and their data: volumes, their average, outliers, embeddings in a plane, retrieval.
 
 Each function leaves files that are right already as they are.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,31 +20,25 @@ from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.evaluation.outliers import OUTLIER_MEASURES, rank_outliers
 from nidl_dcl.evaluation.retrieval import distance_to_others, retrieve_participants
 from nidl_dcl.io.atomic import write_bytes
+from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import keep_tsv, to_tsv, write_json, write_npy, write_tsv
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.report.plots import draw_mosaic, draw_slices, slice_indices
 from nidl_dcl.volumes.average import average_volumes
 
-__all__ = [
-    "shows_plane",
-    "write_average",
-    "write_mosaic",
-    "write_outliers",
-    "write_plane",
-    "write_retrieval",
-    "write_views",
-]
-
 _SHOWN = 4
-
 
 _TILES = 24
 
-
 _THUMBNAILS = 8
 
-
 _IDS = ["participant_id", "session_id", "run", "source"]
+
+
+def draw_volumes(figures: Path, module: BIDSDataModule) -> None:
+    """Write what prepared volumes look like: some of them, their average, those far from it."""
+    write_mosaic(figures, module)
+    write_average(figures, module)
 
 
 def write_views(figures: Path, module: BIDSDataModule) -> None:
@@ -98,14 +92,24 @@ def shows_plane(figures: Path, module: BIDSDataModule) -> bool:
 
 
 def write_plane(figures: Path, module: BIDSDataModule, matrix: np.ndarray) -> None:
-    """Write the embeddings' first two principal components, with phenotypes, for the report."""
+    """Write the embeddings' first two principal components, with phenotypes, for the report.
+
+    Parameters
+    ----------
+    figures : Path
+        The folder ``figures/``.
+    module : BIDSDataModule
+        Set up.
+    matrix : ndarray of shape (n_images, d)
+        The embeddings.
+    """
     if min(matrix.shape) < 2:
         return
     pca = PCA(n_components=2, svd_solver="full").fit(matrix)
     plane = pca.transform(matrix)
     table = module.images[["participant_id", "session_id"]].copy()
     table["x"], table["y"] = plane[:, 0], plane[:, 1]
-    for column in module.phenotype_columns:
+    for column in module.table.phenotype_columns:
         if column not in table:
             table[column] = module.images[column]
     write_tsv(figures / "embedding_2d.tsv", table)
@@ -118,11 +122,7 @@ def write_plane(figures: Path, module: BIDSDataModule, matrix: np.ndarray) -> No
     )
 
 
-def write_average(
-    figures: Path,
-    module: BIDSDataModule,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> None:
+def write_average(figures: Path, module: BIDSDataModule) -> None:
     """Write the mean and the spread of all prepared volumes, and how far each is from the mean.
 
     The prepared volumes are read once, one at a time. Nothing is done if it was done for them.
@@ -133,8 +133,6 @@ def write_average(
         The folder ``figures/``.
     module : BIDSDataModule
         Set up.
-    progress : callable, optional
-        Called with (what, done, total).
     """
     volumes = module.volumes
     assert volumes is not None
@@ -148,8 +146,7 @@ def write_average(
     def each() -> Iterator[NDArray[np.float32]]:
         for i in range(len(volumes)):
             yield volumes[i][0].numpy()
-            if progress is not None:
-                progress("average brain", i + 1, len(volumes))
+            log_progress("average brain", i + 1, len(volumes))
 
     found = average_volumes(each(), volumes.shape[1:])
     table = module.images[_IDS].assign(distance=found.distance)
@@ -195,8 +192,8 @@ def write_outliers(
         Their embeddings.
     """
     table = module.images.iloc[list(rows)][_IDS].reset_index(drop=True)
-    persons = [module.persons[i] for i in rows]
-    table["embedding_distance"] = distance_to_others(matrix, persons)
+    people = module.images["person_id"].iloc[list(rows)].tolist()
+    table["embedding_distance"] = distance_to_others(matrix, people)
     for file, columns in (
         (figures / "average.tsv", {"distance": "brain_distance"}),
         (figures.parent / "logs" / "quality.tsv", {name: name for name in OUTLIER_MEASURES}),
@@ -238,15 +235,15 @@ def write_retrieval(
     """
     images = module.images.iloc[list(rows)]
     sessions = [None if pd.isna(s) else str(s) for s in images["session_id"]]
-    contents, persons = ([of[i] for i in rows] for of in (module.contents, module.persons))
-    digest = hashlib.blake2b(repr([persons, sessions, contents, seed]).encode(), digest_size=16)
+    contents, people = images["content"].tolist(), images["person_id"].tolist()
+    digest = hashlib.blake2b(repr([people, sessions, contents, seed]).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(next(iter(features.values()))[0]).tobytes())
     files, made_of = (figures / "retrieval.tsv", figures / "retrieval.json"), digest.hexdigest()
     if files[0].is_file() and _made_of(files[1]) == made_of:
         known = json.loads(files[1].read_text("utf-8")).get("features")
         if isinstance(known, list) and set(features) <= set(known):
             return
-    table, words = retrieve_participants(features, persons, sessions, contents, seed=seed)
+    table, words = retrieve_participants(features, people, sessions, contents, seed=seed)
     write_tsv(files[0], table)
     write_json(files[1], {**words, "features": list(features), "of": made_of})
 

@@ -1,55 +1,181 @@
-"""How images come into a stage: listed, opened, told of and prepared.
-
-Thin: the data module does the work, what became of each image is written here.
-"""
+"""The inputs of a study: a dataset that is indexed, checked and joined with phenotypes once."""
 
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
-from nidl_dcl.data.datamodule import RIGHT_FOLDER, BIDSDataModule
+from nidl_dcl.data.datamodule import BIDSDataModule
+from nidl_dcl.data.image_table import WHICH_FOLDER, ImageTable
 from nidl_dcl.errors import InputsUnusableError, UsageError
-from nidl_dcl.io.console import NullReporter
+from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import keep_tsv, to_tsv
 from nidl_dcl.output.folder import Output
-from nidl_dcl.output.parts import Selection, as_text, merge_inputs, merge_matches
-from nidl_dcl.workflow.factory import data_module
-from nidl_dcl.workflow.figure_data import write_average, write_mosaic
-from nidl_dcl.workflow.options import DataOptions, RunOptions
+from nidl_dcl.output.selection import Selection, as_text, merge_inputs, merge_matches
+from nidl_dcl.volumes.preparation import Preparation
+from nidl_dcl.workflow.factory import data_module, image_table
+from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
+from nidl_dcl.workflow.participants import hold_out
 
-__all__ = [
-    "INPUTS",
-    "MATCHES",
-    "check_inputs",
-    "draw_volumes",
-    "index",
-    "input_lines",
-    "logged",
-    "prepare",
-    "set_up",
-    "tell_inputs",
-]
-
-INPUTS = Path("logs") / "inputs.tsv"
+_LOGGER = logging.getLogger(__name__)
 
 
-MATCHES = Path("logs") / "phenotypes.tsv"
+@dataclass(eq=False)
+class Study:
+    """A dataset and an output folder, with the options that all stages share.
+
+    Every stage takes one; the dataset is read when the first stage needs it, and once.
+
+    Parameters
+    ----------
+    output : Output
+        Dataset and output folder; held for writing.
+    data : DataOptions
+        Which images are used.
+    run : RunOptions
+        How it runs; the model's label.
+    group : str, optional
+        Column whose equal values (a family) stay on one side of every split.
+    trust : sequence of str
+        Packages whose encoders may be imported.
+    """
+
+    output: Output
+    data: DataOptions = field(default_factory=DataOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+    group: str | None = None
+    trust: Sequence[str] = ()
+    _is_announced: bool = field(default=False, init=False, repr=False)
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the study's own model is, or will be."""
+        return self.output.model_folder(self.run.model_name)
+
+    @property
+    def figures(self) -> Path:
+        """The folder of figures."""
+        return self.output.path / "figures"
+
+    @property
+    def selection(self) -> Selection:
+        """The participants and sessions that the run is restricted to."""
+        return Selection.of(self.data.participant_label, self.data.session_label)
+
+    @cached_property
+    def table(self) -> ImageTable:
+        """The images of the dataset, checked; what became of each is written.
+
+        Raises
+        ------
+        UsageError, InputsUnusableError
+            As `ImageTable.check`; ``logs/inputs.tsv`` is written all the same.
+        """
+        table = image_table(self.output.bids_dir, self.data, work=self.output.work)
+        try:
+            table.check()
+        finally:
+            self._write_inputs(table)
+        return table
+
+    def data_module(
+        self,
+        model: Path,
+        *,
+        training: TrainingOptions | None = None,
+        preparation: Preparation | None = None,
+    ) -> BIDSDataModule:
+        """Return the data module of a stage, with the participants held out that a model holds out.
+
+        Parameters
+        ----------
+        model : Path
+            Folder of the model that is trained or used.
+        training : TrainingOptions, optional
+            How it is trained.
+        preparation : Preparation, optional
+            The model's input contract; otherwise made from `training` and the images.
+
+        Raises
+        ------
+        UsageError
+            As `hold_out`.
+        """
+        module = data_module(
+            self.table,
+            self.run,
+            training=training,
+            preparation=preparation,
+            group=self.group,
+            work=self.output.work,
+        )
+        self._write_inputs(self.table)
+        hold_out(module, self.data.holdout, model, self.group)
+        return module
+
+    def prepare(self, module: BIDSDataModule) -> None:
+        """Prepare the volumes, after logging what was found and how much will be written where.
+
+        Images that only preparing finds unusable get their rows in ``logs/inputs.tsv``, too.
+        """
+        if not self._is_announced:
+            self._is_announced = True
+            for line in input_lines(self.table, "logs/inputs.tsv"):
+                _LOGGER.info(line)
+        volumes = module.plan()
+        if missing := len(volumes.missing()):
+            _LOGGER.info(
+                f"Preparing {missing} volume{'s' * (missing > 1)}: "
+                f"{missing * volumes.entry_bytes / 1e6:.1f} MB, a file each, in {volumes.folder}."
+            )
+        before = len(module.images)
+        try:
+            module.setup()
+        finally:
+            self._write_inputs(module.table)
+        if lost := before - len(module.images):
+            _LOGGER.info(f"{lost} image{'s' * (lost > 1)} cannot be prepared (logs/inputs.tsv).")
+
+    def _write_inputs(self, table: ImageTable) -> None:
+        """Write what became of each image and each row of the phenotypes, if the folder is held.
+
+        Of images that were not asked for, what was known before stays.
+        """
+        if not (self.output.is_held and table.is_indexed):
+            return
+        for name, found, merge in (
+            ("inputs.tsv", table.inputs, merge_inputs),
+            ("phenotypes.tsv", table.matches, merge_matches),
+        ):
+            now = as_text(found)
+            before = self._read_log(name, now)
+            keep_tsv(self.output.path / "logs" / name, merge(before, now, self.selection))
+
+    def _read_log(self, name: str, like: pd.DataFrame) -> pd.DataFrame | None:
+        """Return a table of ``logs/`` as text; None where there is none with the same columns."""
+        try:
+            text = (self.output.path / "logs" / name).read_text("utf-8")
+            table = pd.read_csv(
+                io.StringIO(text),
+                sep="\t",
+                dtype=str,
+                keep_default_na=False,
+                na_values=["n/a"],
+                quoting=3,
+            )
+        except (OSError, ValueError):
+            return None
+        return table if list(table.columns) == list(like.columns) else None
 
 
-def index(
-    bids_dir: Path,
-    data: DataOptions,
-    run: RunOptions,
-    *,
-    check: bool = False,
-    console: NullReporter | None = None,
-) -> str:
+def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = False) -> str:
     """Return every candidate image as TSV text, the columns those of ``logs/inputs.tsv``.
 
     Parameters
@@ -57,137 +183,52 @@ def index(
     bids_dir : Path
         The dataset.
     data, run : DataOptions, RunOptions
-        Which images; how many workers.
+        Which images; the work folder.
     check : bool, default=False
         Whether images are opened; otherwise they are judged by name.
-    console : Quiet, optional
-        Told of progress, and how many images each step leaves.
     """
     from nidl_dcl.bids.index import find_images
 
-    console = console or NullReporter()
-    if run.share:
-        raise UsageError(
-            "index lists ids and paths, and writes to no OUTPUT_DIR: leave --share out."
-        )
-    module = data_module(bids_dir, data, run, work=run.work_dir, max_skipped=1.0, console=console)
+    table = image_table(bids_dir, data, work=run.work_dir, max_skipped=1.0)
     if check:
         try:
             with suppress(InputsUnusableError):  # which the table says better
-                module.check()
+                table.check()
         except UsageError as error:
             if data.mask != "auto" or "mask" not in str(error):
                 raise
-            console.say(f"{error} Masks are not checked.")
-            return index(bids_dir, replace(data, mask="none"), run, check=True, console=console)
-        inputs, kept = module.inputs, module.kept
+            _LOGGER.info(f"{error} Masks are not checked.")
+            return index(bids_dir, replace(data, mask="none"), run, check=True)
+        inputs, kept = table.inputs, table.kept
     else:
-        cache = None if run.work_dir is None else run.work_dir / "index"
-        found = find_images(
-            bids_dir, **module.selection, mask="none", cache=cache, progress=console.progress
-        )
+        found = find_images(bids_dir, **table.selection, mask="none", progress=log_progress)
         inputs, kept = found.inputs, found.kept
     for line in _kept_lines(kept):
-        console.say(line)
+        _LOGGER.info(line)
     if inputs.empty:
-        console.say(f"{bids_dir}: no candidate. {RIGHT_FOLDER} If so, look at --preset.")
+        _LOGGER.info(f"{bids_dir}: no candidate. {WHICH_FOLDER} If so, look at --preset.")
     return to_tsv(inputs)
 
 
-def check_inputs(output: Output, module: BIDSDataModule) -> None:
-    """Open every image, and write what became of each even if the dataset is refused."""
-    try:
-        module.check()
-    finally:
-        if module.is_indexed:
-            _keep_inputs(output, module)
-    matches = as_text(module.matches)
-    before = logged(output, "phenotypes.tsv", matches)
-    keep_tsv(output.path / MATCHES, merge_matches(before, matches, _selected(module)))
-
-
-def _keep_inputs(output: Output, module: BIDSDataModule) -> None:
-    """Write what became of each image; of those that were not asked for, what was known before."""
-    inputs = as_text(module.inputs)
-    before = logged(output, "inputs.tsv", inputs)
-    keep_tsv(output.path / INPUTS, merge_inputs(before, inputs, _selected(module)))
-
-
-def set_up(output: Output, module: BIDSDataModule, console: NullReporter) -> None:
-    """Prepare the volumes; images that only preparing finds unusable have their rows, too."""
-    try:
-        prepare(module, console)
-    finally:
-        _keep_inputs(output, module)
-
-
-def prepare(module: BIDSDataModule, console: NullReporter) -> None:
-    """Prepare the volumes, after saying how much will be written where."""
-    volumes = module.plan()
-    if missing := len(volumes.missing()):
-        console.say(
-            f"Preparing {missing} volume{'s' * (missing > 1)}: {missing * volumes.entry_bytes / 1e6:.1f} MB, a file "
-            f"each, in {volumes.folder}."
-        )
-    before = len(module.images)
-    module.setup()
-    if lost := before - len(module.images):
-        console.say(f"{lost} image{'s' * (lost > 1)} cannot be prepared (logs/inputs.tsv).")
-
-
-def draw_volumes(output: Output, module: BIDSDataModule, console: NullReporter) -> None:
-    """Write what prepared volumes look like: some of them, their average, those far from it."""
-    write_mosaic(output.path / "figures", module)
-    write_average(output.path / "figures", module, console.progress)
-
-
 def _kept_lines(kept: Sequence[tuple[str, int]]) -> list[str]:
-    """Say how many images each step of a selection left."""
+    """Return how many images each step of a selection left, a line each."""
     return [f"{count} image{'' if count == 1 else 's'}: {step}" for step, count in kept]
 
 
-def input_lines(module: BIDSDataModule, where: str) -> list[str]:
-    """Say how many images each step left, what is odd, and how tables were read.
+def input_lines(table: ImageTable, where: str) -> list[str]:
+    """Return how many images each step left, what is odd, and how phenotype tables were read.
 
     Parameters
     ----------
-    module : BIDSDataModule
+    table : ImageTable
         Checked.
     where : str
         What has a row for each image.
     """
-    odd = module.inputs[module.inputs["code"] != "ok"]
+    odd = table.inputs[table.inputs["code"] != "ok"]
     faults = (odd["status"] + ": " + odd["code"]).value_counts()
     return [
-        *_kept_lines(module.kept),
+        *_kept_lines(table.kept),
         *(f"{count} {fault} ({where})" for fault, count in faults.items()),
-        *module.notes,
+        *table.notes,
     ]
-
-
-def tell_inputs(module: BIDSDataModule, console: NullReporter) -> None:
-    """Say what `input_lines` has."""
-    for line in input_lines(module, "logs/inputs.tsv"):
-        console.say(line)
-
-
-def logged(output: Output, name: str, like: pd.DataFrame | None) -> pd.DataFrame | None:
-    """Return a table of ``logs/`` as text; None where there is none with the same columns."""
-    try:
-        text = (output.path / "logs" / name).read_text("utf-8")
-        table = pd.read_csv(
-            io.StringIO(text),
-            sep="\t",
-            dtype=str,
-            keep_default_na=False,
-            na_values=["n/a"],
-            quoting=3,
-        )
-    except (OSError, ValueError):
-        return None
-    return table if like is None or list(table.columns) == list(like.columns) else None
-
-
-def _selected(module: BIDSDataModule) -> Selection:
-    asked = module.selection
-    return Selection.of(asked["participant_label"] or (), asked["session_label"] or ())

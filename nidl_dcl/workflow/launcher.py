@@ -27,26 +27,12 @@ from nidl_dcl.distributed import leave_at_exit
 from nidl_dcl.errors import LostProcessError, NidlDclError, OnAnotherProcessError, UsageError
 from nidl_dcl.workflow.options import TrainingOptions
 
-__all__ = [
-    "Rank",
-    "Team",
-    "find_place",
-    "on_one_process",
-    "run_options",
-    "run_processes",
-    "start_processes",
-    "team_of",
-]
-
 T = TypeVar("T")
-
 
 _PATIENCE = 10.0
 """Seconds that processes have to end by themselves when one of them has."""
 
-
 _TIMEOUT = "NIDL_DCL_TIMEOUT"
-
 
 _PARENT = "NIDL_DCL_PARENT"
 
@@ -71,29 +57,31 @@ class Rank:
     starter: str = ""
 
 
-def find_place(environment: Mapping[str, str] | None = None) -> Rank:
-    """Return this process's place, as torchrun or ``srun`` tell it.
+def find_rank(environment: Mapping[str, str] | None = None) -> Rank:
+    """Return which process this is, as torchrun or ``srun`` say in the environment.
 
     Raises
     ------
     UsageError
         When Slurm allotted several tasks and this process was not started by ``srun``.
     """
-    told = os.environ if environment is None else environment
-    if "RANK" in told and int(told.get("WORLD_SIZE", "1")) > 1:
+    variables = os.environ if environment is None else environment
+    if "RANK" in variables and int(variables.get("WORLD_SIZE", "1")) > 1:
         return Rank(
-            int(told["RANK"]),
-            int(told["WORLD_SIZE"]),
-            int(told.get("LOCAL_RANK", "0")),
-            "this command" if _PARENT in told else "torchrun",
+            int(variables["RANK"]),
+            int(variables["WORLD_SIZE"]),
+            int(variables.get("LOCAL_RANK", "0")),
+            "this command" if _PARENT in variables else "torchrun",
         )
-    tasks = int(told.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks > 1 and "SLURM_PROCID" in told:
-        return Rank(int(told["SLURM_PROCID"]), tasks, int(told.get("SLURM_LOCALID", "0")), "Slurm")
+    tasks = int(variables.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1 and "SLURM_PROCID" in variables:
+        return Rank(
+            int(variables["SLURM_PROCID"]), tasks, int(variables.get("SLURM_LOCALID", "0")), "Slurm"
+        )
     return Rank()
 
 
-def _take_slurms_place(place: Rank) -> None:
+def _adopt_slurm_rank(own: Rank) -> None:
     """Say in torchrun's variables what Slurm says in its own."""
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
@@ -102,9 +90,9 @@ def _take_slurms_place(place: Rank) -> None:
     os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes))
     os.environ.setdefault("MASTER_PORT", str(port))
     os.environ.update(
-        RANK=str(place.rank),
-        WORLD_SIZE=str(place.processes),
-        LOCAL_RANK=str(place.local_rank),
+        RANK=str(own.rank),
+        WORLD_SIZE=str(own.processes),
+        LOCAL_RANK=str(own.local_rank),
         GROUP_RANK=os.environ.get("SLURM_NODEID", "0"),
     )
 
@@ -114,8 +102,8 @@ class Team:
 
     Parameters
     ----------
-    place : Place
-        Of this process.
+    own : Rank
+        This process.
     device : str
         What each one trains on: "cpu", "cuda", …
 
@@ -125,19 +113,19 @@ class Team:
         When the others do not come in time.
     """
 
-    def __init__(self, place: Rank, device: str = "cpu") -> None:
-        self.place = place
+    def __init__(self, own: Rank, device: str = "cpu") -> None:
+        self.own = own
         self.device = device
-        self.rank, self.processes = place.rank, place.processes
+        self.rank, self.processes = own.rank, own.processes
         self._group: Any = None
-        self._has_told = False
+        self._has_sent = False
 
     def __enter__(self) -> Self:
         if self.processes == 1:
             return self
-        if self.place.starter == "Slurm":
-            _take_slurms_place(self.place)
-        if self.place.starter == "this command":
+        if self.own.starter == "Slurm":
+            _adopt_slurm_rank(self.own)
+        if self.own.starter == "this command":
             _end_with_parent(int(os.environ[_PARENT]))
         seconds = float(os.environ.get(_TIMEOUT, "1800"))
         try:
@@ -164,11 +152,11 @@ class Team:
     ) -> None:
         self.dismiss()
 
-    def tell(self, value: T | None = None) -> T | None:
-        """Return the first process's value on every process; it waits until that one tells."""
+    def broadcast(self, value: T | None = None) -> T | None:
+        """Return the first process's value on every process; it waits until that one sends."""
         if self._group is None:
             return value
-        self._has_told = True
+        self._has_sent = True
         values = [value]
         self._meet(lambda: dist.broadcast_object_list(values, src=0, group=self._group))
         return values[0]
@@ -222,12 +210,12 @@ class Team:
             self.dismiss()
 
     def dismiss(self) -> None:
-        """Leave the group without waiting; if the first process has told nothing, it tells None."""
+        """Leave the group without waiting; if the first process has sent nothing, it sends None."""
         if self._group is None:
             return
-        if self.rank == 0 and not self._has_told:
+        if self.rank == 0 and not self._has_sent:
             with suppress(LostProcessError):
-                self.tell(None)
+                self.broadcast(None)
         self._group = None
         dist.destroy_process_group()
 
@@ -266,9 +254,9 @@ def run_processes(command: Sequence[str], count: int, *, node: int = 0, nodes: i
     int
         That of the first process that failed; 0 if none did; 1 for one that was killed.
     """
-    told: list[int] = []
+    received: list[int] = []
     handlers = {
-        number: signal.signal(number, lambda n, frame: told.append(n))
+        number: signal.signal(number, lambda n, frame: received.append(n))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
     ours, theirs = os.pipe()
@@ -290,7 +278,7 @@ def run_processes(command: Sequence[str], count: int, *, node: int = 0, nodes: i
                     command, env=common | place, pass_fds=[ours], start_new_session=True
                 )
             )
-        return _watch(processes, told)
+        return _watch(processes, received)
     finally:
         for process in processes:
             if process.poll() is None:
@@ -302,14 +290,14 @@ def run_processes(command: Sequence[str], count: int, *, node: int = 0, nodes: i
             signal.signal(number, handler)
 
 
-def _watch(processes: Sequence[subprocess.Popen[bytes]], told: list[int]) -> int:
+def _watch(processes: Sequence[subprocess.Popen[bytes]], received: list[int]) -> int:
     """Wait for all processes; return the status of all."""
     first, ended, passed_on, asked = 0, 0.0, 0, False
     while None in [process.poll() for process in processes]:
-        while passed_on < len(told):
+        while passed_on < len(received):
             for process in processes:
                 if process.poll() is None:  # who asks again does not want to wait
-                    process.kill() if passed_on else process.send_signal(told[0])
+                    process.kill() if passed_on else process.send_signal(received[0])
             passed_on += 1
         if not first:
             first, ended = _first_failure(processes), time.monotonic()
@@ -335,7 +323,7 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _end_with_parent(pipe: int) -> None:
-    """Have this process told to end when the one that started it is gone, which closes a pipe."""
+    """Have this process received to end when the one that started it is gone, which closes a pipe."""
 
     def wait() -> None:
         os.read(pipe, 1)
@@ -362,7 +350,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def run_options(training: TrainingOptions) -> dict[str, Any]:
-    """Return what Lightning's Trainer is told about where and how a training runs."""
+    """Return what Lightning's Trainer is received about where and how a training runs."""
     return {
         "accelerator": training.accelerator,
         "devices": int(training.devices) if training.devices.isdigit() else training.devices,
@@ -385,7 +373,7 @@ def start_processes(training: TrainingOptions, command: Sequence[str]) -> int | 
     UsageError
         For devices that there are not, or several machines that nobody named.
     """
-    if find_place().processes > 1:
+    if find_rank().processes > 1:
         return None
     here, _ = _processes_here(training)
     if here * training.num_nodes == 1:
@@ -428,17 +416,17 @@ def team_of(training: TrainingOptions) -> Team:
     UsageError
         When another number of processes was started than the options ask for.
     """
-    place = find_place()
-    if place.processes == 1:
+    own = find_rank()
+    if own.processes == 1:
         return Team(Rank())
     (here, device), nodes = _processes_here(training), training.num_nodes
-    if here * nodes != place.processes:
+    if here * nodes != own.processes:
         raise UsageError(
-            f"{place.starter} started {place.processes} processes, and the options ask for "
+            f"{own.starter} started {own.processes} processes, and the options ask for "
             f"{here * nodes} ({here} a node, {nodes} node{'s' * (nodes > 1)}). Make --devices times "
-            f"--num-nodes {place.processes}, with --strategy ddp."
+            f"--num-nodes {own.processes}, with --strategy ddp."
         )
-    return Team(place, device)
+    return Team(own, device)
 
 
 def _processes_here(training: TrainingOptions) -> tuple[int, str]:

@@ -1,7 +1,7 @@
 """Where the readout of each target looks, as maps and tables in ``figures/``.
 
-The thin part of the stage `predict` about it: whose volumes are taken and what is written; what is
-computed is in `occlusion`, the pictures are `occlusion_figure`'s.
+The thin part of the stage `predict` about it: whose volumes are taken and what is written. Maps are
+computed in `nidl_dcl.evaluation.occlusion`, pictures drawn in `nidl_dcl.report.occlusion`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.data.datamodule import BIDSDataModule
-from nidl_dcl.evaluation.confounds import encode_confounds, read_confounds, read_target_beside
+from nidl_dcl.evaluation.confounds import (
+    EncodedConfounds,
+    encode_confounds,
+    read_confounds,
+    read_target_beside,
+)
 from nidl_dcl.evaluation.folds import CVDesign, make_design
 from nidl_dcl.evaluation.occlusion import (
     BLOCK_MM,
@@ -29,45 +36,39 @@ from nidl_dcl.evaluation.occlusion import (
     find_inside,
     hidden_features,
     lay_blocks,
+    name_region,
     spread_changes,
-    where,
 )
 from nidl_dcl.evaluation.readout import FittedReadout, fit_readout
 from nidl_dcl.evaluation.readout_file import ReadoutFile, read_readout, readout_path
 from nidl_dcl.io.atomic import write_bytes
-from nidl_dcl.io.console import NullReporter
+from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import beside, write_json, write_npy, write_tsv
 from nidl_dcl.models.dcl import DCL
-from nidl_dcl.models.inference import embed_volumes
 from nidl_dcl.models.serialization import load_model
 from nidl_dcl.output.sharing_rules import largest_share
 from nidl_dcl.randomness import key_seed
-from nidl_dcl.workflow.baselines import untrained_encoder
+from nidl_dcl.workflow.baselines import embed_untrained, untrained_encoder
 from nidl_dcl.workflow.external import EmbeddedDataset
 from nidl_dcl.workflow.options import PredictionOptions, RunOptions
 
-__all__ = ["Occlusion", "forget_old", "occlude"]
+_LOGGER = logging.getLogger(__name__)
 
 RULES = 1
 """Of what is hidden and whose volumes are taken; raised when a map would come out otherwise."""
 
-
 _AVERAGED = 500
 """Images of which the mean brain is made, at most."""
-
 
 _PEOPLE = 6
 """Participants whose own volumes are taken, for each target; one of each class of more."""
 
-
 _BASELINE = "the mean of the same volume inside the brain (the head)"
-
 
 _SPACE = (
     "x, y and z are millimeters to the right, front and top of the middle of the prepared volume. Not a template "
     "space: preparing centers each image on its own brain (head)"
 )
-
 
 Array = NDArray[np.float64]
 
@@ -83,7 +84,7 @@ class Occlusion:
         Set up.
     numbers : sequence of int
         Of the images in the module.
-    cohort : Cohort
+    cohort : EmbeddedDataset
     held_out : ndarray of bool, shape (n_images,)
         Nothing is taken from these.
     untrained : ndarray of shape (n_images, n_features), optional
@@ -122,7 +123,7 @@ class _Task:
     stem: Path
     stored: ReadoutFile
     design: CVDesign
-    confounds: tuple[tuple[str, ...], Array] | None
+    confounds: EncodedConfounds | None
     people: list[int]
     basis: dict[str, Any]
 
@@ -134,7 +135,6 @@ def occlude(
     run: RunOptions,
     *,
     trust: Sequence[str] = (),
-    console: NullReporter | None = None,
 ) -> bool:
     """Write where the readout of each target looks, unless it is there; return whether any was.
 
@@ -152,19 +152,18 @@ def occlude(
         Options.
     trust : sequence of str
         Packages whose encoders may be imported.
-    console : Quiet, optional
-        Told of messages and progress.
     """
-    console = console or NullReporter()
     averaged = np.flatnonzero(~study.held_out)
     spread = np.linspace(0, len(averaged) - 1, min(len(averaged), _AVERAGED))
     averaged = averaged[np.unique(spread.round().astype(int))]
     mean_of = _digest(study.name(row) for row in averaged)
-    tasks = [_task(study, t, label, prediction, run, mean_of) for t, label in labels.items()]
-    for target, task in zip(labels, tasks, strict=True):
+    missing = []
+    for target, label in labels.items():
+        task = _task(study, target, label, prediction, run, mean_of)
         if task is None:
-            console.say(f"{target}: there is no readout, hence nothing to say where it looks.")
-    missing = [t for t in tasks if t is not None and not _is_made(t)]
+            _LOGGER.info(f"{target}: no map of where the readout looks, since there is no readout.")
+        elif not _is_made(task):
+            missing.append(task)
     if not missing:
         return False
     mean = np.zeros(study.volume(int(averaged[0])).shape)
@@ -172,51 +171,34 @@ def occlude(
         mean += study.volume(int(row))
     brain = (mean / len(averaged)).astype(np.float32)
     blocks = lay_blocks(find_inside(brain), study.module.preparation.spacing)
-    few = blocks.thinned
+    few = blocks.chosen(blocks.thinned)
     model = load_model(study.output_dir / "models" / f"desc-{run.model_name}", trust=trust)
     fresh = untrained_encoder(model, run.random_seed)
     untrained = study.untrained
     if untrained is None:
-        assert study.module.volumes is not None
-        untrained = embed_volumes(
-            *(fresh, study.module.volumes),
-            digest="untrained",
-            progress=lambda what, *counts: console.progress(f"untrained encoder: {what}", *counts),
-        )[0][list(study.numbers)]
-    place = study.work_dir / "features"
-    tick = _Counter(
-        console,
-        2 + len(blocks) + len(few) + sum(len(t.people) for t in missing) * (1 + len(few)),
-    )
-    trained = _features_of(model, place / str(study.cohort.model_sha256)[:16] / "occlusion")
-    whole = trained(brain, blocks, mean_of, tick)
-    before = _features_of(fresh, None)(brain, blocks.chosen(few), "", tick)
+        untrained = embed_untrained(fresh, study.module, study.numbers, "untrained encoder")
+    total = 2 + len(blocks) + len(few) + sum(len(t.people) for t in missing) * (1 + len(few))
+    embed = partial(_embed_hidden, counter=_Counter(total))
+    kept = study.work_dir / "features" / str(study.cohort.model_sha256)[:16] / "occlusion"
+    whole = embed(model, brain, blocks, folder=kept, name=mean_of)
+    before = embed(fresh, brain, few)
     # The one file of these that shows a head; pictures are drawn without it, too.
     file = study.figures / f"desc-{run.model_name}_meanbrain.nii.gz"
     write_bytes(file, _nifti(brain, blocks.spacing))
     for task in missing:
         used = untrained[task.design.rows].astype(np.float64)
-        names, values = task.confounds or ((), None)
-        other = fit_readout(task.design, used, names=names, values=values)
-        own = np.stack(
-            [
-                _changes(
-                    task.stored.linear,
-                    trained(study.volume(row), blocks.chosen(few), study.name(row), tick),
-                )
-                for row in task.people
-            ]
-        )
-        _write(
-            study,
-            task,
-            blocks,
-            few,
-            _changes(task.stored.linear, whole),
-            own,
+        other = fit_readout(task.design, used, confounds=task.confounds)
+        linear = task.stored.linear
+        own = [
+            embed(model, study.volume(row), few, folder=kept, name=study.name(row))
+            for row in task.people
+        ]
+        changes = (
+            _changes(linear, whole),
+            np.stack([_changes(linear, features) for features in own]),
             _changes(other, before),
-            averaged,
         )
+        _write(study, task, blocks, *changes, averaged)
     return True
 
 
@@ -256,13 +238,13 @@ def _task(
     if not file.is_file():
         return None
     stored, cohort = read_readout(file), study.cohort
-    images, groups = cohort.images, cohort.groups.to_numpy()
+    images, groups = cohort.images, cohort.images["group_id"].to_numpy()
     known = read_confounds(images[prediction.confounds], groups, study.held_out, target)
     read = read_target_beside(images[target], groups, study.held_out, known, name=target)
-    persons = np.array(cohort.persons or images["participant_id"], dtype=object)
-    design = make_design(read, persons, groups, n_splits=5, n_repeats=1, seed=run.random_seed)
+    people = images["person_id"].to_numpy(dtype=object)
+    design = make_design(read, people, groups, n_splits=5, n_repeats=1, seed=run.random_seed)
     removed = encode_confounds(known, design.rows, groups) if known else None
-    people = _spread_people(design, persons, run.random_seed)
+    chosen = _spread_people(design, people, run.random_seed)
     basis = {
         "rules": RULES,
         "block_mm": BLOCK_MM,
@@ -270,21 +252,16 @@ def _task(
         "readout": stored.sha256,
         "model_sha256": cohort.model_sha256,
         "mean_of": mean_of,
-        "people": _digest(study.name(row) for row in people),
+        "people": _digest(study.name(row) for row in chosen),
     }
     stem = study.figures / f"desc-{run.model_name}{label}_occlusion"
-    return _Task(
-        *(target, stem, stored, design),
-        None if removed is None else (removed.names, removed.matrix),
-        people,
-        basis,
-    )
+    return _Task(target, stem, stored, design, removed, chosen, basis)
 
 
-def _spread_people(design: CVDesign, persons: NDArray[np.object_], seed: int) -> list[int]:
+def _spread_people(design: CVDesign, people: NDArray[np.object_], seed: int) -> list[int]:
     """Return an image each of a few participants, spread over the values of the target."""
     values = design.value[design.unit]
-    table = pd.DataFrame({"row": design.rows, "value": values, "who": persons[design.rows]})
+    table = pd.DataFrame({"row": design.rows, "value": values, "who": people[design.rows]})
     table = table.drop_duplicates("who")
     table["order"] = [key_seed(seed, "occlusion", who) for who in table["who"]]
     if design.task == "regression":
@@ -298,44 +275,42 @@ def _spread_people(design: CVDesign, persons: NDArray[np.object_], seed: int) ->
     return [int(row) for row in table["row"].iloc[: max(_PEOPLE, len(design.labels))]]
 
 
-def _features_of(
-    model: DCL, place: Path | None
-) -> Callable[[NDArray[np.float32], Blocks, str, _Counter], NDArray[np.float32]]:
-    """Return a function to the features of a volume with blocks hidden, kept in a folder."""
-
-    def features(
-        volume: NDArray[np.float32], blocks: Blocks, name: str, tick: _Counter
-    ) -> NDArray[np.float32]:
-        laid = hashlib.blake2b(repr((RULES, blocks.size, blocks.corners.tolist())).encode())
-        laid.update(np.packbits(blocks.inside).tobytes())
-        file = None if place is None else place / f"{name}-{laid.hexdigest()[:16]}.npy"
-        if file is not None and file.is_file():
-            try:
-                known: NDArray[np.float32] = np.load(file, allow_pickle=False)
-                if len(known) == 1 + len(blocks):
-                    tick(len(known))
-                    return known
-            except (OSError, ValueError, EOFError):
-                pass  # made again
-        found = hidden_features(
-            volume, blocks, lambda loader: model.transform(loader).numpy(), tick
-        )
-        if file is not None:
-            write_npy(file, found)
-        return found
-
-    return features
+def _embed_hidden(
+    model: DCL,
+    volume: NDArray[np.float32],
+    blocks: Blocks,
+    *,
+    counter: _Counter,
+    folder: Path | None = None,
+    name: str = "",
+) -> NDArray[np.float32]:
+    """Return the features of a volume with blocks hidden; they are kept in a folder, if given."""
+    laid = hashlib.blake2b(repr((RULES, blocks.size, blocks.corners.tolist())).encode())
+    laid.update(np.packbits(blocks.inside).tobytes())
+    file = None if folder is None else folder / f"{name}-{laid.hexdigest()[:16]}.npy"
+    if file is not None and file.is_file():
+        try:
+            known: NDArray[np.float32] = np.load(file, allow_pickle=False)
+            if len(known) == 1 + len(blocks):
+                counter(len(known))
+                return known
+        except (OSError, ValueError, EOFError):
+            pass  # made again
+    found = hidden_features(volume, blocks, lambda loader: model.transform(loader).numpy(), counter)
+    if file is not None:
+        write_npy(file, found)
+    return found
 
 
 class _Counter:
-    """Tells the console of the volumes that were embedded."""
+    """Logs how many volumes were embedded."""
 
-    def __init__(self, console: NullReporter, total: int) -> None:
-        self.console, self.total, self.done = console, total, 0
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
 
     def __call__(self, count: int) -> None:
         self.done += count
-        self.console.progress("hiding blocks", self.done, self.total)
+        log_progress("hiding blocks", self.done, self.total)
 
 
 def _changes(readout: FittedReadout, features: NDArray[np.float32]) -> Array:
@@ -348,25 +323,22 @@ def _write(
     study: Occlusion,
     task: _Task,
     blocks: Blocks,
-    few: NDArray[np.intp],
     mean: Array,
     own: Array,
     untrained: Array,
     averaged: NDArray[np.intp],
 ) -> None:
-    linear, spacing = task.stored.linear, blocks.spacing
-    names = linear.labels[1:] if len(linear.labels) == 2 else linear.labels or (task.target,)
-    units = (
-        "log-odds" if linear.labels else study.module.units(task.target) or "units of the column"
-    )
-    if len(linear.labels) > 2:
-        units = "logit, less the mean of all classes"
+    labels, spacing, few = task.stored.linear.labels, blocks.spacing, blocks.thinned
+    names = labels[1:] if len(labels) == 2 else labels or (task.target,)
+    units = "logit, less the mean of all classes" if len(labels) > 2 else "log-odds"
+    if not labels:
+        units = study.module.table.units(task.target) or "units of the column"
     outputs, tables, maps, own_maps = [], [], [], []
     for k, name in enumerate(names):
-        of = f"{task.target} {name}" if linear.labels else task.target
+        of = f"{task.target} {name}" if labels else task.target
         average = own[:, :, k].mean(axis=0)
         table = pd.DataFrame(blocks.centres_mm.round(1) + 0.0, columns=["x", "y", "z"])
-        table["place"] = [where(*row) for row in table[["x", "y", "z"]].to_numpy()]
+        table["region"] = [name_region(*row) for row in table[["x", "y", "z"]].to_numpy()]
         table["change"] = mean[:, k]
         for column, values in (
             ("change_participants", average),
@@ -384,7 +356,7 @@ def _write(
             describe_map(name, units, of, tables[-1], mean[few, k], own[:, :, k], untrained[:, k])
         )
     sidecar = {
-        "Description": "What each place of the volume adds to the prediction: that of the whole "
+        "Description": "What each region of the volume adds to the prediction: that of the whole "
         "volume less that of the volume with a block hidden, mean over the blocks that hold a voxel",
         "Positive": "What is there makes the prediction higher (the class more likely) than plain "
         "gray would",
@@ -406,10 +378,8 @@ def _write(
         "provenance": task.basis,
     }
     write_tsv(beside(task.stem, ".tsv"), pd.concat(tables, ignore_index=True))
-    write_bytes(beside(task.stem, ".nii.gz"), _nifti(np.stack(maps, axis=-1), spacing))
-    write_bytes(
-        beside(task.stem, "participants.nii.gz"), _nifti(np.stack(own_maps, axis=-1), spacing)
-    )
+    for ending, of_outputs in ((".nii.gz", maps), ("participants.nii.gz", own_maps)):
+        write_bytes(beside(task.stem, ending), _nifti(np.stack(of_outputs, axis=-1), spacing))
     write_json(beside(task.stem, ".json"), sidecar)
 
 
@@ -433,7 +403,7 @@ def _is_made(task: _Task) -> bool:
 
 
 def _made_of(stem: Path) -> dict[str, Any]:
-    """Return what a map was made from, nothing where that cannot be told."""
+    """Return what a map was made from, nothing where that is not known."""
     try:
         return dict(json.loads(beside(stem, ".json").read_text("utf-8"))["provenance"])
     except (OSError, ValueError, KeyError, TypeError):

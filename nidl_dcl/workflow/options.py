@@ -16,20 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from nidl_dcl.errors import UsageError
-from nidl_dcl.models.trust import refuse_unsaid
-
-__all__ = [
-    "DataOptions",
-    "PredictionOptions",
-    "RunOptions",
-    "StudyOptions",
-    "TrainingOptions",
-    "as_yaml",
-    "code_named",
-    "read_options",
-    "read_study",
-    "study_yaml",
-]
+from nidl_dcl.models.trust import refuse_untrusted
 
 
 def _option(name: str) -> str:
@@ -179,13 +166,13 @@ class PredictionOptions:
     """Column whose equal values (a family) stay on one side of every split."""
 
     confounds: list[str] = field(default_factory=list)
-    """Columns whose linear effect is removed from the features, learnt inside the folds."""
+    """Columns whose linear effect is removed from the features, learned inside the folds."""
 
     site: str | None = None
     """Column of sites or scanners; default: the first called site, scanner, site_id, center or center."""
 
     harmonize: bool = False
-    """Harmonize features by site (ComBat, package pycombat), learnt inside the folds."""
+    """Harmonize features by site (ComBat, package pycombat), learned inside the folds."""
 
     readout: Path | None = None
     """OUTPUT_DIR of another cohort, whose readouts of the same model are applied to this one."""
@@ -214,7 +201,7 @@ class RunOptions:
     """How the command runs."""
 
     work_dir: Path | None = None
-    """Where prepared volumes, features and listings are kept; default OUTPUT_DIR/.work (index: none; --share: OUTPUT_DIR-private)."""
+    """Where prepared volumes and features are kept; default OUTPUT_DIR/.work (index: none)."""
 
     nprocs: int | None = None
     """Number of loading workers; changes no result. Default: 0, or measured where there is a GPU."""
@@ -237,12 +224,6 @@ class RunOptions:
     validate: bool = False
     """Run the BIDS validator on the output at the end (package bids-validator-deno)."""
 
-    share: bool = False
-    """Write OUTPUT_DIR so that it can be given away: no pictures of heads, pseudonyms for ids."""
-
-    share_key: Path | None = None
-    """With --share: file of the key that makes the pseudonyms; default: in the user's configuration."""
-
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         if self.nprocs is not None:
@@ -252,8 +233,6 @@ class RunOptions:
             _require("threads", self.threads, 1)
         if not (self.model_name.isalnum() and self.model_name.isascii()):
             raise UsageError(f"--model-name takes letters and digits, got {self.model_name!r}.")
-        if self.share_key is not None and not self.share:
-            raise UsageError("--share-key is the key of --share: give both.")
         if self.parquet and importlib.util.find_spec("pyarrow") is None:
             raise UsageError(
                 "--parquet needs the package pyarrow: pip install 'nidl_dcl[parquet]'."
@@ -282,23 +261,26 @@ _GROUPS = {
     "run": RunOptions,
 }
 
-
+_SHARE = "share a finished output by `nidl-dcl share OUTPUT_DIR SHARED_DIR`."
+_GONE = {"share": _SHARE, "share_key": _SHARE}
 _LARGEST = 10**6
-
 
 _OWN = ("bids_dir", "output_dir", "target", "model", "trust")
 
+_PATHS = ("bids_dir", "output_dir", "model", "bids_filter_file", "init", "work_dir", "readout")
 
-_PATHS = (
-    "bids_dir",
-    "output_dir",
-    "model",
-    "bids_filter_file",
-    "init",
-    "work_dir",
-    "readout",
-    "share_key",
-)
+
+def refuse_gone(names: Iterable[str]) -> None:
+    """Refuse options that are gone, naming what does their work now.
+
+    Raises
+    ------
+    UsageError
+    """
+    for name in names:
+        plain = str(name).lstrip("-").replace("-", "_")
+        if plain in _GONE:
+            raise UsageError(f"{_option(plain)} is gone: {_GONE[plain]}")
 
 
 def read_options(file: str | Path) -> dict[str, Any]:
@@ -333,6 +315,8 @@ def read_options(file: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UsageError(f"{file} must hold options, one per line, such as 'bids_dir: data'.")
+    refuse_gone(name for name, value in content.items() if value is not False)
+    content = {name: value for name, value in content.items() if name not in _GONE}
     for name, value in content.items():
         values = value if isinstance(value, list) else [value]
         # Lists in lists are no option, and by aliases they can be endless.
@@ -386,7 +370,7 @@ def read_study(file: str | Path, trust: Iterable[str] = ()) -> StudyOptions:
             raise UsageError(f"{file} must name {name}.")
     groups: dict[str, Any] = {name: kind(**grouped[name]) for name, kind in _GROUPS.items()}
     options = StudyOptions(**own, **groups)
-    refuse_unsaid(file, code_named(options.training, options.trust), trust)
+    refuse_untrusted(file, code_named(options.training, options.trust), trust)
     return options
 
 

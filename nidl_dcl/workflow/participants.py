@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +14,30 @@ import pandas as pd
 
 from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.exposure import recognize, validated
-from nidl_dcl.data.grouping import joined
 from nidl_dcl.errors import UsageError
 from nidl_dcl.io.atomic import write_bytes
-from nidl_dcl.io.console import NullReporter
-from nidl_dcl.io.formats import to_tsv
+from nidl_dcl.io.formats import to_tsv, utc_now
 from nidl_dcl.models.serialization import read_description
 from nidl_dcl.output.folder import Output
 from nidl_dcl.workflow.factory import refuse_changes
-from nidl_dcl.workflow.options import DataOptions, RunOptions
+from nidl_dcl.workflow.options import RunOptions
 
-__all__ = [
-    "LEDGER",
-    "checksum",
-    "held_out_rows",
-    "hold_out",
-    "note_score",
-    "pretraining_splits",
-    "recognized",
-    "recorded_share",
-    "refuse_seen",
-    "tell_people",
-    "undivided_groups",
-]
+_LOGGER = logging.getLogger(__name__)
 
 
-def hold_out(
-    module: BIDSDataModule, data: DataOptions, run: RunOptions, model: Path, group: str | None
-) -> DataOptions:
-    """Hold out whom the options say, else whom the model's training did; return what is so.
+def hold_out(module: BIDSDataModule, share: float | None, model: Path, group: str | None) -> None:
+    """Hold out the share of participants that was asked for, else whom the model's training did.
+
+    Parameters
+    ----------
+    module : BIDSDataModule
+        Divided anew.
+    share : float or None
+        As asked for; None: as the model was trained.
+    model : Path
+        Folder of the model, where it is trained already.
+    group : str, optional
+        Column whose equal values (a family) are held out together.
 
     Raises
     ------
@@ -51,85 +45,89 @@ def hold_out(
         When the model has seen one of them, or was trained on this dataset with another share.
     """
     if not (model / "model.json").is_file():
-        module.hold_out(data.holdout or 0.0, group if data.holdout else None)
-        return replace(data, holdout=module.holdout or None)
+        module.hold_out(share or 0.0, group)
+        return
     description = read_description(model)
     exposure = description.get("exposure") or {}
     config = (description.get("provenance") or {}).get("config") or {}
-    how = recognize(module.images["participant_id"], module.contents, exposure)
+    images = module.images
+    how = recognize(images["participant_id"], images["content"], exposure)
     recorded = recorded_share(description, module.bids_dir.name, how)
-    share = (recorded or 0.0) if data.holdout is None else data.holdout
+    share = (recorded or 0.0) if share is None else share
     if recorded:
-        refuse_changes(config, {"random_seed": run.random_seed}, model)
+        refuse_changes(config, {"random_seed": module.random_state}, model)
         group = config.get("group")
-    module.hold_out(share, group if share else None)
-    refuse_seen(module.images, module.contents, exposure, model)
+    module.hold_out(share, group)
+    refuse_seen(module.images, exposure, model)
     if recorded is not None:
         refuse_changes({"holdout": recorded}, {"holdout": share}, model)
-    return replace(data, holdout=share or None)
 
 
-def held_out_rows(
-    images: pd.DataFrame, groups: pd.Series[Any], console: NullReporter
-) -> np.ndarray:
-    """Return which images are held out: those of groups of which everybody is."""
+def held_out_rows(images: pd.DataFrame) -> np.ndarray:
+    """Return which images are held out: those of groups of which everybody is.
+
+    Parameters
+    ----------
+    images : DataFrame
+        Columns ``participant_id``, ``group_id`` and ``split``.
+    """
     alone = images["split"] == "holdout"
-    aside = alone.groupby(groups.to_numpy()).transform("all")
-    if moved := images.loc[alone & ~aside, "participant_id"].nunique():
-        console.say(
+    held_out = alone.groupby(images["group_id"].to_numpy()).transform("all")
+    if moved := images.loc[alone & ~held_out, "participant_id"].nunique():
+        _LOGGER.info(
             f"{moved} participants are not held out after all: others of their --group are not. "
             "Give --group when pretraining, too."
         )
-    return np.asarray(aside, dtype=bool)
+    return np.asarray(held_out, dtype=bool)
 
 
-def recognized(
-    module: BIDSDataModule, exposure: Mapping[str, Any], rows: Sequence[int]
-) -> list[str | None]:
-    """Return how pretraining knows each image's participant: by image, by id, not, or unknown."""
-    images = module.images.iloc[list(rows)]
-    return recognize(images["participant_id"], [module.contents[i] for i in rows], exposure)
+def pretraining_splits(images: pd.DataFrame, description: Mapping[str, Any]) -> list[str | None]:
+    """Return what a model's pretraining did with the person of each image; None if not known.
 
-
-def pretraining_splits(module: BIDSDataModule, description: Mapping[str, Any]) -> list[str | None]:
-    """Return what this model's pretraining did with each person; None where it is not known."""
+    Parameters
+    ----------
+    images : DataFrame
+        Columns ``participant_id``, ``person_id`` and ``content``.
+    description : mapping
+        Content of ``model.json``.
+    """
     exposure = description.get("exposure") or {}
-    how = pd.Series(recognized(module, exposure, range(len(module.images))), dtype=object)
-    val = pd.Series(validated(module.images["participant_id"], exposure))
+    people = images["participant_id"]
+    how = pd.Series(recognize(people, images["content"], exposure), dtype=object)
+    val = pd.Series(validated(people, exposure))
     table = pd.DataFrame({"seen": how.isin(["image", "id"]), "known": how.notna(), "val": val})
-    table = table.groupby(module.persons).transform("max")
+    table = table.groupby(images["person_id"].to_numpy()).transform("max")
     split = np.select(
         [table["val"], table["seen"], table["known"]], ["val", "train", "holdout"], ""
     )
     return [str(s) or None for s in split]
 
 
-def undivided_groups(
-    images: pd.DataFrame, shared: Sequence[str | None], column: str | None
-) -> pd.Series[Any]:
-    """Return the groups that no split divides: participants, those who share an image, families."""
-    families = [] if column is None else [images[column]]
-    return pd.Series(joined(images["participant_id"], shared, *families), dtype=object)
-
-
-def tell_people(
-    output: Output,
-    metrics: dict[str, Any],
-    run: RunOptions,
-    config: Mapping[str, Any],
-    fingerprint: str,
-    console: NullReporter,
+def record_holdout(
+    output: Output, metrics: dict[str, Any], run: RunOptions, provenance: Mapping[str, Any]
 ) -> None:
-    """Say who counts once; note in the ledger, before it is known elsewhere, what was held out."""
+    """Log who counts once; note in the ledger, before it is known elsewhere, what was held out.
+
+    Parameters
+    ----------
+    output : Output
+        Held for writing.
+    metrics : dict
+        Of one target; told how often its held-out participants were scored.
+    run : RunOptions
+        The model's label.
+    provenance : mapping
+        ``config`` and ``data`` that the score depends on.
+    """
     if metrics["duplicates"]:
-        console.say(metrics["duplicates"]["sentence"])
+        _LOGGER.info(metrics["duplicates"]["sentence"])
     last = metrics["holdout"]
     if last is None:
         return
     last["times_scored"] = None
     if last["scores"]:
         metric = metrics["headline"]["metric"]
-        made_of = json.dumps({**config, "data": fingerprint}, sort_keys=True)
+        made_of = json.dumps({**provenance["config"], "data": provenance["data"]}, sort_keys=True)
         row = {
             "target": metrics["target"],
             "n_participants": last["n_participants"],
@@ -144,7 +142,7 @@ def tell_people(
                 f" Held-out participants were scored {times} times for {metrics['target']} here "
                 "(logs/holdout.tsv): if anything was chosen in between, this score is no longer new."
             )
-    console.say(last["sentence"])
+    _LOGGER.info(last["sentence"])
 
 
 def checksum(*columns: Any) -> str:
@@ -181,17 +179,13 @@ def recorded_share(
     return float(config["holdout"]) if same else None
 
 
-def refuse_seen(
-    images: pd.DataFrame, contents: Sequence[str], exposure: Mapping[str, Any], model: Path
-) -> None:
+def refuse_seen(images: pd.DataFrame, exposure: Mapping[str, Any], model: Path) -> None:
     """Refuse to hold out participants whom a model has seen.
 
     Parameters
     ----------
     images : DataFrame
-        Columns ``participant_id`` and ``split``.
-    contents : sequence of str
-        Checksum of the voxels of each image.
+        Columns ``participant_id``, ``content`` and ``split``.
     exposure : mapping
         Of the model.
     model : Path
@@ -202,15 +196,16 @@ def refuse_seen(
     UsageError
         Saying how many there are, how they were recognized, and what to do.
     """
-    aside = images["split"] == "holdout"
-    how = pd.Series(recognize(images["participant_id"], contents, exposure), index=images.index)
-    seen = how[aside & how.isin(["image", "id"])].groupby(images["participant_id"])
+    held_out = images["split"] == "holdout"
+    recognized = recognize(images["participant_id"], images["content"], exposure)
+    how = pd.Series(recognized, index=images.index)
+    seen = how[held_out & how.isin(["image", "id"])].groupby(images["participant_id"])
     by_image = seen.agg(lambda rows: "image" in set(rows))
     if by_image.empty:
         return
     n, n_image = len(by_image), int(by_image.sum())
     raise UsageError(
-        f"{n} of {images.loc[aside, 'participant_id'].nunique()} participants to be held out were "
+        f"{n} of {images.loc[held_out, 'participant_id'].nunique()} participants to be held out were "
         f"seen when {model} was trained: {n_image} by their images, {n - n_image} by their id alone "
         f"(first: {by_image.index[0]}). Their scores would not be those of new participants. Train "
         "a model that leaves them out: `nidl-dcl pretrain --holdout FRACTION` with another "
@@ -234,8 +229,9 @@ def note_score(folder: Path, row: Mapping[str, Any]) -> int:
     """
     path = folder / "logs" / "holdout.tsv"
     before = path.read_bytes() if path.is_file() else b""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    header, line = to_tsv(pd.DataFrame([{"time": now, **row}], columns=list(LEDGER))).splitlines()
+    header, line = to_tsv(
+        pd.DataFrame([{"time": utc_now(), **row}], columns=list(LEDGER))
+    ).splitlines()
     if not before:
         before = header.encode() + b"\n"
     if not before.endswith(b"\n"):

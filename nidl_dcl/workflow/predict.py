@@ -1,12 +1,13 @@
 """The stage `predict`: phenotypes from embeddings, and all that is compared with them.
 
-Reads and writes files, and does nothing twice; what is computed is in `prediction`.
+Reads and writes files, and does nothing twice; what is computed is in `nidl_dcl.evaluation`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
@@ -18,69 +19,49 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.data.datamodule import BIDSDataModule
-from nidl_dcl.data.exposure import records_images
+from nidl_dcl.data.exposure import recognize, records_images
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation.cohort import cohort_columns
-from nidl_dcl.evaluation.prediction import PhenotypeResult, predict_phenotype, site_audit
-from nidl_dcl.evaluation.readout_file import ReadoutFile, readout_path
-from nidl_dcl.io.console import NullReporter, progress_of
+from nidl_dcl.evaluation.prediction import PhenotypeResult, predict_phenotype
+from nidl_dcl.evaluation.readout_file import ReadoutFile, readout_exists, readout_path
+from nidl_dcl.evaluation.site_effects import AuditedSites, site_audit
+from nidl_dcl.io.console import progress_of
 from nidl_dcl.io.formats import beside, keep_tsv, to_tsv, write_json, write_tsv
-from nidl_dcl.models.serialization import read_description, weights_sha256
-from nidl_dcl.output.embeddings import Embeddings, read_embeddings
-from nidl_dcl.output.folder import Output
+from nidl_dcl.models.serialization import load_model, read_description
+from nidl_dcl.output.embeddings import read_embeddings
 from nidl_dcl.volumes.preparation import Preparation
 from nidl_dcl.workflow.baselines import baseline_features, read_voxels
-from nidl_dcl.workflow.embed import merge_parts
 from nidl_dcl.workflow.external import (
     EmbeddedDataset,
     applied_before,
     apply_readout,
     find_readouts,
     keep_readout,
-    told,
 )
-from nidl_dcl.workflow.factory import data_module, refuse_changes
+from nidl_dcl.workflow.factory import refuse_changes
 from nidl_dcl.workflow.figure_data import write_outliers, write_retrieval
-from nidl_dcl.workflow.inputs import set_up
+from nidl_dcl.workflow.inputs import Study
 from nidl_dcl.workflow.occlusion_maps import Occlusion, forget_old, occlude
-from nidl_dcl.workflow.options import DataOptions, PredictionOptions, RunOptions
-from nidl_dcl.workflow.participants import (
-    checksum,
-    held_out_rows,
-    hold_out,
-    recognized,
-    tell_people,
-    undivided_groups,
-)
+from nidl_dcl.workflow.options import PredictionOptions
+from nidl_dcl.workflow.participants import checksum, held_out_rows, record_holdout
 from nidl_dcl.workflow.preflight import check_targets, refuse_unusable, site_column
 
-__all__ = ["predict"]
+_LOGGER = logging.getLogger(__name__)
 
 
 def predict(
-    output: Output,
-    targets: Sequence[str],
-    data: DataOptions,
-    run: RunOptions,
-    prediction: PredictionOptions | None = None,
-    *,
-    trust: Sequence[str] = (),
-    console: NullReporter | None = None,
+    study: Study, targets: Sequence[str], prediction: PredictionOptions | None = None
 ) -> list[dict[str, Any]]:
     """Predict phenotypes from the embeddings, cross-validated by participant.
 
     Parameters
     ----------
-    output : Output
-        Dataset and output folder, with embeddings; held for writing.
+    study : Study
+        Dataset, output folder (with embeddings) and common options.
     targets : sequence of str
         Columns of the phenotype tables.
-    data, run, prediction
-        Options.
-    trust : sequence of str
-        Packages whose encoders may be imported.
-    console : Quiet, optional
-        Told of messages and progress.
+    prediction : PredictionOptions, optional
+        How to predict; its ``group`` is the study's.
 
     Returns
     -------
@@ -89,50 +70,43 @@ def predict(
         readout of another cohort its scores stand in ``external``; where this cohort cannot be
         cross-validated itself, ``target`` and ``external`` are all.
     """
-    console = output.heard(console)
-    prediction = prediction or PredictionOptions()
-    with output.stage("predict", share=run.share) as entry:
-        study = _open_study(output, targets, data, run, prediction, trust, console)
-        found = [_predict_target(study, target) for target in targets]
+    prediction = prediction or PredictionOptions(group=study.group)
+    if prediction.group != study.group:
+        raise UsageError(
+            f"The study keeps groups of {study.group!r} together, the prediction those of "
+            f"{prediction.group!r}: give both the same."
+        )
+    with study.output.stage("predict") as entry:
+        cohort = _open_cohort(study, targets, prediction)
+        found = [_predict_target(cohort, target) for target in targets]
         computed = any(one.computed for one in found)
         applied = any(one.applied for one in found)
-        mapped = _map_readouts(study, computed)
-        _write_pictures(study, computed, applied)
+        mapped = _map_readouts(cohort, computed)
+        _write_figures(cohort, computed, applied)
         entry["skipped"] = not (computed or applied or mapped)
     return [one.row for one in found]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Study:
-    """What all targets share; row i of the cohort and of each list is one embedded image."""
+class _Cohort:
+    """What all targets share; row i of the embedded images and of each list is one image."""
 
-    output: Output
-    run: RunOptions
+    study: Study
     prediction: PredictionOptions
-    trust: Sequence[str]
-    console: NullReporter
     labels: dict[str, str]  # target to its label in file names
     readouts: dict[str, ReadoutFile]  # of another cohort, by target
     module: BIDSDataModule
     rows: list[int]  # of the images in the module
-    cohort: EmbeddedDataset
-    recognized: list[str | None]  # how pretraining knows each image's participant
+    embedded: EmbeddedDataset
     held_out: NDArray[np.bool_]
-    reading: Callable[[], tuple[np.ndarray, pd.DataFrame]]  # voxels and image quality, read once
+    read_voxels: Callable[[], tuple[np.ndarray, pd.DataFrame]]  # and image quality, once
     audits: dict[str, dict[str, Any]] = field(default_factory=dict)  # by column of sites
 
     @cached_property
     def baselines(self) -> dict[str, Any]:
         """What the embeddings have to beat: features of untrained encoders, and the voxels."""
-        found = baseline_features(
-            self.module,
-            self.rows,
-            self.reading()[0],
-            self.output.model_folder(self.run.model_name),
-            self.run,
-            self.trust,
-            self.console,
-        )
+        model = load_model(self.study.model_folder, trust=self.study.trust)
+        found = baseline_features(self.module, self.rows, self.read_voxels()[0], model)
         # What is subtracted from all voxels is not held out either.
         first = int(np.argmin(self.held_out))
         return {**found, "voxels": replace(found["voxels"], origin=first)}
@@ -144,88 +118,61 @@ class _Study:
         if site not in self.audits:
             kept = ~self.held_out
             self.audits[site] = site_audit(
-                self.cohort.features[kept],
-                self.cohort.images[site][kept],
-                self.cohort.groups[kept],
-                random_state=self.run.random_seed,
-                progress=progress_of(self.console, f"decoding {site}"),
+                self.embedded.features[kept],
+                self.embedded.images[site][kept],
+                self.embedded.images["group_id"][kept],
+                random_state=self.study.run.random_seed,
+                progress=progress_of(f"decoding {site}"),
             )
         return self.audits[site]
 
 
-def _open_study(
-    output: Output,
-    targets: Sequence[str],
-    data: DataOptions,
-    run: RunOptions,
-    prediction: PredictionOptions,
-    trust: Sequence[str],
-    console: NullReporter,
-) -> _Study:
+def _open_cohort(study: Study, targets: Sequence[str], prediction: PredictionOptions) -> _Cohort:
     """Refuse what cannot be done, prepare the images and find out who is who."""
-    folder = output.model_folder(run.model_name)
-    embeddings = _read_embeddings(output, run)
+    run, folder = study.run, study.model_folder
+    embeddings = read_embeddings(study.output.path, run.model_name)
+    if embeddings is None:
+        raise UsageError(
+            f"{study.output.path} has no embeddings of model {run.model_name!r}. Run `nidl-dcl "
+            "embed`, or look at --model-name."
+        )
     digest = embeddings.config.get("model_sha256")
     description = read_description(folder)
     readouts = find_readouts(
-        output.public, prediction.readout, targets, model=run.model_name, model_sha256=digest
+        study.output.path, prediction.readout, targets, model=run.model_name, model_sha256=digest
     )
+    labels = check_targets(study.table, targets, prediction)
     contract = Preparation.from_dict(description["input_contract"])
-    module = data_module(
-        output.bids_dir, data, run, preparation=contract, work=output.work, console=console
-    )
-    labels = check_targets(module, targets, prediction)
-    set_up(output, module, console)
-    hold_out(module, data, run, folder, prediction.group)
-    place = {source: row for row, source in enumerate(embeddings.table["source"])}
-    rows = [i for i, source in enumerate(module.images["source"]) if source in place]
+    module = study.data_module(folder, preparation=contract)
+    study.prepare(module)
+    row_of = {source: row for row, source in enumerate(embeddings.table["source"])}
+    rows = [i for i, source in enumerate(module.images["source"]) if source in row_of]
     images = module.images.iloc[rows].reset_index(drop=True)
-    persons = [module.persons[i] for i in rows]
-    refuse_unusable(images, persons, targets, prediction)
-    groups = undivided_groups(images, persons, prediction.group)
-    how = recognized(module, description["exposure"], rows)
-    reading = cache(partial(read_voxels, module, rows, console))
-    cohort = EmbeddedDataset(
+    refuse_unusable(images, targets, prediction)
+    exposure = description["exposure"]
+    images["seen_by"] = pd.Series(
+        recognize(images["participant_id"], images["content"], exposure), dtype=object
+    )
+    reading = cache(partial(read_voxels, module, rows))
+    embedded = EmbeddedDataset(
         images=images,
-        features=embeddings.matrix[[place[source] for source in images["source"]]],
-        groups=groups,
-        contents=[module.contents[i] for i in rows],
-        seen=[None if way is None else way != "" for way in how],
+        features=embeddings.matrix[[row_of[source] for source in images["source"]]],
         quality=lambda: reading()[1],
         random_seed=run.random_seed,
         model_sha256=digest,
-        persons=persons,
-        seen_by=how if records_images(description["exposure"]) else None,
+        knows_images=records_images(exposure),
     )
-    return _Study(
-        output=output,
-        run=run,
+    return _Cohort(
+        study=study,
         prediction=prediction,
-        trust=trust,
-        console=console,
         labels=labels,
         readouts=readouts,
         module=module,
         rows=rows,
-        cohort=cohort,
-        recognized=how,
-        held_out=held_out_rows(images, groups, console),
-        reading=reading,
+        embedded=embedded,
+        held_out=held_out_rows(images),
+        read_voxels=reading,
     )
-
-
-def _read_embeddings(output: Output, run: RunOptions) -> Embeddings:
-    """Return the embeddings, those of parts that wait included."""
-    folder = output.model_folder(run.model_name)
-    if (folder / "model.json").is_file():
-        merge_parts(output, run, folder, weights_sha256(folder))
-    embeddings = read_embeddings(output.path, run.model_name)
-    if embeddings is None:
-        raise UsageError(
-            f"{output.path} has no embeddings of model {run.model_name!r}. Run `nidl-dcl "
-            "embed`, or look at --model-name."
-        )
-    return embeddings
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -247,42 +194,47 @@ class _Target:
         return {"config": self.config, "data": self.fingerprint}
 
 
-def _describe_target(study: _Study, name: str) -> _Target:
+def _describe_target(cohort: _Cohort, name: str) -> _Target:
     """Return where a target's files are, and options and data that its result depends on."""
-    prediction, model, label = study.prediction, study.run.model_name, study.labels[name]
-    site = site_column(study.module, prediction, name)
-    columns = cohort_columns(study.cohort.images, site)
+    prediction, model, label = cohort.prediction, cohort.study.run.model_name, cohort.labels[name]
+    site = site_column(cohort.study.table.phenotype_columns, prediction.site, name)
+    columns = cohort_columns(cohort.embedded.images, site)
     config = {
-        "random_seed": study.run.random_seed,
+        "random_seed": cohort.study.run.random_seed,
         "group": prediction.group,
         "site": site,
         "confounds": prediction.confounds,
         "harmonize": prediction.harmonize,
-        "model_sha256": study.cohort.model_sha256,
-        "holdout": float(study.module.holdout),
+        "model_sha256": cohort.embedded.model_sha256,
+        "holdout": float(cohort.module.holdout),
     }
     used = [name, *(c for c in (prediction.group, site) if c), *prediction.confounds]
     return _Target(
         name=name,
-        stem=study.output.path / f"desc-{model}{label}",
-        readout=readout_path(study.output.path, model, label),
+        stem=cohort.study.output.path / f"desc-{model}{label}",
+        readout=readout_path(cohort.study.output.path, model, label),
         site=site,
         columns=columns,
-        units=study.module.units(name),
+        units=cohort.study.table.units(name),
         config=config,
-        fingerprint=_fingerprint(study, [*used, *columns.values()]),
+        fingerprint=_fingerprint(cohort, [*used, *columns.values()]),
     )
 
 
-def _fingerprint(study: _Study, columns: Sequence[str]) -> str:
+def _fingerprint(cohort: _Cohort, columns: Sequence[str]) -> str:
     """Return a checksum of the embeddings, of columns beside them and of who is who."""
-    cohort = study.cohort
-    table = cohort.images[list(dict.fromkeys(["participant_id", "session_id", "source", *columns]))]
+    embedded = cohort.embedded
+    names = dict.fromkeys(["participant_id", "session_id", "source", *columns])
+    table = embedded.images[list(names)]
     digest = hashlib.blake2b(to_tsv(table).encode(), digest_size=16)
-    if study.prediction.harmonize:
+    if cohort.prediction.harmonize:
         digest.update(b"harmonize")
-    digest.update(np.ascontiguousarray(cohort.features).tobytes())
-    people = checksum(cohort.persons, cohort.groups, study.held_out, study.recognized)
+    digest.update(np.ascontiguousarray(embedded.features).tobytes())
+    people = checksum(
+        *(embedded.images[name] for name in ("person_id", "group_id")),
+        cohort.held_out,
+        embedded.images["seen_by"],
+    )
     return digest.hexdigest() + people
 
 
@@ -295,16 +247,16 @@ class _Found:
     applied: bool
 
 
-def _predict_target(study: _Study, name: str) -> _Found:
+def _predict_target(cohort: _Cohort, name: str) -> _Found:
     """Cross-validate a target and apply another cohort's readout, where that is not done yet.
 
     Without that readout, a target that cannot be cross-validated is an error.
     """
-    target, given = _describe_target(study, name), study.readouts.get(name)
+    target, given = _describe_target(cohort, name), cohort.readouts.get(name)
     basis: dict[str, Any] = {
         **target.provenance,
         "readout": given and given.sha256,
-        "other_people": study.prediction.other_people,
+        "other_people": cohort.prediction.other_people,
         "units": target.units,
     }
     outside = None if given is None else applied_before(target.stem, basis)
@@ -312,21 +264,23 @@ def _predict_target(study: _Study, name: str) -> _Found:
     done = _done_before(target)
     computed, applied = done is None and not why, False
     if computed:
-        baselines, audit = study.baselines, study.audit(target.site)
+        baselines, audit = cohort.baselines, cohort.audit(target.site)
         try:
-            result = _cross_validate(study, target, baselines, audit)
+            result = _cross_validate(cohort, target, baselines, audit)
         except InputsUnusableError as error:
             if given is None:
                 raise
             why = str(error)
         else:
-            done = _write_result(study, target, result)
+            done = _write_result(cohort, target, result)
     if given is not None and outside is None:
-        outside = apply_readout(given, study.cohort, target.columns, target.stem, basis, why)
+        outside = apply_readout(given, cohort.embedded, target.columns, target.stem, basis, why)
         applied = True
     if why:
-        study.console.say(f"{name}: only the other cohort's readout is applied. {why}")
-    row = {**(done or {"target": name}), **told(outside)}
+        _LOGGER.info(f"{name}: only the other cohort's readout is applied. {why}")
+    row = dict(done or {"target": name})
+    if outside is not None:
+        row["external"] = outside["summary"]
     return _Found(row=row, computed=computed, applied=applied)
 
 
@@ -341,77 +295,70 @@ def _done_before(target: _Target) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):
         return None
     refuse_changes(provenance.get("config", {}), target.config, file)
-    if not (target.readout.is_file() or target.config["harmonize"]):
+    if not (readout_exists(target.readout) or target.config["harmonize"]):
         return None
     return dict(summary) if provenance.get("data") == target.fingerprint else None
 
 
 def _cross_validate(
-    study: _Study, target: _Target, baselines: dict[str, Any], audit: dict[str, Any] | None
+    cohort: _Cohort, target: _Target, baselines: dict[str, Any], audit: dict[str, Any] | None
 ) -> PhenotypeResult:
-    cohort, confounds = study.cohort, study.prediction.confounds
-    images = cohort.images
+    embedded, confounds = cohort.embedded, cohort.prediction.confounds
+    images = embedded.images
     return predict_phenotype(
-        cohort.features,
+        embedded.features,
         images[target.name],
-        cohort.groups,
+        images["group_id"],
         target=target.name,
         baselines=baselines,
-        site=None if target.site is None else images[target.site],
-        audit=audit,
+        site=None if audit is None else AuditedSites(images[target.site], audit),
         confounds=images[confounds] if confounds else None,
-        harmonize=study.prediction.harmonize,
-        seen=cohort.seen,
-        seen_by=cohort.seen_by,
-        persons=cohort.persons,
-        held_out=study.held_out,
-        ids=images[["participant_id", "session_id", "run", "source"]],
-        random_state=study.run.random_seed,
-        progress=progress_of(study.console, f"predicting {target.name}"),
+        harmonize=cohort.prediction.harmonize,
+        held_out=cohort.held_out,
+        ids=embedded.ids,
+        random_state=cohort.study.run.random_seed,
+        progress=progress_of(f"predicting {target.name}"),
     )
 
 
-def _write_result(study: _Study, target: _Target, result: PhenotypeResult) -> dict[str, Any]:
+def _write_result(cohort: _Cohort, target: _Target, result: PhenotypeResult) -> dict[str, Any]:
     """Write what a cross-validation gave, the metrics last; return its summary."""
-    tell_people(
-        study.output, result.metrics, study.run, target.config, target.fingerprint, study.console
-    )
+    record_holdout(cohort.study.output, result.metrics, cohort.study.run, target.provenance)
     summary = result.summary()
     metrics = {**result.metrics, "summary": summary, "provenance": target.provenance}
     write_tsv(beside(target.stem, "_predictions.tsv"), result.predictions)
     write_json(beside(target.stem, "_predictions.json"), result.columns)
-    keep_readout(target.readout, result, study.cohort, target.columns, target.units)
+    keep_readout(target.readout, result, cohort.embedded, target.columns, target.units)
     write_json(beside(target.stem, "_metrics.json"), metrics)
     return summary
 
 
-def _map_readouts(study: _Study, computed: bool) -> bool:
+def _map_readouts(cohort: _Cohort, computed: bool) -> bool:
     """Write where the readouts look, if asked for; return whether any map had to be made."""
-    output, run = study.output, study.run
-    if not study.prediction.occlusion:
-        forget_old(output.path, run.model_name, study.labels.values())
+    output, run = cohort.study.output, cohort.study.run
+    if not cohort.prediction.occlusion:
+        forget_old(output.path, run.model_name, cohort.labels.values())
         return False
     asked = Occlusion(
         output.path,
         output.work,
-        study.module,
-        study.rows,
-        study.cohort,
-        study.held_out,
-        study.baselines["untrained"][0] if computed else None,
+        cohort.module,
+        cohort.rows,
+        cohort.embedded,
+        cohort.held_out,
+        cohort.baselines["untrained"][0] if computed else None,
     )
-    return occlude(
-        asked, study.labels, study.prediction, run, trust=study.trust, console=study.console
-    )
+    return occlude(asked, cohort.labels, cohort.prediction, run, trust=cohort.study.trust)
 
 
-def _write_pictures(study: _Study, computed: bool, applied: bool) -> None:
+def _write_figures(cohort: _Cohort, computed: bool, applied: bool) -> None:
     """Write image quality, outliers and retrieval, where what they show was worked out now."""
-    figures, quality = study.output.path / "figures", study.output.path / "logs" / "quality.tsv"
-    features = study.cohort.features
+    study, features = cohort.study, cohort.embedded.features
+    quality = study.output.path / "logs" / "quality.tsv"
     if computed or applied or not quality.is_file():
-        keep_tsv(quality, study.reading()[1])
-        write_outliers(figures, study.module, study.rows, features)
+        keep_tsv(quality, cohort.read_voxels()[1])
+        write_outliers(study.figures, cohort.module, cohort.rows, features)
     if computed:
-        compared = {"embeddings": [features], "untrained": study.baselines["untrained"]}
-        write_retrieval(figures, study.module, study.rows, compared, study.run.random_seed)
+        compared = {"embeddings": [features], "untrained": cohort.baselines["untrained"]}
+        seed = study.run.random_seed
+        write_retrieval(study.figures, cohort.module, cohort.rows, compared, seed)

@@ -10,29 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from nidl_dcl.data.datamodule import BIDSDataModule
+from nidl_dcl.data.image_table import ImageTable
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation.confounds import encode_confounds, read_confounds, read_target_beside
 from nidl_dcl.evaluation.folds import make_design
 from nidl_dcl.evaluation.targets import target_labels
-from nidl_dcl.io.console import NullReporter
 from nidl_dcl.models.serialization import read_description, weights_sha256
 from nidl_dcl.workflow.factory import refuse_changes
 from nidl_dcl.workflow.options import PredictionOptions, TrainingOptions
-from nidl_dcl.workflow.participants import held_out_rows, undivided_groups
-
-__all__ = [
-    "SITE_COLUMNS",
-    "check_targets",
-    "is_trained",
-    "known_shape",
-    "refuse_another_model",
-    "refuse_unusable",
-    "site_column",
-]
+from nidl_dcl.workflow.participants import held_out_rows
 
 SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre")
 """Columns, in any case, that are audited as sites."""
@@ -57,11 +45,9 @@ def known_shape(training: TrainingOptions, folder: Path) -> TrainingOptions:
     return replace(training, shape=list(contract.get("shape") or []))
 
 
-def refuse_another_model(own: Path, source: Path, digest: str) -> None:
+def refuse_another_model(own: Path, source: Path) -> None:
     """Refuse weights other than those that the output holds."""
-    if not (own / "model.json").is_file():
-        return
-    if weights_sha256(own) != digest:
+    if (own / "model.json").is_file() and weights_sha256(own) != weights_sha256(source):
         raise UsageError(
             f"{own} holds another model than {source}. Choose another --model-name or another "
             "OUTPUT_DIR."
@@ -69,17 +55,32 @@ def refuse_another_model(own: Path, source: Path, digest: str) -> None:
 
 
 def check_targets(
-    module: BIDSDataModule, targets: Sequence[str], prediction: PredictionOptions
+    table: ImageTable, targets: Sequence[str], prediction: PredictionOptions
 ) -> dict[str, str]:
-    """Return the label of each target in file names; refuse what cannot be predicted."""
+    """Return the label of each target in file names; refuse what cannot be predicted.
+
+    Parameters
+    ----------
+    table : ImageTable
+        The dataset's images and phenotypes.
+    targets : sequence of str
+        Columns to predict.
+    prediction : PredictionOptions
+        Further columns.
+
+    Raises
+    ------
+    UsageError
+        For a column that is missing or asked for twice in ways that exclude each other.
+    """
     if not targets:
         raise UsageError("--target needs at least one column.")
-    known = module.phenotype_columns
+    known = table.phenotype_columns
     columns = [c for c in (prediction.group, prediction.site) if c]
     for name in (*targets, *columns, *prediction.confounds):
         if name not in known:
             raise UsageError(
-                f"No phenotype table of {module.bids_dir} has a column {name!r}; there are: "
+                f"No phenotype table of {table.bids_dir} has a column {name!r}; there are: "
                 f"{', '.join(known) or 'none'}."
             )
     for target in targets:
@@ -90,7 +91,7 @@ def check_targets(
             )
         if target == prediction.site:
             raise UsageError(f"{target!r} is both a --target and the --site. Choose another.")
-        if prediction.harmonize and site_column(module, prediction, target) is None:
+        if prediction.harmonize and site_column(known, prediction.site, target) is None:
             raise UsageError(
                 f"--harmonize needs a column of sites besides the target {target!r}. Name it with "
                 f"--site; there are: {', '.join(known)}."
@@ -99,27 +100,38 @@ def check_targets(
 
 
 def refuse_unusable(
-    images: pd.DataFrame,
-    persons: Sequence[str],
-    targets: Sequence[str],
-    prediction: PredictionOptions,
+    images: pd.DataFrame, targets: Sequence[str], prediction: PredictionOptions
 ) -> None:
     """Refuse targets that have no cross-validation, all in one message, before anything is done.
 
     With another cohort's readout, there is something to do without it.
+
+    Parameters
+    ----------
+    images : DataFrame
+        Of a data module.
+    targets : sequence of str
+        Columns to predict.
+    prediction : PredictionOptions
+        Confounds and readout.
+
+    Raises
+    ------
+    InputsUnusableError
+        Naming what is wrong with each target.
     """
     if prediction.readout is not None:
         return
-    groups, problems = undivided_groups(images, persons, prediction.group), []
-    aside, labels = held_out_rows(images, groups, NullReporter()), groups.to_numpy()
-    people = np.array(persons, dtype=object)
+    problems = []
+    held_out = held_out_rows(images)
+    groups, people = (images[c].to_numpy(dtype=object) for c in ("group_id", "person_id"))
     for target in dict.fromkeys(targets):
         try:
-            confounds = read_confounds(images[prediction.confounds], labels, aside, target)
-            read = read_target_beside(images[target], labels, aside, confounds, name=target)
-            design = make_design(read, people, labels, n_splits=5, n_repeats=1, seed=0)
+            confounds = read_confounds(images[prediction.confounds], groups, held_out, target)
+            read = read_target_beside(images[target], groups, held_out, confounds, name=target)
+            design = make_design(read, people, groups, n_splits=5, n_repeats=1, seed=0)
             if confounds:
-                encode_confounds(confounds, design.rows, labels)
+                encode_confounds(confounds, design.rows, groups)
         except InputsUnusableError as error:
             problems.append(str(error))
     if problems:
@@ -128,9 +140,16 @@ def refuse_unusable(
         raise InputsUnusableError(" ".join(problems))
 
 
-def site_column(module: BIDSDataModule, prediction: PredictionOptions, target: str) -> str | None:
-    """Return the column of sites: the one named, or the first whose name says so."""
-    if prediction.site:
-        return prediction.site
-    columns = (str(c) for c in module.phenotype_columns)
-    return next((c for c in columns if c.lower() in SITE_COLUMNS and c != target), None)
+def site_column(columns: Sequence[str], named: str | None, target: str) -> str | None:
+    """Return the column of sites: the one named, or the first whose name says so.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Of the phenotype tables.
+    named : str or None
+        The option.
+    target : str
+        Never taken for a site by its name.
+    """
+    return named or next((c for c in columns if c.lower() in SITE_COLUMNS and c != target), None)

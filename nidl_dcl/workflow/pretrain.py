@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import socket
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.errors import InputsUnusableError, OnAnotherProcessError, UsageError
-from nidl_dcl.io.console import NullReporter
+from nidl_dcl.io.console import log_progress
 from nidl_dcl.models.callbacks import (
     AtomicCheckpointIO,
     CollectiveSigterm,
@@ -29,35 +30,32 @@ from nidl_dcl.models.callbacks import (
 )
 from nidl_dcl.models.dcl import DCL
 from nidl_dcl.models.serialization import read_description, save_model
-from nidl_dcl.output.folder import Output, write_descriptions
+from nidl_dcl.output.description import write_descriptions
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.report.live import LivePage
 from nidl_dcl.workflow.dry_run import choose_workers, measure_cost
 from nidl_dcl.workflow.factory import (
     check_training,
     data_module,
+    image_table,
     new_model,
     take_weights,
     training_config,
 )
-from nidl_dcl.workflow.figure_data import write_views
-from nidl_dcl.workflow.inputs import check_inputs, draw_volumes, set_up, tell_inputs
+from nidl_dcl.workflow.figure_data import draw_volumes, write_views
+from nidl_dcl.workflow.inputs import Study
 from nidl_dcl.workflow.launcher import Rank, Team, on_one_process, run_options
 from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
-from nidl_dcl.workflow.participants import hold_out, refuse_seen
+from nidl_dcl.workflow.participants import refuse_seen
 from nidl_dcl.workflow.preflight import is_trained, known_shape
 
-__all__ = ["follow", "pretrain"]
+_LOGGER = logging.getLogger(__name__)
 
 
 def pretrain(
-    output: Output,
-    data: DataOptions,
+    study: Study,
     training: TrainingOptions,
-    run: RunOptions,
-    console: NullReporter | None = None,
     *,
-    group: str | None = None,
     team: Team | None = None,
     live: LivePage | None = None,
 ) -> Path:
@@ -65,14 +63,10 @@ def pretrain(
 
     Parameters
     ----------
-    output : Output
-        Dataset and output folder; held for writing.
-    data, training, run
-        Options.
-    console : Quiet, optional
-        Told of messages and progress.
-    group : str, optional
-        Column whose equal values (a family) are held out together.
+    study : Study
+        Dataset, output folder and common options.
+    training : TrainingOptions
+        How to train.
     team : Team, optional
         The processes that train; this is the first of them.
     live : LivePage, optional
@@ -90,68 +84,62 @@ def pretrain(
     InputsUnusableError
         When too few images are usable.
     """
-    console = output.heard(console)
     if team is None:
         team, training = Team(Rank()), on_one_process(training)
-    folder = output.model_folder(run.model_name)
+    output, run, folder = study.output, study.run, study.model_folder
     check_training(training)
-    with output.stage("pretrain", share=run.share) as entry:
+    with output.stage("pretrain") as entry:
         training = known_shape(training, folder)
-        module = data_module(
-            output.bids_dir, data, run, training=training, work=output.work, console=console
-        )
-        check_inputs(output, module)
-        tell_inputs(module, console)
-        data = hold_out(module, data, run, folder, group)
-        if training.init is not None and data.holdout:
-            init = read_description(training.init)["exposure"]
-            refuse_seen(module.images, module.contents, init, training.init)
-        config = training_config(data, training, run, module.preparation, module.group)
+        module = study.data_module(folder, training=training)
+        if training.init is not None and module.holdout:
+            refuse_seen(module.images, read_description(training.init)["exposure"], training.init)
+        config = training_config(module, study.data, training)
         # In the output, since a work folder may be one of this machine, and gone on the next.
         checkpoints = output.path / ".work" / f"checkpoints-{run.model_name}"
         if is_trained(folder, config):
-            console.say(f"{folder.name} is trained already.")
+            _LOGGER.info(f"{folder.name} is trained already.")
             team.dismiss()
             _remove(checkpoints)  # if a kill left any
             write_descriptions(output.path, run.model_name)
             entry["skipped"] = True
             return folder
-        if len(module.participants("train")) < 2:
+        people = len(module.participants("train"))
+        if people < 2:
             raise InputsUnusableError(
                 f"{output.bids_dir}: contrastive training needs at least 2 participants, "
-                f"{len(module.participants('train'))} is left for it."
+                f"{people} is left for it."
             )
-        set_up(output, module, console)
-        draw_volumes(output, module, console)
-        write_views(output.path / "figures", module)
+        study.prepare(module)
+        draw_volumes(study.figures, module)
+        write_views(study.figures, module)
         if live is not None:
             live.write()
-        resume = latest_valid_checkpoint(checkpoints, console.say)
+        resume = latest_valid_checkpoint(checkpoints, _LOGGER.info)
         if resume is not None:
             entry["resumed_from_step"] = step_of(resume)
             output.save_record()
-            console.say(f"Training goes on from step {entry['resumed_from_step']}.")
-        console.say(
-            f"Training {training.encoder} on {len(module.participants('train'))} participants, "
+            _LOGGER.info(f"Training resumes at step {entry['resumed_from_step']}.")
+        _LOGGER.info(
+            f"Training {training.encoder} on {people} participants, "
             f"{training.max_epochs} epochs, volumes of "
             f"{' x '.join(map(str, module.preparation.shape or ()))} voxels."
         )
         if run.nprocs is None and torch.cuda.is_available():
             module.num_workers = choose_workers(measure_cost(module, training, run), cpu_count())
-            console.say(f"{module.num_workers} loading workers keep the GPU busy.")
-        curve = output.path / "logs" / "metrics.csv"
+            _LOGGER.info(f"{module.num_workers} loading workers keep the GPU busy.")
         orders = _Orders(
             training=training,
-            holdout=data.holdout,
-            group=module.group,
+            holdout=module.holdout,
+            group=study.group,
+            holdout_group=module.holdout_group,
             num_workers=module.num_workers,
             work=output.work,
-            curve=curve,
+            curve=output.path / "logs" / "metrics.csv",
             checkpoints=checkpoints,
             resume=resume,
         )
-        team.tell(orders)
-        model = _train(team, module, orders, run, console, live)
+        team.broadcast(orders)
+        model = _train(team, lambda: module, orders, run, live)
         save_model(
             model,
             folder,
@@ -166,11 +154,12 @@ def pretrain(
 
 @dataclass(frozen=True, kw_only=True)
 class _Orders:
-    """What the first process of a training tells the others."""
+    """What the first process of a training sends to the others."""
 
     training: TrainingOptions
-    holdout: float | None
+    holdout: float
     group: str | None
+    holdout_group: str | None
     num_workers: int
     work: Path
     curve: Path
@@ -178,12 +167,7 @@ class _Orders:
     resume: Path | None
 
 
-def follow(
-    team: Team,
-    bids_dir: Path,
-    data: DataOptions,
-    run: RunOptions,
-) -> None:
+def join_training(team: Team, bids_dir: Path, data: DataOptions, run: RunOptions) -> None:
     """Take part in a training that another process leads; nothing is written to the output.
 
     Parameters
@@ -202,36 +186,35 @@ def follow(
     LostProcessError
         When another process ends early.
     """
-    orders = team.tell()
+    orders = team.broadcast()
     if not isinstance(orders, _Orders):
         return  # there is nothing to train, or an error that the first process says
     # The work folder may be one of this machine, of another name than on the first.
     work = orders.work if run.work_dir is None else run.work_dir.resolve()
 
     def make() -> BIDSDataModule:
-        module = data_module(bids_dir, data, run, training=orders.training, work=work)
+        table = image_table(bids_dir, data, work=work)
+        module = data_module(table, run, training=orders.training, group=orders.group, work=work)
         module.num_workers = orders.num_workers
+        module.hold_out(orders.holdout, orders.holdout_group)
         return module
 
-    _train(team, make, orders, run, NullReporter())
+    _train(team, make, orders, run)
 
 
 def _train(
     team: Team,
-    data: BIDSDataModule | Callable[[], BIDSDataModule],
+    make_module: Callable[[], BIDSDataModule],
     orders: _Orders,
     run: RunOptions,
-    console: NullReporter,
     live: LivePage | None = None,
 ) -> DCL:
     """Return the trained model, the same on every process."""
 
     def prepare() -> BIDSDataModule:
-        module = data if isinstance(data, BIDSDataModule) else data()
+        module = make_module()
         module.check()
-        if team.rank > 0:
-            module.hold_out(orders.holdout or 0.0, orders.group)
-        if team.place.local_rank == 0:  # the others find what it prepared
+        if team.own.local_rank == 0:  # the others find what it prepared
             module.setup()
         return module
 
@@ -264,14 +247,14 @@ def _train(
         callbacks=[
             TrainingCurve(orders.curve),
             StepCheckpoint(orders.checkpoints),
-            Progress(console.progress),
+            Progress(log_progress),
             ending,
             *([] if live is None else [live]),
         ],
     )
     team.run(lambda: model.fit(module, ckpt_path=orders.resume))
     team.disband()
-    if ending.told:
+    if ending.received:
         raise SystemExit(143)
     return model
 

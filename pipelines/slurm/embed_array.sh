@@ -1,6 +1,7 @@
 #!/bin/bash
-# A job array embeds a dataset with a trained model: each job takes its share of the participants,
-# all write into one output. Then one job checks that nobody is missing, and draws the pictures.
+# A job array embeds a dataset with a trained model: each job computes its share of the participants
+# into the work folder of one output (OUTPUT_DIR/.work, on a disk that all nodes see). Then one job
+# collects them, checks that nobody is missing, and draws the figures.
 #
 #     job=$(sbatch --parsable embed_array.sh BIDS_DIR OUTPUT_DIR MODEL_FOLDER)
 #     sbatch --dependency=afterany:"$job" embed_merge.sh BIDS_DIR OUTPUT_DIR MODEL_FOLDER

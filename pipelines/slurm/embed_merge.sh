@@ -1,5 +1,5 @@
 #!/bin/bash
-# After embed_array.sh: merges what is left, computes what is missing, draws the pictures.
+# After embed_array.sh: collects what the jobs computed, computes what is missing, draws the figures.
 #
 #     sbatch --dependency=afterany:JOB embed_merge.sh BIDS_DIR OUTPUT_DIR MODEL_FOLDER
 #

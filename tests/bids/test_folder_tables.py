@@ -51,7 +51,7 @@ def test_what_is_odd_in_many_files_is_said_once(tmp_path):
     table = session_tables(write(tmp_path, files), [f"sub-{i}" for i in range(100)], SESSION)
     assert table.notes == [
         "sub-0/sub-0_sessions.tsv and 49 more: no column session_id, so it is not used",
-        "sub-50/sub-50_sessions.tsv and 49 more: cells are parted by ',', not by tabs",
+        "sub-50/sub-50_sessions.tsv and 49 more: cells are separated by ',', not by tabs",
     ]
 
 

@@ -33,7 +33,7 @@ def images(*rows: tuple[str, str | None], folder: str = "anat") -> pd.DataFrame:
 
 
 def write(root: Path, **tables: str) -> Path:
-    """Write tables whose cells are parted by spaces; `__` in a name is a folder."""
+    """Write tables whose cells are separated by spaces; `__` in a name is a folder."""
     for name, text in tables.items():
         path = root / f"{name.replace('__', '/')}.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)

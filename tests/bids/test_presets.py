@@ -24,8 +24,8 @@ from nidl_dcl.bids.index import find_images
 from nidl_dcl.bids.presets import PRESETS
 from nidl_dcl.data.views import RandBiasField, RandContrast, volume_views
 from nidl_dcl.errors import UsageError
+from nidl_dcl.workflow.inputs import index
 from nidl_dcl.workflow.options import DataOptions, RunOptions
-from nidl_dcl.workflow.study import index
 
 MNI = "space-MNI152NLin2009cAsym"
 LIN6 = "space-MNI152NLin6Asym"
@@ -216,20 +216,20 @@ def test_every_preset_has_a_tree_here():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_finds_its_images_masks_and_ids_and_no_others(preset, tmp_path):
-    inventory = find_images(tree(tmp_path, preset), preset=preset)
-    images = inventory.images
+    index = find_images(tree(tmp_path, preset), preset=preset)
+    images = index.images
     assert [
         [i, "" if pd.isna(m) else m]
         for i, m in zip(images["path"], images["mask_path"], strict=True)
     ] == (in_order(preset))
-    assert set(inventory.inputs["status"]) == {"ok"}
+    assert set(index.inputs["status"]) == {"ok"}
     for path, who, session in images[["path", "participant_id", "session_id"]].itertuples(
         index=False
     ):
         folders = path.replace("_ses", "/ses").split("/")
         assert who in folders
         assert (session in folders) if isinstance(session, str) else "ses-" not in path
-    assert inventory.kept[-1][1] == len(images)
+    assert index.kept[-1][1] == len(images)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -289,10 +289,10 @@ def test_of_several_resolutions_the_finest_is_used_unless_asked_otherwise(
 ):
     names = {res: prep("sub-1", space=f"_{MNI}{res}") for res in there}
     root = touched(tmp_path, *itertools.chain(*names.values()))
-    inventory = find_images(root, preset="fmriprep-mni", filters=filters)
-    assert list(inventory.images["path"]) == [names[res][0] for res in used]
-    assert list(inventory.images["mask_path"]) == [names[res][1] for res in used]
-    told = ("finest resolution of each", 1) in inventory.kept
+    index = find_images(root, preset="fmriprep-mni", filters=filters)
+    assert list(index.images["path"]) == [names[res][0] for res in used]
+    assert list(index.images["mask_path"]) == [names[res][1] for res in used]
+    told = ("finest resolution of each", 1) in index.kept
     assert told is (filters is None)
 
 
@@ -361,8 +361,8 @@ def test_a_folder_of_freesurfer_is_a_participant_or_a_session_of_one(tmp_path):
         *("sub-2/mri/brain.mgz", "sub-2_ses-a.long.sub-2/mri/brain.mgz"),
         *("sub-3_ses-a/mri/brainmask.mgz", "fsaverage/mri/brain.mgz", "bert/mri/brain.mgz"),
     )
-    inventory = find_images(root, preset="freesurfer")
-    rows = inventory.inputs[["participant_id", "session_id", "code"]].astype(object)
+    index = find_images(root, preset="freesurfer")
+    rows = index.inputs[["participant_id", "session_id", "code"]].astype(object)
     assert rows.where(rows.notna(), None).to_numpy().tolist() == [
         ["sub-1", None, "ok"],
         ["sub-2", "ses-a", "ok"],
@@ -375,9 +375,9 @@ def test_a_folder_of_freesurfer_is_a_participant_or_a_session_of_one(tmp_path):
 
 def test_participants_that_openbhb_keeps_in_derivatives_are_no_derivatives(tmp_path):
     image = "derivatives/sub-101/ses-1/sub-101_preproc-quasiraw_T1w.npy"
-    inventory = find_images(touched(tmp_path, image), preset="openbhb-quasiraw")
-    assert list(inventory.images["source"]) == [f"bids:raw:{image}"]
-    assert set(inventory.links) == {"raw"}
+    index = find_images(touched(tmp_path, image), preset="openbhb-quasiraw")
+    assert list(index.images["source"]) == [f"bids:raw:{image}"]
+    assert set(index.links) == {"raw"}
 
 
 # -- maps keep their values --------------------------------------------------------------------
@@ -386,7 +386,7 @@ def test_participants_that_openbhb_keeps_in_derivatives_are_no_derivatives(tmp_p
 def test_a_tissue_map_keeps_values_and_zeros(tmp_path):
     data = BIDSDataModule(tree(tmp_path, "cat12-vbm"), preset="cat12-vbm", spacing=2)
     data.setup()
-    stored = nib.load(data.root / data.images["path"][0]).get_fdata()
+    stored = nib.load(data.table.root / data.images["path"][0]).get_fdata()
     prepared = data.volumes[0][0].numpy()
     assert prepared.max() == pytest.approx(stored.max(), abs=1e-3)
     assert np.count_nonzero(prepared) == np.count_nonzero(stored)
@@ -474,8 +474,7 @@ def test_flips_are_left_right_only(kind):
 
 
 @pytest.mark.parametrize(
-    ("select", "runs"),
-    [("all", [None, 1, 2, 10, 1]), ("first", [None]), ("last", [1])],
+    ("select", "runs"), [("all", [None, 1, 2, 10, 1]), ("first", [None]), ("last", [1])]
 )
 def test_one_of_a_session_is_chosen_by_acquisition_then_run_then_path(select, runs, tmp_path):
     names = ["T1w", "run-10_T1w", "run-2_T1w", "run-1_T1w", "acq-b_run-1_T1w"]
@@ -487,33 +486,20 @@ def test_one_of_a_session_is_chosen_by_acquisition_then_run_then_path(select, ru
         assert "acq-b" in found["path"][0]
 
 
-class Said:
-    """A console that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        pass
-
-
 @pytest.mark.parametrize("check", [False, True])
-def test_the_index_says_what_each_step_leaves(check, tmp_path):
+def test_the_index_says_what_each_step_leaves(check, tmp_path, caplog):
+    caplog.set_level("INFO", "nidl_dcl.workflow")
     for name in ("acq-a_run-1", "acq-a_run-2", "acq-b"):
         write(tmp_path / f"sub-1/anat/sub-1_{name}_T1w.nii.gz", "raw-t1w")
     filters = tmp_path / "filters.json"
     filters.write_text(json.dumps({"acquisition": "a"}))
     data = DataOptions(bids_filter_file=filters, select="first")
-    said = Said()
-    table = index(tmp_path, data, RunOptions(), check=check, console=said)
+    table = index(tmp_path, data, RunOptions(), check=check)
     assert len(table.splitlines()) == 2
-    assert said.lines[:4] == [
+    assert caplog.messages[:4] == [
         "3 images: T1w by name",
         "2 images: acquisition a",
         "2 images: usable by name",
         "1 image: first image of each session",
     ]
-    assert said.lines[4:] == (["1 image: usable after opening"] if check else [])
+    assert caplog.messages[4:] == (["1 image: usable after opening"] if check else [])

@@ -21,19 +21,21 @@ WHO = ("sub-1", "sub-10", "sub-anat", "sub-1+2", "sub-A_B", "sub-ses", "sub-T1w"
     "preset", ["raw-t1w", "cat12-vbm", "openbhb-quasiraw", "clinica-t1-linear"]
 )
 def test_names_that_are_alike_are_judged_as_if_each_were_alone(tmp_path: Path, preset: str) -> None:
-    form = replace(PRESETS[preset], entities={})
-    for pattern in form.folders:
+    layout = replace(PRESETS[preset], entities={})
+    for pattern in layout.folders:
         for who in WHO:
             for session in ("ses-1", "ses-2", "ses-b d"):
                 folder = tmp_path / pattern.replace("sub-*", who).replace("ses-*", session)
                 folder.mkdir(parents=True, exist_ok=True)
                 for rest in RESTS:
-                    name = f"{form.prefixes[-1]}{who}_{rest}".replace(".nii.gz", form.extensions[0])
+                    name = f"{layout.prefixes[-1]}{who}_{rest}".replace(
+                        ".nii.gz", layout.extensions[0]
+                    )
                     (folder / name).touch()
-                    (folder / f"{form.prefixes[-1]}sub-1_{session}_{rest}").touch()
-                    (folder / f"{form.prefixes[-1]}{who}_{session}_{rest}").touch()
-    found = search(tmp_path, form, {})
-    rule = NameRule(form, [form.suffix], form.extensions)
+                    (folder / f"{layout.prefixes[-1]}sub-1_{session}_{rest}").touch()
+                    (folder / f"{layout.prefixes[-1]}{who}_{session}_{rest}").touch()
+    found = search(tmp_path, layout, {})
+    rule = NameRule(layout, [layout.suffix], layout.extensions)
     later = {"duplicate", "ambiguous", "part"}
     assert len(found.candidates) > 100
     for candidate in found.candidates:

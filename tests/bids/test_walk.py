@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from nidl_dcl.bids import walk as bids_walk
-from nidl_dcl.bids.directory_cache import Listings
 from nidl_dcl.bids.index import find_images
 from nidl_dcl.bids.presets import PRESETS, Preset
 from nidl_dcl.bids.walk import DatasetWalker
@@ -23,7 +23,7 @@ def test_only_the_folders_of_the_preset_are_visited_by_name(tmp_path):
     made(
         tmp_path, "sub-2/ses-b/anat", "sub-2/ses-a/anat", "sub-2/ses-a/func", "sub-1/anat", "x/anat"
     )
-    walk = DatasetWalker(Listings(tmp_path), PRESETS["raw-t1w"])
+    walk = DatasetWalker(tmp_path, PRESETS["raw-t1w"])
     assert [(f.path, f.pattern, f.participant, f.session) for f in walk] == [
         ("sub-1/anat", "sub-*/anat", "sub-1", None),
         ("sub-2/ses-a/anat", "sub-*/ses-*/anat", "sub-2", "ses-a"),
@@ -35,7 +35,7 @@ def test_only_the_folders_of_the_preset_are_visited_by_name(tmp_path):
 
 def test_folders_of_people_not_asked_for_are_known_but_not_visited(tmp_path):
     made(tmp_path, "sub-1/ses-a/anat", "sub-2/ses-b/anat")
-    walk = DatasetWalker(Listings(tmp_path), PRESETS["raw-t1w"], {"sub-2"})
+    walk = DatasetWalker(tmp_path, PRESETS["raw-t1w"], {"sub-2"})
     assert [folder.path for folder in walk] == ["sub-2/ses-b/anat"]
     assert list(walk.participants) == ["sub-1", "sub-2"]
     assert walk.sessions == {"ses-b"}
@@ -45,20 +45,23 @@ def test_a_file_in_place_of_a_folder_is_passed_over(tmp_path):
     made(tmp_path, "sub-1", "sub-2/anat")
     (tmp_path / "sub-1/anat").touch()
     (tmp_path / "sub-3").touch()
-    walk = DatasetWalker(Listings(tmp_path), PRESETS["raw-t1w"])
+    walk = DatasetWalker(tmp_path, PRESETS["raw-t1w"])
     assert [folder.path for folder in walk] == ["sub-2/anat"]
     assert list(walk.participants) == ["sub-1", "sub-2"]
 
 
 def test_a_folder_without_wildcards_on_the_way_is_not_listed(tmp_path, monkeypatch):
     made(tmp_path, "a/b/sub-1/mri", "a/c")
-    listings = Listings(tmp_path)
-    read = listings.read
+    scandir = os.scandir
     seen: list[str] = []
-    monkeypatch.setattr(listings, "read", lambda path: seen.append(path) or read(path))
-    assert (
-        len(list(DatasetWalker(listings, Preset("", folders=("a/b/sub-*/mri", "no/sub-*"))))) == 1
-    )
+
+    def record(path):
+        seen.append(os.path.relpath(path, tmp_path))
+        return scandir(path)
+
+    monkeypatch.setattr(bids_walk.os, "scandir", record)
+    walk = DatasetWalker(tmp_path, Preset("", folders=("a/b/sub-*/mri", "no/sub-*")))
+    assert len(list(walk)) == 1
     assert seen == ["a/b", "a/b/sub-1/mri", "no"]
 
 

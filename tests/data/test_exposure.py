@@ -65,7 +65,7 @@ def test_without_a_record_nobody_is_called_unseen():
 def test_what_the_first_weights_saw_stays_seen():
     further = after(SEEN, exposure_of(["sub-03"], ["cc"], "other"))
     assert recognize(["a", "b", "sub-02", "x"], ["aa", "cc", "", ""], further) == [
-        *("image", "image", "id", ""),
+        *("image", "image", "id", "")
     ]
     assert after(further, exposure_of(["sub-03"], ["cc"], "other")) == further
 
@@ -138,7 +138,7 @@ def test_a_model_fitted_on_a_data_module_keeps_whom_it_saw(
     assert set(split.values()) == {"train", "val", "holdout"}
     folder = fit(data).save(tmp_path / "model")
     exposure = json.loads((folder / "model.json").read_text())["exposure"]
-    how = recognize(data.images["participant_id"], data.contents, exposure)
+    how = recognize(data.images["participant_id"], data.images["content"], exposure)
     assert how == ["" if s == "holdout" else "image" for s in data.images["split"]]
     assert validated(split, exposure) == [s == "val" for s in split.values()]
     again = load_model(folder, encoder=StridedCNN(width=2)).save(tmp_path / "again")
@@ -150,7 +150,7 @@ def test_a_model_fitted_on_a_data_module_keeps_whom_it_saw(
         other / NAME.format("41"),
     )
     renamed = module_of(other)
-    seen = recognize(renamed.images["participant_id"], renamed.contents, exposure)
+    seen = recognize(renamed.images["participant_id"], renamed.images["content"], exposure)
     expected = "" if split["sub-01"] == "holdout" else "image"
     assert dict(zip(renamed.images["participant_id"], seen, strict=True)) == {
         "sub-40": "",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nidl_dcl.data.grouping import joined
+from nidl_dcl.data.grouping import connected_groups
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,8 @@ from nidl_dcl.data.grouping import joined
     ],
 )
 def test_rows_that_share_a_label_are_one_group_named_by_its_first(people, labels, expected):
-    assert joined(list(people), *labels) == list(expected)
+    assert connected_groups(list(people), *labels) == list(expected)
 
 
 def test_nobody_is_a_group_of_none():
-    assert joined([]) == []
+    assert connected_groups([]) == []

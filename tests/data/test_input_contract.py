@@ -14,16 +14,16 @@ RAW = Origin("T1w", "native", coarsest=1.2)
 
 
 def require(
-    learnt=RAW, seen=RAW, *, masked=(False, False), intensity=("robust", "robust"), spacing=4.0
+    learned=RAW, seen=RAW, *, masked=(False, False), intensity=("robust", "robust"), spacing=4.0
 ):
-    contract = Preparation((spacing,) * 3, (8, 8, 8), masked[0], intensity[0], origin=learnt)
+    contract = Preparation((spacing,) * 3, (8, 8, 8), masked[0], intensity[0], origin=learned)
     require_contract(
         contract, intensity=intensity[1], masked=masked[1], origin=seen, coarse="a.nii"
     )
 
 
 @pytest.mark.parametrize(
-    ("learnt", "seen", "more"),
+    ("learned", "seen", "more"),
     [
         (RAW, RAW, {}),
         (RAW, RAW, {"masked": (False, True)}),  # masks are simply not used
@@ -35,8 +35,8 @@ def require(
         (Origin("T1w", "native", True), RAW, {"masked": (True, True)}),
     ],
 )
-def test_images_like_those_of_training_are_taken(learnt, seen, more):
-    require(learnt, seen, **more)
+def test_images_like_those_of_training_are_taken(learned, seen, more):
+    require(learned, seen, **more)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_what_images_are_is_read_from_their_names(preset, path, expected):
 
 
 def test_the_origin_survives_json_and_is_no_rule():
-    told = Preparation(origin=RAW)
-    assert Preparation.from_dict(json.loads(json.dumps(told.to_dict()))).origin == RAW
-    assert told == Preparation()
-    assert told.rules() == Preparation().rules()
-    assert "origin" not in told.rules()
+    preparation = Preparation(origin=RAW)
+    assert Preparation.from_dict(json.loads(json.dumps(preparation.to_dict()))).origin == RAW
+    assert preparation == Preparation()
+    assert preparation.rules() == Preparation().rules()
+    assert "origin" not in preparation.rules()

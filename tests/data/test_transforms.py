@@ -10,16 +10,12 @@ from monai.data import MetaTensor
 from scipy import stats
 from torch.nn import functional as F
 
-from nidl_dcl.data import transforms as volume_transforms
 from nidl_dcl.data.transforms import (
     RandBiasField,
     RandBlur,
     RandContrast,
     RandCutout,
-    RandErasing,
     RandForegroundNoise,
-    RandNoise,
-    RandResizedCrop,
     RandSpatial,
     normals,
 )
@@ -56,9 +52,9 @@ def likeness(first, second) -> float:
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_front_stays_front_and_up_stays_up(strength):
-    place, x, seen = RandSpatial(**STRENGTHS[strength]["placement"]), head(), set()
+    spatial, x, seen = RandSpatial(**STRENGTHS[strength]["placement"]), head(), set()
     for key in range(30):
-        view = draw_view(place, x, key)
+        view = draw_view(spatial, x, key)
         seen.add(
             max((0, 1, 2, 3), key=[likeness(view, x.flip(axis)) for axis in range(4)].__getitem__)
         )
@@ -80,18 +76,18 @@ def smooth(*sides: int) -> torch.Tensor:
     return (waves * torch.exp(-4 * (x**4 + y**4 + z**4)))[None]
 
 
-def resampled_once(place: RandSpatial, volume: torch.Tensor) -> torch.Tensor:
+def resampled_once(spatial: RandSpatial, volume: torch.Tensor) -> torch.Tensor:
     """Return what one trilinear interpolation makes of the map that was drawn."""
-    (ca, cb, cc), (sa, sb, sc) = np.cos(place._angles), np.sin(place._angles)
+    (ca, cb, cc), (sa, sb, sc) = np.cos(spatial._angles), np.sin(spatial._angles)
     turns = (
         np.array([[1, 0, 0], [0, ca, -sa], [0, sa, ca]])
         @ np.array([[cb, 0, sb], [0, 1, 0], [-sb, 0, cb]])
         @ np.array([[cc, -sc, 0], [sc, cc, 0], [0, 0, 1]])
     )
-    matrix = place._size * turns @ np.diag([place._flip, 1.0, 1.0])
+    matrix = spatial._size * turns @ np.diag([spatial._flip, 1.0, 1.0])
     sides = np.array(volume.shape[-3:])
     at = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in sides), indexing="ij"), -1)
-    at = at @ matrix.T + place._offset * sides
+    at = at @ matrix.T + spatial._offset * sides
     grid = torch.as_tensor((2 * at / sides)[..., ::-1].copy(), dtype=torch.float32)
     return F.grid_sample(volume[None], grid[None], align_corners=False)[0]
 
@@ -99,12 +95,12 @@ def resampled_once(place: RandSpatial, volume: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("degrees", [0.0, 9.0])
 @pytest.mark.parametrize("sides", [(40, 48, 36), (33, 30, 41)])
 def test_placement_equals_one_trilinear_interpolation(degrees, sides):
-    place = RandSpatial(prob=1, degrees=degrees, scale=0.08, crop=0.15, shift=0.04)
+    spatial = RandSpatial(prob=1, degrees=degrees, scale=0.08, crop=0.15, shift=0.04)
     x = smooth(*sides)
     x = torch.cat([x, -x])
     for seed in range(8):
-        moved = place.set_random_state(seed=seed)(x)
-        difference = (moved - resampled_once(place, x)).abs()
+        moved = spatial.set_random_state(seed=seed)(x)
+        difference = (moved - resampled_once(spatial, x)).abs()
         assert difference[:, 3:-3, 3:-3, 3:-3].max() < 0.01 * (x.max() - x.min())
 
 
@@ -161,49 +157,11 @@ def test_cutout_takes_boxes_and_nothing_else():
         assert set(cut.unique().tolist()) == {0.0, 1.0}
 
 
-def test_erasing_takes_one_box_of_the_share_asked_for():
-    erasing, x = RandErasing(prob=1, scale=(0.1, 0.2), ratio=(0.5, 2)), torch.ones(1, 20, 24, 18)
-    shares = [(erasing.set_random_state(seed=s)(x) == 0).float().mean().item() for s in range(30)]
-    assert 0.08 < min(shares) < 0.12
-    assert 0.18 < max(shares) < 0.22
-
-
-def test_a_resized_crop_equals_torchs_trilinear_interpolation():
-    crop, x = RandResizedCrop(prob=1, scale=(0.3, 1.0)), torch.rand(2, 21, 30, 25)
-    for seed in range(20):
-        made = crop.set_random_state(seed=seed)(x)
-        (a, i), (b, j), (c, k) = crop._box
-        box = x[:, a : a + i, b : b + j, c : c + k]
-        expected = F.interpolate(box[None], x.shape[-3:], mode="trilinear", align_corners=False)[0]
-        torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)
-
-
-def test_boxes_fit_and_have_the_share_and_form_asked_for():
-    R, shares, stretch = np.random.RandomState(0), [], []
-    for _ in range(300):
-        box = volume_transforms._random_box(R, (60, 72, 60), (0.3, 0.6), (0.75, 4 / 3))
-        assert all(
-            a >= 0 and n >= 1 and a + n <= m for (a, n), m in zip(box, (60, 72, 60), strict=True)
-        )
-        sides = [n for _, n in box]
-        shares.append(math.prod(sides) / (60 * 72 * 60))
-        stretch.append(max(sides) / min(sides))
-    assert 0.28 < min(shares) < 0.33
-    assert 0.57 < max(shares) < 0.63
-    assert 1.3 < max(stretch) < 16 / 9 + 0.1
-
-
-@pytest.mark.parametrize("scale", [(1.0, 1.0), (3.0, 3.0)])
-def test_a_box_that_cannot_fit_is_everything(scale):
-    R = np.random.RandomState(0)
-    assert volume_transforms._random_box(R, (8, 40, 8), scale, (1, 1)) == [(0, 8), (0, 40), (0, 8)]
-
-
 def test_blur_equals_a_convolution_with_a_gaussian():
     x = smooth(20, 22, 24)
-    blur = RandBlur(prob=1, sigma=2.0, keep_zero=False, each_axis=True).set_random_state(seed=3)
+    blur = RandBlur(prob=1, sigma=2.0, keep_zero=False).set_random_state(seed=3)
     made, expected = blur(x), x
-    assert len({len(taps) for taps in blur._taps}) > 1
+    assert len(blur._taps[0]) > 1
     for axis, taps in zip((2, 3, 4), blur._taps, strict=True):
         kernel = torch.tensor([*taps[:0:-1], *taps]).view(
             [-1 if a == axis else 1 for a in range(5)]
@@ -227,36 +185,3 @@ def test_noise_is_standard_normal_and_independent():
     assert abs(np.corrcoef(drawn, other)[0, 1]) < 4 / math.sqrt(n)
     assert torch.equal(normals((3, 5), 7), normals((3, 5), 7))
     assert normals((1, 2, 3, 5), 0).shape == (1, 2, 3, 5)
-
-
-def test_absolute_noise_has_the_deviation_drawn():
-    noise, x = (
-        RandNoise(prob=1, std=(0.1, 0.5)).set_random_state(seed=0),
-        torch.zeros(1, 30, 30, 30),
-    )
-    made = noise(x)
-    assert 0.1 <= noise._std <= 0.5
-    assert made.std() == pytest.approx(noise._std, rel=0.02)
-    assert not x.any()
-
-
-ARRAY_FORMS = [n for n in volume_transforms.__all__ if n.startswith("Rand") and not n.endswith("d")]
-
-
-@pytest.mark.parametrize("name", ARRAY_FORMS)
-def test_the_dictionary_form_changes_its_items_by_one_draw(name):
-    array = getattr(volume_transforms, name)(prob=1)
-    both = getattr(volume_transforms, f"{name}d")(["image", "mask"], prob=1)
-    x = head(1, 20, 22, 18)
-    items = {"image": x, "mask": x.clone(), "age": 40}
-    for key in range(3):
-        expected = draw_view(array, x, key)
-        made = draw_view(both, items, key)
-        assert torch.equal(made["image"], made["mask"])
-        assert torch.equal(made["image"], expected)
-        assert made["age"] == 40
-    assert torch.equal(items["image"], x)
-    with pytest.raises(KeyError):
-        draw_view(both, {"image": x}, 0)
-    missing = getattr(volume_transforms, f"{name}d")(["image", "mask"], allow_missing_keys=True)
-    assert set(draw_view(missing, {"image": x}, 0)) == {"image"}

@@ -3,23 +3,37 @@ from __future__ import annotations
 import pickle
 import random
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from made_images import head
+from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     OneOf,
+    Rand3DElastic,
     RandAdjustContrast,
+    RandAffine,
+    RandCoarseDropout,
+    RandCropByPosNegLabel,
     RandGaussianNoise,
+    RandGibbsNoise,
     RandHistogramShift,
+    RandIntensityRemap,
+    RandLambda,
+    RandomizableTransform,
+    RandomOrder,
+    RandRicianNoise,
     RandRotate,
+    RandRotated,
+    RandShiftIntensity,
+    RandSpatialCropSamples,
     RandZoom,
+    SomeOf,
 )
-from monai.transforms import (
-    RandBiasField as MonaiBiasField,
-)
+from monai.transforms import RandBiasField as MonaiBiasField
 from torch.utils.data import DataLoader, Dataset
 
 from nidl_dcl.data.transforms import (
@@ -27,10 +41,7 @@ from nidl_dcl.data.transforms import (
     RandBlur,
     RandContrast,
     RandCutout,
-    RandErasing,
     RandForegroundNoise,
-    RandNoise,
-    RandResizedCrop,
     RandSpatial,
 )
 from nidl_dcl.data.views import STRENGTHS, MultiViewsTransform, TwoViews, draw_view, volume_views
@@ -92,9 +103,6 @@ TRANSFORMS = {
     "bias": RandBiasField(prob=1),
     "noise": RandForegroundNoise(prob=1),
     "cutout": RandCutout(prob=1),
-    "crop": RandResizedCrop(prob=1),
-    "absolute noise": RandNoise(prob=1),
-    "erasing": RandErasing(prob=1),
     "volume_views": volume_views(),
     "two of MONAI's": Compose([RandGaussianNoise(prob=1), MonaiBiasField(prob=1)]),
     "one of MONAI's": OneOf([RandAdjustContrast(prob=1), RandHistogramShift(prob=1)]),
@@ -109,6 +117,47 @@ def same(first, second) -> bool:
     if isinstance(first, list):
         return all(same(a, b) for a, b in zip(first, second, strict=True))
     return torch.equal(torch.as_tensor(first), torch.as_tensor(second))
+
+
+def over_numpy(x):
+    return x + float(np.random.standard_normal())  # noqa: NPY002
+
+
+def over_torch_and_random(x):
+    return x + torch.randn(x.shape) * random.random()
+
+
+class InOut:
+    """From a tensor to a dictionary and back, around a transform of dictionaries."""
+
+    def __init__(self, inner):
+        self.transforms = [inner]
+
+    def __call__(self, x):
+        return self.transforms[0]({"image": x})["image"]
+
+
+NOISES = [RandGaussianNoise(prob=0.9), RandRicianNoise(prob=0.9), RandShiftIntensity(0.3, prob=0.9)]
+
+MONAI = {
+    "one interpolation": lambda: RandAffine(0.8, rotate_range=0.3, scale_range=0.2),
+    "a cached grid": lambda: RandAffine(
+        0.9, rotate_range=0.3, spatial_size=(18, 22, 16), cache_grid=True
+    ),
+    "a smooth deformation": lambda: Rand3DElastic((2, 3), (20, 40), prob=0.8),
+    "one that writes into its input": lambda: RandCoarseDropout(2, (3, 3, 3), prob=0.8),
+    "one in the frequency domain": lambda: RandGibbsNoise(prob=0.8),
+    "several crops": lambda: RandSpatialCropSamples(6, num_samples=2, random_size=False),
+    "crops around labels": lambda: RandCropByPosNegLabel((6, 6, 6), label=head(), num_samples=2),
+    "a function": lambda: RandLambda(over_torch_and_random),
+    "one of dictionaries": lambda: InOut(RandRotated("image", 0.3, prob=0.8)),
+    "Compose of composes": lambda: Compose([Compose(NOISES[:1]), Compose([Compose(NOISES[1:])])]),
+    "OneOf": lambda: OneOf(NOISES),
+    "SomeOf": lambda: SomeOf(NOISES, num_transforms=(1, 3)),
+    "RandomOrder": lambda: RandomOrder([RandHistogramShift(prob=0.9), *NOISES]),
+    "composes in a plain list": lambda: MultiViewsTransform([Compose(NOISES), OneOf(NOISES)]),
+    "functions between": lambda: Compose([over_numpy, RandRotate(0.2, prob=0.9), over_numpy]),
+}
 
 
 def disturb(seed: int) -> None:
@@ -154,6 +203,37 @@ def test_drawing_a_view_leaves_the_global_generators_alone(name):
     assert found[2] == expected[2]
 
 
+@pytest.mark.parametrize("name", MONAI)
+def test_monai_transforms_obey_the_key_alone_and_leave_all_else_as_it_was(name):
+    x, keys = head(), range(8)
+    disturb(1)
+    views = MONAI[name]()
+    first = [draw_view(views, x, key, "sub-01", 1) for key in keys]
+    disturb(2)
+    again = [draw_view(views, x, key, "sub-01", 1) for key in reversed(keys)][::-1]
+    disturb(3)
+    expected = torch.rand(3)
+    disturb(3)
+    fresh = [draw_view(MONAI[name](), x, key, "sub-01", 1) for key in keys]
+    assert torch.equal(torch.rand(3), expected)
+    assert same(first, again), "the calls before changed it"
+    assert same(first, fresh), "the instance or the global generators changed it"
+    assert not all(same(first[0], other) for other in first), "no key changes it"
+    assert torch.equal(x, head())
+
+
+def test_views_carry_no_metadata():
+    assert type(draw_view(RandRotate(0.3, prob=1), MetaTensor(head()), 1)) is torch.Tensor
+
+
+def test_a_transform_that_writes_into_its_input_spoils_no_other_view():
+    views, x = Compose([RandCoarseDropout(3, (4, 4, 4), fill_value=9.0, prob=1)]), head()
+    first, second = TwoViews(views)(x, key=0)
+    assert torch.equal(second, draw_view(views, x, 0, 2))
+    assert (x != 9).all()
+    assert not same(first, second)
+
+
 def test_two_views_are_the_views_1_and_2_of_the_key():
     x, views = head(), volume_views()
     first, second = TwoViews(views)(x, key=(7, 0, "sub-01"))
@@ -175,6 +255,74 @@ def test_two_views_take_any_callable_and_nothing_else():
     assert TwoViews(lambda x: x + 1)(1, key=0) == [2, 2]
     with pytest.raises(TypeError, match="callable"):
         TwoViews(3)
+
+
+class OwnGenerator(RandomizableTransform):
+    """Draws from a generator that no key reaches."""
+
+    def __init__(self):
+        super().__init__(prob=1)
+        self.generator = np.random.default_rng(0)
+        self.calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        return x + self.generator.normal()
+
+
+def hidden(x, inner=RandGaussianNoise(prob=1)):  # noqa: B008
+    return inner(x)
+
+
+@pytest.mark.parametrize(
+    ("views", "named"),
+    [
+        (OwnGenerator(), "The views OwnGenerator gave two different results"),
+        (hidden, "The views hidden gave"),
+        (RandIntensityRemap(prob=1), "The views RandIntensityRemap gave"),
+        (
+            Compose([RandRotate(), OneOf([OwnGenerator()])]),
+            re.escape("The views Compose(RandRotate, OneOf(OwnGenerator)) gave"),
+        ),
+    ],
+)
+def test_views_that_differ_under_one_key_are_warned_of_once(views, named):
+    two = TwoViews(views)
+    with pytest.warns(UserWarning, match=named) as caught:
+        assert len([two(head(), key=key) for key in range(3)]) == 3
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_the_first_sample_alone_is_drawn_twice():
+    views = OwnGenerator()
+    two = TwoViews(views)
+    with pytest.warns(UserWarning, match="OwnGenerator"):
+        two(head(), key=0)
+    assert views.calls == 4
+    two(head(), key=1)
+    assert views.calls == 6
+
+
+@pytest.mark.parametrize("name", [*TRANSFORMS, *MONAI])
+def test_views_that_obey_the_key_give_no_warning_and_no_other_result(name):
+    views = TRANSFORMS[name] if name in TRANSFORMS else MONAI[name]()
+    disturb(4)
+    expected = torch.rand(3), np.random.random(3), random.random()  # noqa: NPY002
+    disturb(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pair = TwoViews(views)(head(), key=5)
+    assert same(pair, [draw_view(views, head(), 5, view) for view in (1, 2)])
+    found = torch.rand(3), np.random.random(3), random.random()  # noqa: NPY002
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_not_a_number_in_a_view_is_no_difference():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert TwoViews(lambda x: x * torch.nan)(head(), key=0)[0].isnan().all()
+        assert TwoViews(lambda x: str(x.shape))(head(), key=0)
 
 
 class Keyed(Dataset):
@@ -288,9 +436,9 @@ def test_the_documented_table_holds_the_limits_in_use():
             continue
         name, limit, light, percent, default, strong = match.groups()
         change = change if name == "." else name.split()[0]
-        for start, place in rows.items():
+        for start, limit_name in rows.items():
             if limit.startswith(start):
-                found[place] = [
+                found[limit_name] = [
                     float(v) / (100 if percent else 1) for v in (light, default, strong)
                 ]
         if limit == "probability":

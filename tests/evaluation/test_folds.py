@@ -28,7 +28,7 @@ def test_groups_never_straddle_and_every_row_is_tested_once_per_repeat(members, 
     design = _design(y, groups, seed=seed)
 
     for repeat in range(3):
-        fold = design.row_folds(repeat)
+        fold = design.row_folds[repeat]
         for g in np.unique(groups):
             assert len(set(fold[groups == g])) == 1
         assert set(fold) == set(range(5))
@@ -62,7 +62,7 @@ def test_the_order_of_rows_changes_nobodys_fold():
 
     straight, mixed = _design(y, groups), _design(y[order], groups[order])
 
-    np.testing.assert_array_equal(straight.row_folds(0)[order], mixed.row_folds(0))
+    np.testing.assert_array_equal(straight.row_folds[0][order], mixed.row_folds[0])
 
 
 def test_repeats_and_seeds_give_other_folds():

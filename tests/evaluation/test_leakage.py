@@ -8,10 +8,12 @@ import pytest
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
-from nidl_dcl.data.grouping import joined
+from nidl_dcl.data.grouping import connected_groups
 from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.evaluation.baselines import Baseline
 from nidl_dcl.evaluation.metrics import roc_area
-from nidl_dcl.evaluation.prediction import Baseline, predict_phenotype, site_audit
+from nidl_dcl.evaluation.prediction import predict_phenotype
+from nidl_dcl.evaluation.site_effects import site_audit
 
 QUICK = {"n_permutations": 19, "n_repeats": 2}
 
@@ -56,11 +58,11 @@ def test_copies_under_other_names_are_a_leak_until_they_are_one_person(task, met
     x = rng.normal(size=(40, 60))[image]
     y = (rng.normal(size=40) if task == "regression" else rng.permutation(np.arange(40) % 2))[image]
     people = np.array([f"sub-{i:03}" for i in range(160)])
-    persons = joined(people, image)
-    ids = pd.DataFrame({"participant_id": people})
+    persons = connected_groups(people, image)
+    ids = pd.DataFrame({"participant_id": people, "person_id": persons})
 
     leaking = predict_phenotype(x, y, people, task=task, **QUICK).metrics
-    closed = predict_phenotype(x, y, persons, persons=persons, ids=ids, task=task, **QUICK).metrics
+    closed = predict_phenotype(x, y, persons, ids=ids, task=task, **QUICK).metrics
 
     assert leaking["scores"][metric]["mean"] > 0.85
     assert leaking["permutation"]["p"] == 1 / 20
@@ -84,8 +86,7 @@ def test_copies_weigh_as_one_participant():
         x[again],
         age[again],
         persons,
-        persons=persons,
-        ids=pd.DataFrame({"participant_id": names}),
+        ids=pd.DataFrame({"participant_id": names, "person_id": persons}),
         n_permutations=0,
     ).metrics
 
@@ -104,8 +105,7 @@ def test_one_image_with_two_ages_is_one_participant_with_two_values_and_a_note()
         x[rows],
         ages,
         persons,
-        persons=persons,
-        ids=pd.DataFrame({"participant_id": [*people, "sub-twin"]}),
+        ids=pd.DataFrame({"participant_id": [*people, "sub-twin"], "person_id": persons}),
         **QUICK,
     )
 
@@ -122,9 +122,9 @@ def test_dropped_copies_are_dropped_once():
     rows, ages = [*range(30), 0], np.append(age, np.nan)
     ages[0] = np.nan
     persons = np.array(people)[rows]
-    ids = pd.DataFrame({"participant_id": [*people, "sub-twin"]})
+    ids = pd.DataFrame({"participant_id": [*people, "sub-twin"], "person_id": persons})
 
-    metrics = predict_phenotype(x[rows], ages, persons, persons=persons, ids=ids, **QUICK).metrics
+    metrics = predict_phenotype(x[rows], ages, persons, ids=ids, **QUICK).metrics
 
     assert metrics["n_dropped"] == {"target missing": 1}
     assert metrics["n_images_dropped"] == {"target missing": 2}
@@ -138,9 +138,9 @@ def test_dropped_copies_are_dropped_once():
     ],
 )
 def test_persons_that_do_not_fit_are_refused(persons, groups, words):
-    ids = pd.DataFrame({"participant_id": ["one", "one", *"abcd"]})
+    ids = pd.DataFrame({"participant_id": ["one", "one", *"abcd"], "person_id": persons})
     with pytest.raises(UsageError, match=words):
-        predict_phenotype(np.eye(6), range(6), groups, ids=ids, persons=persons)
+        predict_phenotype(np.eye(6), range(6), groups, ids=ids)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def apart():
         "noise": np.random.default_rng(2).normal(size=(2, 70, 5)),
         "voxels": voxels,
         "site": np.array(["a", "b"])[np.arange(70) % 2],
-        "aside": np.arange(70) % 7 == 0,
+        "held_out": np.arange(70) % 7 == 0,
     }
 
 
@@ -170,8 +170,8 @@ def predicted(data, target):
         target=target,
         baselines=baselines,
         site=data["site"],
-        held_out=data["aside"],
-        seen=[False] * 70,
+        held_out=data["held_out"],
+        ids=pd.DataFrame({"participant_id": data["people"], "seen": False}),
         **QUICK,
     )
 
@@ -179,14 +179,14 @@ def predicted(data, target):
 @pytest.mark.parametrize("target", ["age", "sex"])
 def test_held_out_rows_decide_about_nothing_in_the_cross_validation(apart, target):
     rng = np.random.default_rng(9)
-    aside = apart["aside"]
+    held_out = apart["held_out"]
     changed = {name: value.copy() if name != "people" else value for name, value in apart.items()}
-    changed["x"][aside] = 1e3 * rng.normal(size=changed["x"][aside].shape)
-    changed["noise"][:, aside] = 7
-    changed["voxels"][aside] = 1e4 * rng.normal(size=changed["voxels"][aside].shape)
-    changed["age"][aside] = -500.5
-    changed["sex"][aside] = ["M", "F", "other", None, "M", "F", "M", "F", "M", "F"]
-    changed["site"][aside] = "b"
+    changed["x"][held_out] = 1e3 * rng.normal(size=changed["x"][held_out].shape)
+    changed["noise"][:, held_out] = 7
+    changed["voxels"][held_out] = 1e4 * rng.normal(size=changed["voxels"][held_out].shape)
+    changed["age"][held_out] = -500.5
+    changed["sex"][held_out] = ["M", "F", "other", None, "M", "F", "M", "F", "M", "F"]
+    changed["site"][held_out] = "b"
 
     before, after = predicted(apart, target), predicted(changed, target)
 
@@ -194,12 +194,15 @@ def test_held_out_rows_decide_about_nothing_in_the_cross_validation(apart, targe
     assert both[0] == both[1]
     assert before.metrics["holdout"] != after.metrics["holdout"]
     pd.testing.assert_frame_equal(
-        before.predictions[~aside], after.predictions[~aside], check_exact=True, check_dtype=False
+        before.predictions[~held_out],
+        after.predictions[~held_out],
+        check_exact=True,
+        check_dtype=False,
     )
     assert before.metrics["n_participants"] == 60
     assert before.metrics["site"]["n_participants"] == 60
     if target == "sex":
-        reasons = after.predictions.loc[aside, "reason"].tolist()
+        reasons = after.predictions.loc[held_out, "reason"].tolist()
         assert reasons[2] == "class that no participant in the cross-validation has: other"
         assert reasons[3] == "target missing"
         assert after.metrics["holdout"]["n_dropped"] == 2
@@ -209,8 +212,8 @@ def test_held_out_rows_decide_about_nothing_in_the_cross_validation(apart, targe
 def test_held_out_participants_are_scored_by_one_read_out_of_all_others(apart, target):
     result = predicted(apart, target)
 
-    last, aside = result.metrics["holdout"], apart["aside"]
-    table = result.predictions[aside]
+    last, held_out = result.metrics["holdout"], apart["held_out"]
+    table = result.predictions[held_out]
     assert last["n_participants"] == 10
     assert set(last["scores"]) == set(result.metrics["scores"])
     assert set(last["baselines"]) == {"dummy", "untrained", "voxels"}
@@ -218,17 +221,19 @@ def test_held_out_participants_are_scored_by_one_read_out_of_all_others(apart, t
         assert all(set(score) == {"mean", "ci95"} for score in scores.values())
     assert set(table["status"]) == {"holdout"}
     assert (table["n_folds"] == 0).all()
-    assert set(result.predictions["status"][~aside]) == {"ok"}
+    assert set(result.predictions["status"][~held_out]) == {"ok"}
     assert "holdout" in result.columns["status"]["Levels"]
     if target == "age":
-        error = np.abs(table["prediction"] - apart["age"][aside]).mean()
+        error = np.abs(table["prediction"] - apart["age"][held_out]).mean()
         assert last["scores"]["mae"]["mean"] == pytest.approx(error)
         assert error < last["baselines"]["dummy"]["mae"]["mean"]
-        mean = apart["age"][~aside].mean()
-        dummy = np.abs(apart["age"][aside] - mean).mean()
+        mean = apart["age"][~held_out].mean()
+        dummy = np.abs(apart["age"][held_out] - mean).mean()
         assert last["baselines"]["dummy"]["mae"]["mean"] == pytest.approx(dummy)
     else:
-        right = (table["prediction"] == apart["sex"][aside]).groupby(apart["sex"][aside]).mean()
+        right = (
+            (table["prediction"] == apart["sex"][held_out]).groupby(apart["sex"][held_out]).mean()
+        )
         assert last["scores"]["balanced_accuracy"]["mean"] == pytest.approx(right.mean())
     low, high = last["scores"]["mae" if target == "age" else "balanced_accuracy"]["ci95"]
     assert low < high
@@ -241,14 +246,14 @@ def test_the_last_read_out_is_that_of_scikit_learn(apart):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    result, aside = predicted(apart, "age"), apart["aside"]
+    result, held_out = predicted(apart, "age"), apart["held_out"]
 
     alpha = result.metrics["holdout"]["strength"] * 60 * 8
     model = make_pipeline(StandardScaler(), Ridge(alpha)).fit(
-        apart["x"][~aside], apart["age"][~aside]
+        apart["x"][~held_out], apart["age"][~held_out]
     )
-    expected = model.predict(apart["x"][aside])
-    assert result.predictions["prediction"][aside].to_numpy() == pytest.approx(expected)
+    expected = model.predict(apart["x"][held_out])
+    assert result.predictions["prediction"][held_out].to_numpy() == pytest.approx(expected)
 
 
 @pytest.mark.slow
@@ -256,32 +261,32 @@ def test_the_interval_of_the_last_score_holds_what_new_people_give():
     inside = []
     for seed in range(20):
         x, age, _, people = cohort(n=400, seed=seed)
-        aside = np.arange(400) % 10 == 0
+        held_out = np.arange(400) % 10 == 0
         last = predict_phenotype(
-            x, age, people, held_out=aside, n_repeats=1, n_permutations=0
+            x, age, people, held_out=held_out, n_repeats=1, n_permutations=0
         ).metrics["holdout"]["scores"]["mae"]
         inside.append(last["ci95"][0] < 10 * 0.5 * np.sqrt(2 / np.pi) * 1.01 < last["ci95"][1])
     assert sum(inside) >= 17
 
 
 @pytest.mark.parametrize(
-    ("aside", "words"),
+    ("held_out", "words"),
     [(0, None), (3, "3 participants are held out"), (10, "10 participants held out")],
 )
-def test_nobody_a_few_or_enough_held_out(aside, words):
+def test_nobody_a_few_or_enough_held_out(held_out, words):
     x, age, _, people = cohort(n=40)
 
-    result = predict_phenotype(x, age, people, held_out=np.arange(40) < aside, **QUICK)
+    result = predict_phenotype(x, age, people, held_out=np.arange(40) < held_out, **QUICK)
 
     last = result.metrics["holdout"]
     assert (last is None) == (words is None)
     if words:
         assert words in last["sentence"]
         assert "not known whether the encoder saw them" in last["sentence"]
-        assert (last["scores"] is None) == (aside < 5)
+        assert (last["scores"] is None) == (held_out < 5)
     status = result.predictions["status"].tolist()
-    assert status == ["holdout"] * aside + ["ok"] * (40 - aside)
-    assert result.predictions["prediction"].isna().sum() == (aside if aside < 5 else 0)
+    assert status == ["holdout"] * held_out + ["ok"] * (40 - held_out)
+    assert result.predictions["prediction"].isna().sum() == (held_out if held_out < 5 else 0)
 
 
 def test_families_are_held_out_whole_and_resampled_whole():
@@ -299,9 +304,10 @@ def test_families_are_held_out_whole_and_resampled_whole():
 
 def test_whom_the_encoder_saw_cannot_be_held_out():
     x, age, _, people = cohort(n=40)
-    aside, seen = np.arange(40) < 8, np.arange(40) == 5
+    held_out, seen = np.arange(40) < 8, np.arange(40) == 5
+    ids = pd.DataFrame({"participant_id": people, "seen": seen})
     with pytest.raises(UsageError, match="sub-005 is held out, but the encoder saw it"):
-        predict_phenotype(x, age, people, held_out=aside, seen=seen, **QUICK)
+        predict_phenotype(x, age, people, held_out=held_out, ids=ids, **QUICK)
 
 
 @pytest.mark.parametrize(
@@ -330,9 +336,14 @@ def test_too_few_left_is_an_error_that_says_who_is_held_out(n, words):
 def test_exposure_says_how_participants_were_recognized(seen, by, counts, words):
     x, age, _, people = cohort(n=30)
 
-    exposure = predict_phenotype(
-        x, age, people, seen=seen, seen_by=by, n_repeats=1, n_permutations=0
-    ).metrics["exposure"]
+    ids = pd.DataFrame({"participant_id": people, "seen": seen})
+    if by is not None:
+        ids["seen_by"] = by
+
+    result = predict_phenotype(x, age, people, ids=ids, n_repeats=1, n_permutations=0)
+
+    exposure = result.metrics["exposure"]
+    assert not {"seen", "seen_by", "person_id"} & set(result.predictions)
 
     assert (exposure["by_image"], exposure["by_id_only"]) == counts
     assert words in exposure["sentence"]

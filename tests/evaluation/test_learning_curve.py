@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 
 from nidl_dcl.errors import UsageError
-from nidl_dcl.evaluation.cross_validation import cross_validate, dummy
+from nidl_dcl.evaluation.baselines import Baseline
+from nidl_dcl.evaluation.cross_validation import ProgressCounter, cross_validate, dummy_scores
 from nidl_dcl.evaluation.features import Features
 from nidl_dcl.evaluation.folds import make_design
 from nidl_dcl.evaluation.learning_curve import labeled_groups, learning_shares
 from nidl_dcl.evaluation.linear_models import Logistic, Ridge, nested_cv_predict
-from nidl_dcl.evaluation.prediction import Baseline, predict_phenotype
+from nidl_dcl.evaluation.prediction import predict_phenotype
 from nidl_dcl.evaluation.targets import read_target
 
 FEW = {"n_permutations": 0, "n_repeats": 2}
@@ -86,9 +87,9 @@ def test_the_dummy_learns_from_the_known_rows_alone():
     known[0, ::2] = False
     changed = design_of(np.where(known[0], AGE, AGE + 1000), PEOPLE, n_repeats=1)
 
-    said = dummy(design, known)
+    said = dummy_scores(design, known)
 
-    fold = design.row_folds(0)
+    fold = design.row_folds[0]
     expected = [
         np.abs(AGE[fold == k] - AGE[known[0] & (fold != k)].mean()).mean() for k in range(5)
     ]
@@ -194,13 +195,13 @@ def test_more_labeled_participants_help_features_that_carry_the_target(both, nam
 def test_a_point_is_what_cross_validation_on_the_labeled_rows_gives(both):
     design = design_of(AGE, PEOPLE, n_repeats=2)
     rows = labeled_groups(design, 0.25, seed=0)
-    _, folds, _ = cross_validate(design, Features(X), lambda: None, rows)
-    learnt = [rows[r, design.fold[r] != k].sum() for r in range(2) for k in range(5)]
+    _, folds, _ = cross_validate(design, Features(X), ProgressCounter(None, 2), rows)
+    learned = [rows[r, design.fold[r] != k].sum() for r in range(2) for k in range(5)]
 
     curve = both["age"].metrics["learning_curve"]
 
     assert curve["scores"]["embeddings"][1]["mean"] == np.mean([f["mae"] for f in folds])
-    assert curve["n_participants"][1] == np.mean(learnt)
+    assert curve["n_participants"][1] == np.mean(learned)
 
 
 def test_intervals_grow_with_fewer_to_learn_from(both):

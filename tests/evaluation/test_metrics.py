@@ -67,6 +67,16 @@ def test_regression_scores_are_those_of_scikit_learn():
     np.testing.assert_allclose(columns, [scores["mae"], 0.0])
 
 
+def test_a_constant_truth_has_an_error_alone_whatever_rounding_leaves_of_it():
+    truth = np.full(6, 0.1)
+    assert (truth - truth.sum() / 6 != 0).any()
+
+    scores = regression_scores(truth, np.arange(6.0), np.ones(6))
+
+    assert np.isnan([scores["r2"], scores["r"]]).all()
+    assert scores["mae"] > 0
+
+
 def test_a_constant_prediction_has_no_correlation():
     scores = regression_scores(np.arange(5.0), np.full(5, 1 / 3), np.ones(5))
 

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 
 from nidl_dcl.errors import InputsUnusableError, UsageError
-from nidl_dcl.evaluation.prediction import Baseline, predict_phenotype, site_audit
+from nidl_dcl.evaluation.baselines import Baseline
+from nidl_dcl.evaluation.prediction import predict_phenotype
+from nidl_dcl.evaluation.site_effects import AuditedSites, site_audit
 from nidl_dcl.io.formats import write_json, write_tsv
 
 CONTRACT = {
@@ -295,7 +297,11 @@ def test_families_are_kept_together_and_participants_scored():
 def test_exposure_counts_the_test_participants_that_pretraining_saw(seen, expected, words):
     x, age, _, people = _cohort(n=30)
 
-    result = predict_phenotype(x, age, people, seen=seen, **(FEW | {"n_permutations": 0}))
+    ids = pd.DataFrame({"participant_id": people})
+    if seen is not None:
+        ids["seen"] = seen
+
+    result = predict_phenotype(x, age, people, ids=ids, **(FEW | {"n_permutations": 0}))
 
     exposure = result.metrics["exposure"]
     assert (exposure["seen"], exposure["not_seen"], exposure["unknown"]) == expected
@@ -308,7 +314,9 @@ def test_one_seen_image_makes_the_participant_seen():
     x, age, _, _ = _cohort(n=30)
     person = np.repeat(np.arange(15), 2)
 
-    result = predict_phenotype(x, age, person, seen=np.arange(30) == 1, **FEW)
+    ids = pd.DataFrame({"seen": np.arange(30) == 1})
+
+    result = predict_phenotype(x, age, person, ids=ids, **FEW)
 
     assert result.metrics["exposure"]["seen"] == 1
     assert list(result.predictions["seen_in_pretraining"][:3]) == [True, True, False]
@@ -321,7 +329,8 @@ def test_site_is_audited_against_chance_and_can_be_computed_once():
 
     carried = predict_phenotype(marked, age, people, site=site, **FEW).metrics["site"]
     clean = site_audit(_cohort(seed=1)[0], site, people, **(FEW | {"n_permutations": 99}))
-    again = predict_phenotype(marked, age, people, site=carried, **FEW).metrics["site"]
+    known = AuditedSites(site, {**carried, "sentence": "as it was given"})
+    again = predict_phenotype(marked, age, people, site=known, **FEW).metrics["site"]
 
     assert carried["permutation"]["p"] == 1 / 20
     assert carried["balanced_accuracy"]["mean"] > 0.6
@@ -329,7 +338,7 @@ def test_site_is_audited_against_chance_and_can_be_computed_once():
     assert "carry site" in carried["sentence"]
     assert clean["permutation"]["p"] > 0.05
     assert "no more than by chance" in clean["sentence"]
-    assert again == carried
+    assert again == {**carried, "sentence": "as it was given"}
 
 
 def test_one_site_is_said_not_to_be_decodable():
@@ -426,7 +435,7 @@ X30, AGE30, SEX30, PEOPLE30 = _cohort(n=30)
 @pytest.mark.parametrize(
     ("changed", "error", "words"),
     [
-        ({"features": _poisoned(np.nan)}, InputsUnusableError, r"row 4 \(group sub-004\)"),
+        ({"features": _poisoned(np.nan)}, InputsUnusableError, r"row 4 \(participant_id sub-004\)"),
         (
             {
                 "features": _poisoned(np.inf),
@@ -454,6 +463,7 @@ X30, AGE30, SEX30, PEOPLE30 = _cohort(n=30)
         ({"baselines": {"u": X30[:29]}}, UsageError, "expected 30 rows"),
         ({"baselines": {"u": []}}, UsageError, "empty list"),
         ({"baselines": {"dummy": X30}}, UsageError, "taken"),
+        ({"baselines": {"embeddings": X30}}, UsageError, "taken"),
         ({"ids": pd.DataFrame({"participant_id": ["a"]})}, UsageError, "ids has 1 rows"),
         ({"ids": pd.DataFrame({"target": PEOPLE30})}, UsageError, "Rename"),
         ({"ids": pd.DataFrame({"participant_id": ["a"] * 30})}, UsageError, "several groups"),

@@ -94,11 +94,7 @@ def test_classes_that_are_numbers_are_sorted_as_numbers_and_written_without_deci
         (["a"] * 59 + ["b"], {}, "'a' 59, 'b' 1"),
         ([1] * 59 + [2], {}, "'1' 59, '2' 1"),
         ([True] * 58 + [False] * 2, {}, "'True' 58, 'False' 2"),
-        (
-            [f"name {i}" for i in range(60)],
-            {},
-            "60 different texts for 60 participants",
-        ),
+        ([f"name {i}" for i in range(60)], {}, "60 different texts for 60 participants"),
         ([f"name {i // 2}" for i in range(60)], {}, "fewer than two classes"),
         ([f"{i},5" for i in range(60)], {}, "an identifier, a date or a note"),
         (

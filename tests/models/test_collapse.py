@@ -14,7 +14,7 @@ def test_alignment_is_zero_for_the_same_and_four_for_opposite_views() -> None:
     assert alignment(h, -h) == pytest.approx(4, rel=1e-6)
 
 
-def test_uniformity_is_zero_at_collapse_and_falls_with_the_spread() -> None:
+def test_uniformity_is_zero_at_collapse_and_falls_as_rows_move_apart() -> None:
     assert uniformity(torch.ones(5, 3)) == pytest.approx(0, abs=1e-6)
     apart = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     assert uniformity(apart) == pytest.approx(-8, rel=1e-5)
@@ -29,12 +29,12 @@ def test_effective_rank_counts_directions() -> None:
     assert effective_rank(torch.full((7, 3), 0.1)) == 0
 
 
-def test_a_watch_measures_what_it_kept_and_names_the_level_of_collapse() -> None:
-    watch = CollapseMonitor(limit=6)
-    assert watch.measure() == {}
+def test_a_monitor_measures_what_it_kept_and_names_the_level_of_collapse() -> None:
+    monitor = CollapseMonitor()
+    assert monitor.measure() == {}
     for _ in range(4):
-        watch.add(torch.ones(4, 3), torch.ones(4, 3), 4)
-    found = watch.measure()
-    assert watch.kept == 8
-    assert found["collapse_loss"] == pytest.approx(math.log(6))
+        monitor.add(torch.ones(400, 3), torch.ones(400, 3), 400)
+    found = monitor.measure()
+    assert monitor.kept == 1200
+    assert found["collapse_loss"] == pytest.approx(math.log(798))
     assert found["alignment"] == found["effective_rank"] == 0

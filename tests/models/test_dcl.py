@@ -140,7 +140,7 @@ def test_a_chunk_is_a_positive_number_of_samples(size, rows):
         make(chunk_size=size).fit(rows)
 
 
-def test_chunks_of_a_batch_normalising_encoder_are_warned_of():
+def test_chunks_of_a_batch_normalizing_encoder_are_warned_of():
     volumes = torch.randn(4, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     model = make(encoder=StridedCNN, encoder_kwargs=None, proj_input_dim=512, max_epochs=1,
                  chunk_size=2)  # fmt: skip
@@ -268,17 +268,6 @@ def test_lazy_modules_take_their_shape_from_the_first_batch(rows):
     assert model.fit(pairs(rows)).encoder.weight.shape == (10, 25)
 
 
-@pytest.mark.parametrize(
-    ("system", "asked", "used"),
-    [("darwin", {}, "cpu"), ("darwin", {"accelerator": "mps"}, "mps"), ("linux", {}, None)],
-)
-def test_apples_gpu_has_to_be_asked_for(system, asked, used, monkeypatch):
-    model = DCL(nn.Linear(6, 5), proj_input_dim=5, **asked)
-    monkeypatch.setattr(sys, "platform", system)
-    assert model._trainer_options().get("accelerator") == used
-    assert model.get_params().get("accelerator") == asked.get("accelerator")
-
-
 # -- randomness -------------------------------------------------------------------------------
 
 
@@ -309,7 +298,7 @@ def test_workers_change_no_result(rows, workers):
 def test_the_way_workers_start_changes_no_result(method, rows, tmp_path):
     script = (
         "import sys, torch\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_dcl import Jitter, make\n"
         "if __name__ == '__main__':\n"
         f"    torch.multiprocessing.set_start_method({method!r})\n"
@@ -323,10 +312,10 @@ def test_the_way_workers_start_changes_no_result(method, rows, tmp_path):
     assert torch.equal(torch.load(tmp_path / "found.pt"), alone)
 
 
-# -- watching ---------------------------------------------------------------------------------
+# -- collapse ---------------------------------------------------------------------------------
 
 
-def test_how_embeddings_spread_goes_to_the_logger(rows, tmp_path):
+def test_measures_of_collapse_are_logged(rows, tmp_path):
     logger = CSVLogger(tmp_path)
     make(logger=logger).fit(rows)
     table = pd.read_csv(Path(logger.log_dir) / "metrics.csv")
@@ -351,6 +340,23 @@ def test_a_second_fit_starts_afresh_unless_warm(rows):
     assert torch.equal(model.fit(rows).transform(rows), once)
     warm = model.set_params(warm_start=True).fit(rows).transform(rows)
     assert not torch.equal(warm, once)
+
+
+def test_training_starts_from_the_weights_of_another_model_and_with_its_exposure(rows):
+    other = make(random_state=1).fit(rows)
+    other._restore(preparation=None, exposure={"n_participants": 20})
+    model = make(max_epochs=1, learning_rate=0.0).fit(rows)
+    model.start_from(other).fit(rows)
+    assert torch.equal(model.encoder.weight, other.encoder.weight)
+    assert model.exposure["before"] == [{"n_participants": 20}]
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        make(proj_hidden_dim=5).start_from(other)
+
+
+def test_untrained_weights_encode_when_asked_to(rows):
+    model = make()
+    model.fitted = True
+    torch.testing.assert_close(model.transform(rows), model.encoder(rows).detach())
 
 
 # -- what is refused --------------------------------------------------------------------------
@@ -539,7 +545,7 @@ def test_a_run_resumed_after_any_step_equals_an_uninterrupted_one(
 def test_a_run_killed_by_the_system_goes_on_and_ends_the_same(rows, tmp_path):
     script = (
         "import sys, pathlib, torch\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_dcl import WARM, SaveEachStep, make\n"
         "rows = torch.randn(20, 25, generator=torch.Generator().manual_seed(0))\n"
         f"saving = SaveEachStep(pathlib.Path({str(tmp_path)!r}), killed_after=8)\n"

@@ -75,7 +75,7 @@ def test_a_card_says_what_the_model_is_and_was_trained_on(of_images: Path) -> No
     assert f"nidl_dcl {__version__}" in sections["Citation"]
 
 
-def test_a_card_tells_no_id_path_or_hash(of_images: Path, heads_made: Path) -> None:
+def test_a_card_holds_no_id_path_or_hash(of_images: Path, heads_made: Path) -> None:
     text = (of_images / "README.md").read_text()
     exposure = describe(of_images)["exposure"]
     for word in ("sub-", str(heads_made), exposure["salt"], *exposure["participants"]):
@@ -114,7 +114,7 @@ def test_a_model_that_was_not_fitted_says_so(tmp_path: Path) -> None:
     assert read(folder)[1]["Training data"].startswith("\nNone.")
 
 
-def test_earlier_trainings_are_told(of_rows: Path) -> None:
+def test_earlier_trainings_are_listed(of_rows: Path) -> None:
     earlier = [{"n_participants": 31, "images": ["a"]}]
     text = model_card(
         describe(of_rows, exposure={"n_participants": 2, "images": ["b", "c"], "before": earlier})
@@ -125,7 +125,7 @@ def test_earlier_trainings_are_told(of_rows: Path) -> None:
     assert "participants' ids" not in text  # their hashes are not there, as in a shared model
 
 
-def test_a_training_without_record_is_told(of_rows: Path) -> None:
+def test_a_training_without_record_is_mentioned(of_rows: Path) -> None:
     earlier = [{"n_participants": 31, "images": ["a"]}]
     text = model_card(describe(of_rows, exposure={"before": earlier}))
     assert "- trained on data of which no record was kept\n" in text
@@ -151,7 +151,7 @@ def test_values_that_look_like_markup_stay_code(of_rows: Path) -> None:
     assert "- dataset: `a'<script>\\n# heading`\n" in text
 
 
-def test_what_stands_in_a_sentence_starts_no_heading(of_images: Path) -> None:
+def test_a_value_within_a_sentence_starts_no_heading(of_images: Path) -> None:
     bad = "1\n\n## License\n\nMIT <b>[x](y)"
     contract = describe(of_images)["input_contract"]
     contract |= {"spacing": [bad] * 3, "shape": [bad] * 3}

@@ -37,7 +37,7 @@ def make(optimizer, module, **kwargs):
         "weight_decay": 0.1,
         "exclude_bias_and_norm_wd": True,
         "optimizer_kwargs": None,
-        "stand_ins": {},
+        "copies": {},
     }
     return build_optimizer(optimizer, module, **{**options, **kwargs})
 
@@ -63,7 +63,7 @@ def test_warmup_cosine_in_closed_form():
         scheduler.step()
 
 
-def test_a_resumed_schedule_follows_the_new_horizon():
+def test_a_resumed_schedule_has_the_length_of_the_new_run():
     first = WarmupCosine(sgd(), 10, 100)
     for _ in range(40):
         first.optimizer.step()
@@ -204,13 +204,13 @@ def test_wrong_optimizers(wrong, error):
         make(wrong, nn.Linear(2, 2))
 
 
-def test_an_instance_is_copied_onto_the_stand_ins_and_completed():
+def test_an_instance_is_copied_onto_the_copies_and_completed():
     caller, own = nn.Linear(2, 2), nn.Linear(2, 2)
     both = nn.ModuleList([own, nn.Linear(2, 3)])
     given = torch.optim.SGD(caller.parameters(), lr=0.7, momentum=0.9)
-    stand_ins = {id(a): b for a, b in zip(caller.parameters(), own.parameters(), strict=True)}
+    copies = {id(a): b for a, b in zip(caller.parameters(), own.parameters(), strict=True)}
     with pytest.warns(UserWarning, match="lacks 2 parameters"):
-        optimizer = make(given, both, stand_ins=stand_ins)
+        optimizer = make(given, both, copies=copies)
     assert optimizer.param_groups[0]["params"][0] is own.weight
     assert optimizer.param_groups[0]["momentum"] == 0.9
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {

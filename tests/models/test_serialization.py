@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import subprocess
@@ -16,6 +17,7 @@ from torch import nn
 from nidl_dcl import DCL, load_model
 from nidl_dcl.errors import UsageError
 from nidl_dcl.models.encoders import StridedCNN
+from nidl_dcl.volumes.preparation import Preparation
 
 OPTIONS = {"proj_hidden_dim": 8, "proj_output_dim": 4, **ONE_EPOCH}
 LINEAR = {"encoder": nn.Linear, "encoder_kwargs": {"in_features": 6, "out_features": 4}}
@@ -63,6 +65,66 @@ def test_an_instance_that_says_its_arguments_is_rebuilt(tmp_path: Path) -> None:
     model = DCL(StridedCNN(width=4), proj_input_dim=64, **OPTIONS).fit(volumes)
     again = load_model(model.save(tmp_path / "model"), accelerator="cpu")
     assert torch.equal(again.transform(volumes), model.transform(volumes))
+
+
+EARLIER = """{
+  "format": 1,
+  "estimator": "nidl_dcl.dcl:DCL",
+  "encoder": {"class": "nidl_dcl.encoder:StridedCNN", "arguments": {"in_channels": 1, "width": 4}},
+  "arguments": {
+    "proj_input_dim": 64,
+    "proj_hidden_dim": 8,
+    "proj_output_dim": 4,
+    "temperature": 0.1,
+    "optimizer": "adamW",
+    "learning_rate": 0.0003,
+    "weight_decay": 0.0005,
+    "exclude_bias_and_norm_wd": true,
+    "optimizer_kwargs": null,
+    "lr_scheduler": null,
+    "lr_scheduler_kwargs": null,
+    "max_epochs": 1,
+    "random_state": 0,
+    "enable_progress_bar": false,
+    "enable_model_summary": false
+  },
+  "arguments_left_out": [],
+  "fitted": true,
+  "n_features": 64,
+  "input_contract": {
+    "spacing": [4.0, 4.0, 4.0],
+    "shape": [32, 32, 32],
+    "masked": false,
+    "intensity": "robust",
+    "version": 1,
+    "orientation": "RAS",
+    "origin": null
+  },
+  "exposure": {"salt": "00", "n_participants": 1, "participants": ["5f0c"], "images": ["a3b1"]},
+  "provenance": {"config": {"encoder": "cnn"}, "source": "ixi"},
+  "versions": {"python": "3.11.7", "nidl_dcl": "0.1.0"},
+  "sha256": {"weights.safetensors": "SHA256"}
+}
+"""
+"""A model.json of before the modules moved into folders."""
+
+
+def test_a_folder_written_before_the_modules_moved_gives_the_same_embeddings(
+    tmp_path: Path,
+) -> None:
+    volumes = torch.randn(4, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = DCL(StridedCNN(width=4), proj_input_dim=64, **OPTIONS).fit(volumes)
+    folder = model.save(tmp_path / "model")
+    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    (folder / "model.json").write_text(EARLIER.replace("SHA256", digest))
+
+    again = load_model(folder)
+
+    assert again.fitted
+    assert torch.equal(again.transform(volumes), model.transform(volumes))
+    assert again.preparation == Preparation((4.0, 4.0, 4.0), (32, 32, 32))
+    assert again.exposure["participants"] == ["5f0c"]
+    assert again.get_params()["max_epochs"] == 1
 
 
 @pytest.mark.slow

@@ -140,6 +140,8 @@ def test_representations(rows):
 def test_an_unknown_option_names_the_closest_one():
     with pytest.raises(TypeError, match="Did you mean 'max_epochs'"):
         small(max_epoch=3)
+    with pytest.raises(TypeError, match="Did you mean 'temperature'"):
+        small(temprature=3)
     with pytest.raises(ValueError, match="Invalid parameter 'max_epoch'"):
         small().set_params(max_epoch=3)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nidl_dcl.errors import UsageError
-from nidl_dcl.models.trust import refuse_unsaid
+from nidl_dcl.models.trust import refuse_untrusted
 from nidl_dcl.workflow.options import read_study
 
 FILES = {
@@ -19,7 +19,7 @@ FILES = {
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("named", "trusted"),
     [
         ("monai.networks.nets:AutoEncoder", []),
         ("torch.nn:Conv3d", []),
@@ -29,12 +29,12 @@ FILES = {
         ("mine.nets:Other", ["mine.nets:Net"]),
     ],
 )
-def test_what_we_know_or_was_said_may_be_named(named: str, said: list[str]) -> None:
-    refuse_unsaid("options.yaml", [named], said)
+def test_known_and_trusted_packages_may_be_named(named: str, trusted: list[str]) -> None:
+    refuse_untrusted("options.yaml", [named], trusted)
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("named", "trusted"),
     [
         ("mine:Net", []),
         ("mine", ["mine.nets:Net"]),
@@ -43,9 +43,9 @@ def test_what_we_know_or_was_said_may_be_named(named: str, said: list[str]) -> N
         ("monaix:Net", []),
     ],
 )
-def test_other_code_is_refused(named: str, said: list[str]) -> None:
+def test_other_code_is_refused(named: str, trusted: list[str]) -> None:
     with pytest.raises(UsageError, match=f"options.yaml names {named}"):
-        refuse_unsaid("options.yaml", [named], said)
+        refuse_untrusted("options.yaml", [named], trusted)
 
 
 @pytest.fixture

@@ -82,9 +82,7 @@ def test_the_examples_go_on_with_every_phenotype(ran: dict[str, Any]) -> None:
     assert ran["embeddings"].shape[0] == len(ran["table"]) == 13
 
 
-def test_a_pipeline_over_paths_gives_the_numbers_of_the_exported_table(
-    ran: dict[str, Any],
-) -> None:
+def test_a_pipeline_over_paths_gives_the_numbers_of_the_exported_table(ran: dict[str, Any]) -> None:
     assert len(ran["one"]) == 12
     assert np.std(ran["one"]) > 0
     np.testing.assert_array_equal(ran["one"], ran["two"])
@@ -169,8 +167,7 @@ def everything() -> dict[str, Any]:
         rng.normal(size=(n, 4)),
         rng.normal(size=n),
         persons,
-        persons=persons,
-        ids=pd.DataFrame({"participant_id": people}),
+        ids=pd.DataFrame({"participant_id": people, "person_id": persons}),
         held_out=np.arange(n) >= 70,
         n_repeats=1,
         n_permutations=10,

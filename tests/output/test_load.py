@@ -64,7 +64,7 @@ def test_phenotypes_are_joined_as_the_pipelines_join_them(made: tuple[Path, Path
 
     module = BIDSDataModule(made[0], spacing=8.0)
     for expected in (
-        module.images[module.phenotype_columns],
+        module.images[module.table.phenotype_columns],
         index_bids(made[0], phenotypes=True).drop(columns=["session_id", "run", "path"]),
     ):
         own = [c for c in expected.columns if c != "participant_id"]

@@ -46,12 +46,14 @@ def test_the_second_is_refused_with_the_holders_name_and_the_file_goes_at_the_en
 
 
 @pytest.mark.parametrize("silent", [0, 10_000])
-def test_a_dead_process_of_this_machine_holds_nothing(silent: float, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_dead_process_of_this_machine_holds_nothing(
+    silent: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nidl_dcl")
     write(tmp_path / ".lock", pid=ended(), silent=silent)
-    with held(tmp_path / ".lock", said.append) as mine:
+    with held(tmp_path / ".lock") as mine:
         assert json.loads(mine.path.read_text())["pid"] == os.getpid()
-    assert "taken over" in said[0]
+    assert "taken over" in caplog.messages[0]
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
@@ -81,17 +83,20 @@ def test_a_holder_on_another_machine_lives_by_its_signs(
         pass
 
 
-def test_a_late_sign_of_life_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_sign_of_life_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nidl_dcl")
     monkeypatch.setattr(lock, "BEAT", 0.5)
     monkeypatch.setattr(lock, "STALE", 3.0)
-    path, said = tmp_path / ".lock", []
+    path = tmp_path / ".lock"
     write(path, host="node7", silent=1.0)
     touching = threading.Timer(0.3, lambda: os.utime(path))
     touching.start()
     with pytest.raises(OutputInUseError, match="node7"):
-        Lock(path, said.append).acquire()
+        Lock(path).acquire()
     touching.join()
-    assert "waiting for a sign of life" in said[0]
+    assert "waiting for a sign of life" in caplog.messages[0]
     os.utime(path, (time.time() - 1,) * 2)
     start = time.monotonic()
     with held(path):  # no further sign comes

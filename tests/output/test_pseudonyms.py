@@ -53,27 +53,25 @@ def test_ids_in_texts_are_replaced_where_they_stand_alone() -> None:
 
 def test_a_key_is_made_for_its_owner_alone_and_stays(tmp_path: Path) -> None:
     file = tmp_path / "config" / "share.key"
-    key = read_key(file, make=True, outside=())
+    key = read_key(file, make=True)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert len(key) == 64
-    assert read_key(file, make=True, outside=()) == key
-    assert read_key(tmp_path / "other.key", make=True, outside=()) != key
+    assert read_key(file, make=True) == key
+    assert read_key(tmp_path / "other.key", make=True) != key
 
 
 def test_keys_that_protect_nobody_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"missing\. Put it back"):
-        read_key(tmp_path / "none", make=False, outside=())
-    with pytest.raises(UsageError, match="lies in"):
-        read_key(tmp_path / "out" / "key", make=True, outside=(tmp_path / "out",))
+        read_key(tmp_path / "none", make=False)
     short = tmp_path / "short"
     short.write_text("password")
     short.chmod(0o600)
     with pytest.raises(UsageError, match="it has 8 bytes, 32 to 4096"):
-        read_key(short, make=True, outside=())
+        read_key(short, make=True)
     short.write_text("x" * 40)
     short.chmod(0o644)
     with pytest.raises(UsageError, match="chmod 600"):
-        read_key(short, make=True, outside=())
+        read_key(short, make=True)
 
 
 def test_the_key_is_in_the_folder_of_the_users_configuration(

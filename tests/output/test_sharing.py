@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import io
 import json
+import logging
 import re
 import shutil
 import socket
@@ -22,13 +23,14 @@ from conftest import SLOW, give, write_heads
 from PIL import Image
 
 from nidl_dcl import load_embeddings
-from nidl_dcl.errors import UsageError
-from nidl_dcl.io.formats import write_json, write_npy, write_tsv
-from nidl_dcl.output.embeddings import read_embeddings
+from nidl_dcl.errors import OutputInUseError, UsageError
+from nidl_dcl.io.formats import write_json, write_npy, write_text, write_tsv
+from nidl_dcl.output import sharing
+from nidl_dcl.output.embeddings import Embeddings, read_embeddings, write_embeddings
 from nidl_dcl.output.folder import Output
+from nidl_dcl.output.lock import held
 from nidl_dcl.output.pseudonyms import Pseudonyms, read_key
-from nidl_dcl.output.sharing import Sharing
-from nidl_dcl.report.build import write_report
+from nidl_dcl.output.sharing import share
 
 PEOPLE = (
     *("AdaLovelace", "BlaisePascal", "CarlGauss", "DavidHilbert", "EmmyNoether", "FelixKlein"),
@@ -51,8 +53,8 @@ PARQUET = ("--parquet",) if importlib.util.find_spec("pyarrow") else ()
 VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
 
 
-def write_telling(home: Path) -> Path:
-    """Write a dataset whose ids, sessions, paths and tables tell who people are."""
+def write_revealing(home: Path) -> Path:
+    """Write a dataset whose ids, sessions, paths and tables reveal who people are."""
     bids = write_heads(home / "asylumfolder", 12)
     description = bids / "dataset_description.json"
     description.write_text(json.dumps({"Name": "Bedlam Asylum", "BIDSVersion": "1.10.0"}))
@@ -87,23 +89,23 @@ def write_telling(home: Path) -> Path:
 
 @pytest.fixture(scope="module", params=SLOW)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the dataset, its study, and its study with --share."""
-    home = tmp_path_factory.mktemp("telltalehome")
-    bids = write_telling(home)
+    """Return a folder with the dataset, its study, and what of that is shared."""
+    home = tmp_path_factory.mktemp("revealinghome")
+    bids = write_revealing(home)
     with pytest.MonkeyPatch.context() as patch:
         live_at(home, patch)
-        for name, more in (("plainstudy", ()), ("given", ("--share",))):
-            words = ["study", bids, home / name, *WORDS, "--phenotypes", home / "payroll.tsv"]
-            assert give(*words, *more, *PARQUET) == 0
+        words = ["study", bids, home / "plainstudy", *WORDS, "--phenotypes", home / "payroll.tsv"]
+        assert give(*words, *PARQUET) == 0
+        assert give("share", home / "plainstudy", home / "given") == 0
     return home
 
 
 def live_at(home: Path, patch: pytest.MonkeyPatch) -> None:
-    """Let the user's name, home and computer tell who is at work."""
+    """Let the user's name, home and computer reveal who is at work."""
     patch.setenv("HOME", str(home))
-    patch.setenv("USER", "telltaleuser")
+    patch.setenv("USER", "revealinguser")
     patch.delenv("XDG_CONFIG_HOME", raising=False)
-    patch.setattr(socket, "gethostname", lambda: "telltalehost")
+    patch.setattr(socket, "gethostname", lambda: "revealinghost")
 
 
 @pytest.fixture
@@ -114,13 +116,7 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names_of(home: Path) -> Pseudonyms:
-    return Pseudonyms(read_key(home / ".config" / "nidl_dcl" / "share.key", make=False, outside=()))
-
-
-def private_of(home: Path) -> Path:
-    """Return the private folder of the shared study."""
-    (folder,) = (home / "given-private").glob("study-*")
-    return folder
+    return Pseudonyms(read_key(home / ".config" / "nidl_dcl" / "share.key", make=False))
 
 
 def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -134,18 +130,18 @@ def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def traces(folder: Path, home: Path) -> dict[str, list[str]]:
-    """Return what a folder tells of people, paths and computers, and in which files."""
+    """Return what a folder reveals of people, paths and computers, and in which files."""
     family = ("Bernoulli",)
-    telling = (
+    words = (
         *(PEOPLE + tuple(DATES.values()) + family),
         *("MaryMissing", "Bedlam", "asylumfolder", "payroll", "salary", "birthday", "07.1951"),
-        *("Fermat", "remark", "Admiral", "telltale", "plainstudy", "given-private", "share.key"),
+        *("Fermat", "remark", "Admiral", "revealing", "plainstudy", "share.key"),
         *(home.name, str(home), home.parent.name),
         (home / ".config/nidl_dcl/share.key").read_text().strip(),
     )
     found: dict[str, list[str]] = {}
     for name, raw in contents(folder):
-        for word in telling:
+        for word in words:
             if word.lower().encode() in raw.lower() or word.lower() in name.lower():
                 found.setdefault(word, []).append(name)
     return found
@@ -158,8 +154,10 @@ def table(file: Path) -> pd.DataFrame:
 def test_nothing_that_is_given_away_tells_of_people_paths_or_computers(home: Path) -> None:
     assert traces(home / "given", home) == {}
     # The search would find them, had they been written.
-    told = traces(home / "plainstudy", home)
-    assert {*PEOPLE, *DATES.values(), "asylumfolder", "Admiral", "telltale", "Fermat"} <= set(told)
+    found = traces(home / "plainstudy", home)
+    assert {*PEOPLE, *DATES.values(), "asylumfolder", "Admiral", "revealing", "Fermat"} <= set(
+        found
+    )
 
 
 def test_no_picture_of_a_head_is_given_away(home: Path) -> None:
@@ -168,7 +166,7 @@ def test_no_picture_of_a_head_is_given_away(home: Path) -> None:
     page = (home / "given" / "report.html").read_text()
     assert "Pictures of heads are left out" in page
     assert "<img" not in page
-    assert "<img" in (private_of(home) / "report.html").read_text()
+    assert "<img" in (home / "plainstudy" / "report.html").read_text()
     found = re.findall("data:image/png;base64,([A-Za-z0-9+/=\\s]+)", page)
     assert found
     for picture in found:  # scales of colors, the same along one side, and tables of few colors
@@ -182,11 +180,12 @@ def test_no_picture_of_a_head_is_given_away(home: Path) -> None:
 
 @pytest.fixture(scope="module", params=SLOW)
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a shared study of 33 people, eleven of them with two sessions."""
+    """Return a folder with a study of 33 people, eleven with two sessions, and what is shared of it."""
     home = tmp_path_factory.mktemp("crowd")
-    words = ["study", write_heads(home / "bids", 33), home / "given", "--target", "age"]
-    words += ["--spacing", "8", "--max-epochs", "2", "--mask", "none", "--occlusion", "--share"]
-    assert give(*words, "--share-key", home / "key") == 0
+    words = ["study", write_heads(home / "bids", 33), home / "study", "--target", "age"]
+    words += ["--spacing", "8", "--max-epochs", "2", "--mask", "none", "--occlusion"]
+    assert give(*words) == 0
+    assert give("share", home / "study", home / "given", "--key-file", home / "key") == 0
     return home
 
 
@@ -215,8 +214,8 @@ def test_a_shared_section_shows_what_may_be_shown_and_says_what_not(crowd: Path,
 
 @pytest.mark.parametrize("name", ["outliers", "average"])
 def test_images_are_ranked_as_in_the_private_table_under_pseudonyms(crowd: Path, name: str) -> None:
-    names = Pseudonyms(read_key(crowd / "key", make=False, outside=()))
-    private = table(private_of(crowd) / "figures" / f"{name}.tsv")
+    names = Pseudonyms(read_key(crowd / "key", make=False))
+    private = table(crowd / "study" / "figures" / f"{name}.tsv")
     given = table(crowd / "given" / "figures" / f"{name}.tsv")
     assert given["participant_id"].is_monotonic_increasing
     private["participant_id"] = private["participant_id"].map(names.participant)
@@ -247,7 +246,7 @@ def test_each_number_of_a_shared_page_is_in_a_file_beside_it(crowd: Path) -> Non
 
 
 def test_no_single_head_is_in_a_shared_output_of_many(crowd: Path) -> None:
-    given, private = crowd / "given", private_of(crowd)
+    given, private = crowd / "given", crowd / "study"
     heads = [f"figures/{name}_1.png" for name in ("odd", "outlier")] + ["figures/views.npy"]
     assert all((private / name).is_file() for name in heads)
     files = {name for name, _ in contents(given)}
@@ -275,96 +274,387 @@ def test_no_single_head_is_in_a_shared_output_of_many(crowd: Path) -> None:
 
 
 def test_no_id_no_path_and_no_checksum_of_them_is_in_a_shared_output_of_many(crowd: Path) -> None:
-    private = private_of(crowd)
+    private = crowd / "study"
     average, retrieval, about = (
         json.loads((private / f"figures/{name}.json").read_text())
         for name in ("average", "retrieval", "desc-dclAge_occlusion")
     )
     made_of = (average["of"], retrieval["of"], about["provenance"]["people"])
     forms = (r"(sub|ses)-\d\d(?![0-9a-f])", re.escape(str(crowd)), *made_of)
-    telling = re.compile("|".join(forms).encode())
+    revealing = re.compile("|".join(forms).encode())
     for name, raw in contents(crowd / "given"):
         if not name.endswith((".npy", ".safetensors")):
-            assert telling.search(raw) is None, name
-    assert telling.search((private / "figures/outliers.tsv").read_bytes())
+            assert revealing.search(raw) is None, name
+    assert revealing.search((private / "figures/outliers.tsv").read_bytes())
 
 
-@pytest.fixture
-def shared(tmp_path: Path) -> Sharing:
-    """Return two folders, nothing in them."""
-    (tmp_path / "bids").mkdir()
-    sharing = Sharing(tmp_path / "bids", tmp_path / "given", key_file=tmp_path / "key")
-    sharing.begin()
-    return sharing
+# Small outputs, made up.
 
 
-def write_crowd(sharing: Sharing, people: range, brightness: float) -> Path:
-    """Write an average of one image for each participant; return where it is given away."""
-    figures = sharing.private / "figures"
-    rows = pd.DataFrame({"participant_id": [f"sub-{i}" for i in people]})
-    rows["source"] = [f"bids:raw:{who}/anat/{who}_T1w.nii.gz" for who in rows["participant_id"]]
-    write_tsv(figures / "average.tsv", rows.assign(rank=range(1, len(rows) + 1), distance=0.5))
-    mean = np.full((6, 6, 6), brightness, np.float32)
-    write_npy(figures / "average.npy", np.stack([mean, 0 * mean]))
+def write_output(folder: Path, people: range, brightness: float = 0.5) -> Path:
+    """Write an output of one image for each participant, with their average; return the folder."""
+    write_json(folder / "dataset_description.json", {
+        "Name": "Bedlam", "GeneratedBy": [{"Name": "nidl_dcl"}], "DatasetLinks": {"raw": "../bids"},
+    })  # fmt: skip
+    record = {"command": ["nidl-dcl", "study", "/asylum"], "started": "2026", "stages": []}
+    write_json(
+        folder / "logs" / "run.json",
+        {**record, "exit_status": 0, "config": {}, "versions": {}, "earlier": []},
+    )
+    rows = pd.DataFrame({"participant_id": [f"sub-{i}" for i in people], "session_id": "n/a"})
+    paths = [f"{who}/anat/{who}_T1w.nii.gz" for who in rows["participant_id"]]
+    inputs = rows.assign(path=paths, status="ok", code="ok", message="no fault of sub-1")
+    write_tsv(folder / "logs" / "inputs.tsv", inputs)
+    rows = rows.assign(run="n/a", source=[f"bids:raw:{path}" for path in paths])
+    matrix = np.array([[i, -i, 0.5] for i in people], np.float32)
+    write_embeddings(folder, "dcl", Embeddings(rows.assign(split="train", row=0), matrix))
     n = len(people)
+    write_tsv(folder / "figures" / "average.tsv", rows.assign(rank=range(1, n + 1), distance=0.5))
+    mean = np.full((6, 6, 6), brightness, np.float32)
+    write_npy(folder / "figures" / "average.npy", np.stack([mean, 0 * mean]))
     about = {"n_images": n, "n_participants": n, "spacing": [8, 8, 8], "of": str(n)}
-    write_json(figures / "average.json", about)
-    sharing.publish()
-    return sharing.public / "figures"
+    write_json(folder / "figures" / "average.json", about)
+    return folder
 
 
-def test_an_average_of_few_is_not_given_away(shared: Sharing) -> None:
-    given = write_crowd(shared, range(19), 0.5)
-    assert sorted(file.name for file in given.iterdir()) == ["average.json", "average.tsv"]
-    page = section(write_report(shared.public).read_text(), "brains")
+def shared_of(output: Path) -> Path:
+    """Share a made-up output; return the folder to give away, beside it."""
+    return share(output, output.with_name("given"), key_file=output.with_name("key")).parent
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all files."""
+    found = (file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
+
+
+def test_an_average_of_few_is_not_given_away(tmp_path: Path) -> None:
+    given = shared_of(write_output(tmp_path / "out", range(19)))
+    files = sorted(file.name for file in given.glob("figures/average.*"))
+    assert files == ["average.json", "average.tsv"]
+    page = section((given / "report.html").read_text(), "brains")
     assert "shared if made of 20 participants or more" in page
     assert "<img" not in page
-    given = write_crowd(shared, range(20), 0.5)
-    assert (given / "average.npy").is_file()
+    shared_of(write_output(tmp_path / "out", range(20)))
+    assert (given / "figures" / "average.npy").is_file()
 
 
-def test_two_averages_do_not_show_who_came_or_went(shared: Sharing) -> None:
-    given = write_crowd(shared, range(40), 0.5)
-    before = {file.name: file.read_bytes() for file in given.iterdir()}
+def test_two_averages_do_not_show_who_came_or_went(tmp_path: Path) -> None:
+    given = shared_of(write_output(tmp_path / "out", range(40)))
+
+    def average() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in given.glob("figures/average.*")}
+
+    before = average()
     for people in (range(41), range(39), range(30), range(10, 49)):
-        write_crowd(shared, people, 0.7)
-        assert {file.name: file.read_bytes() for file in given.iterdir()} == before
-    write_crowd(shared, range(60), 0.7)
-    assert np.load(given / "average.npy").max() == np.float32(0.7)
-    assert len(table(given / "average.tsv")) == 60
-    assert json.loads((given / "average.json").read_text())["n_participants"] == 60
+        shared_of(write_output(tmp_path / "out", people, 0.7))
+        assert average() == before
+    shared_of(write_output(tmp_path / "out", range(60), 0.7))
+    figures = given / "figures"
+    assert np.load(figures / "average.npy").max() == np.float32(0.7)
+    assert len(table(figures / "average.tsv")) == 60
+    assert json.loads((figures / "average.json").read_text())["n_participants"] == 60
+    for file in (tmp_path / "out" / "figures").glob("average.*"):
+        file.unlink()
+    after = average()
+    shared_of(tmp_path / "out")
+    assert average() == after
 
 
-@pytest.mark.parametrize(("share", "given"), [(0.05, True), (0.06, False), (None, False)])
-def test_a_map_of_the_mean_of_few_is_not_given_away(
-    shared: Sharing, crowd: Path, share: float | None, given: bool
+def test_a_copy_follows_its_output_and_pseudonyms_stay(tmp_path: Path) -> None:
+    out = write_output(tmp_path / "out", range(20))
+    names = ("models/desc-dcl/weights.safetensors", "models/desc-dcl/README.md", "logs/metrics.csv")
+    for name in names[::2]:
+        write_text(out / name, "made of numbers")
+    given = shared_of(out)
+    before = table(given / "desc-dcl_embeddings.tsv")
+    assert (given / names[0]).is_file()
+    assert not (given / "models/desc-dcl/readme").exists()
+    write_output(out, range(25))
+    shutil.rmtree(out / "models")
+    shared_of(out)
+    after = table(given / "desc-dcl_embeddings.tsv")
+    assert len(after) == 25
+    assert set(before["source"]) < set(after["source"])
+    assert not (given / "models").exists()
+    assert (given / "logs" / "metrics.csv").is_file()
+    assert sorted(state(given)) == sorted(
+        [*json.loads((given / "logs/sharing.json").read_text())["files"], "logs/sharing.json"]
+    )
+
+
+def test_an_output_that_did_not_change_is_not_written_again(tmp_path: Path) -> None:
+    out = write_output(tmp_path / "out", range(20))
+    before = state(out)
+    given = shared_of(out)
+    stamps = {file: file.stat().st_mtime_ns for file in given.rglob("*") if file.is_file()}
+    shared_of(out)
+    files = [file for file in given.rglob("*") if file.is_file()]
+    assert stamps == {file: file.stat().st_mtime_ns for file in files}
+    assert state(out) == before
+
+
+def test_what_others_wrote_into_the_copy_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = private_of(crowd) / "figures" / "desc-dclAge_occlusion"
+    out = write_output(tmp_path / "out", range(20))
+    given = shared_of(out)
+    for name in ("LICENSE", "README.md"):
+        write_text(given / name, "CC0, ask us")
+    with caplog.at_level(logging.INFO, "nidl_dcl"):
+        shared_of(write_output(out, range(21)))
+    assert f"Left in {given}, as share did not write them: LICENSE." in caplog.messages
+    assert (given / "LICENSE").read_text() == (given / "README.md").read_text() == "CC0, ask us"
+    write_text(given / "logs" / "metrics.csv", "mine")
+    write_text(out / "logs" / "metrics.csv", "ours")
+    with pytest.raises(UsageError, match=r"metrics.csv was not written by `nidl-dcl share`"):
+        shared_of(out)
+    assert (given / "logs" / "metrics.csv").read_text() == "mine"
+
+
+def test_files_without_a_rule_stay_behind_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = write_output(tmp_path / "out", range(19))
+    hidden = (
+        "figures/odd_1.png",
+        "figures/odd_2.png",
+        "logs/1_study.log",
+        "sub-1.txt",
+        ".work/a.f4",
+    )
+    for name in hidden:
+        write_text(out / name, "sub-1 of Bedlam")
+    few = "averages of too few participants, their spread, and maps of a few heads"
+    with caplog.at_level(logging.INFO, "nidl_dcl"):
+        page = share(out, tmp_path / "given", key_file=tmp_path / "key")
+    assert page == tmp_path / "given" / "report.html"
+    assert not {*hidden} & {*state(page.parent)}
+    assert caplog.messages == [
+        "Left out: logs of runs, which quote ids, paths and names (logs/1_study.log).",
+        f"Left out: {few} (figures/average.npy).",
+        "Left out: single heads: they can be recognized (figures/odd_1.png and 1 more).",
+        "Left out: files that no rule allows (sub-1.txt).",
+    ]
+    for name, raw in contents(page.parent):
+        assert not re.search(rb"sub-\d+\b|bedlam|asylum", raw.lower().replace(b"sub-0", b"")), name
+
+
+def test_a_copy_names_no_dataset(tmp_path: Path) -> None:
+    given = shared_of(write_output(tmp_path / "out", range(20)))
+    description = json.loads((given / "dataset_description.json").read_text())
+    assert description["Name"] == "nidl_dcl embeddings"
+    (source,) = description["SourceDatasets"]
+    assert source["URL"] == description["DatasetLinks"]["raw"]
+    assert source["URL"].startswith("urn:uuid:")
+    assert "BIDS dataset (not named)" in (given / "README.md").read_text()
+
+
+def test_the_owner_gets_the_table_of_pseudonyms(tmp_path: Path) -> None:
+    out, who = write_output(tmp_path / "out", range(3)), tmp_path / "own" / "who.tsv"
+    share(out, tmp_path / "given", key_file=tmp_path / "key", pseudonyms=who)
+    assert stat.S_IMODE(who.stat().st_mode) == 0o600
+    pairs = table(who).set_index("participant_id")["pseudonym"]
+    assert list(pairs.index) == ["sub-0", "sub-1", "sub-2"]
+    rows = table(tmp_path / "given" / "desc-dcl_embeddings.tsv").set_index("participant_id")["row"]
+    assert np.load(tmp_path / "given/desc-dcl_embeddings.npy")[int(rows[pairs["sub-2"]]), 0] == 2
+
+
+def test_a_copy_that_is_killed_says_so_and_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = write_output(tmp_path / "out", range(20))
+    moves = iter(range(5))
+    whole = sharing.replacing
+
+    def killed(path: Path) -> Any:
+        if next(moves, None) is None:
+            raise KeyboardInterrupt
+        return whole(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sharing, "replacing", killed)
+        with pytest.raises(KeyboardInterrupt):
+            shared_of(out)
+    given = tmp_path / "given"
+    assert len(state(given)) == 6
+    assert json.loads((given / "logs/sharing.json").read_text())["finished"] is False
+    shared_of(out)
+    assert json.loads((given / "logs/sharing.json").read_text())["finished"] is True
+    share(out, tmp_path / "whole", key_file=tmp_path / "key")
+    assert state(given) == state(tmp_path / "whole")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from nidl_dcl.output.sharing import share
+
+folder, step = Path(sys.argv[1]), int(sys.argv[2])
+real, count = os.replace, 0
+
+
+def replace(*paths):
+    global count
+    count += 1
+    if count == at:
+        os._exit(9)
+    real(*paths)
+
+
+os.replace = replace
+for at in range(1, 10**6, step):
+    count = 0
+    if (child := os.fork()) == 0:
+        share(folder / "out", folder / "given", key_file=folder / "key")
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == 0:
+        break
+    assert status == 9
+print(at)
+"""
+
+
+@pytest.mark.slow
+def test_a_copy_may_be_killed_again_and_again(tmp_path: Path) -> None:
+    out = write_output(tmp_path / "out", range(20))
+    shared_of(out)
+    write_output(out, range(45), 0.7)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), "4"],
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert int(done.stdout) > 20
+    share(out, tmp_path / "whole", key_file=tmp_path / "key")
+    given = shared_of(out)  # what a killed copy left half-written is removed when it is not new
+    assert state(given) == state(tmp_path / "whole")
+
+
+def test_no_run_writes_into_a_copy(tmp_path: Path, heads_made: Path) -> None:
+    given = shared_of(write_output(tmp_path / "out", range(3)))
+    with pytest.raises(UsageError, match="real ids must not get into it"):
+        Output(heads_made, given)
+
+
+def test_an_output_in_use_is_not_shared(tmp_path: Path) -> None:
+    out = write_output(tmp_path / "out", range(3))
+    with held(out / ".lock"), pytest.raises(OutputInUseError, match="is being written"):
+        shared_of(out)
+    assert not (tmp_path / "given").exists()
+    assert not (tmp_path / "key").exists()
+
+
+def test_an_output_whose_last_run_failed_is_shared_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = write_output(tmp_path / "out", range(20))
+    record = json.loads((out / "logs" / "run.json").read_text())
+    write_json(out / "logs" / "run.json", {**record, "exit_status": 3, "error": "of sub-1"})
+    with caplog.at_level(logging.INFO, "nidl_dcl"):
+        shared_of(out)
+    assert "did not end well" in caplog.messages[0]
+    given = json.loads((tmp_path / "given" / "logs" / "run.json").read_text())
+    assert given["exit_status"] == 3
+    assert "error" not in given
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("desc-dclAge_metrics.json", "{"),
+        ("desc-dcl_embeddings.tsv", "participant_id\tsource\nsub-1\tbids:raw:a\n"),
+        ("logs/holdout.tsv", "x\n1\n"),
+        ("code/config.yaml", "a: ["),
+        ("models/desc-dcl/model.json", "[]"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    out = write_output(tmp_path / "out", range(20))
+    write_text(out / name, content)
+    stem = re.escape(Path(name).name.partition(".")[0])
+    with pytest.raises(UsageError, match=rf"{stem}\S* is damaged"):
+        shared_of(out)
+
+
+def test_folders_and_keys_that_cannot_be_used_are_refused(
+    tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    out, key, bids = write_output(tmp_path / "out", range(3)), tmp_path / "key", tmp_path / "bids"
+    write_json(bids / "dataset_description.json", {"Name": "Heads"})
+    write_text(tmp_path / "full" / "notes.txt", "mine")
+    write_text(
+        tmp_path / "older" / "logs" / "sharing.json", '{"format": 1, "key": "", "study": ""}'
+    )
+    given = shared_of(out)
+    before = state(tmp_path)
+    others = tmp_path / "others"
+    write_text(others, "m" * 64)
+    others.chmod(0o600)
+    cases: list[tuple[list[Any], str]] = [
+        ([tmp_path / "none", tmp_path / "a"], "is no output of nidl_dcl"),
+        ([bids, tmp_path / "a"], "is no output of nidl_dcl"),
+        ([given, tmp_path / "a"], "is a shared copy"),
+        ([out, out], "must lie neither in nor around OUTPUT_DIR"),
+        ([out, out / "given"], "must lie neither in nor around OUTPUT_DIR"),
+        ([out, tmp_path], "must lie neither in nor around OUTPUT_DIR"),
+        ([out, bids / "given"], "nor in BIDS_DIR"),
+        ([out, tmp_path / "full"], "was not written by `nidl-dcl share`"),
+        ([out, others], "was not written by `nidl-dcl share`"),
+        ([out, tmp_path / "older"], "is of another version"),
+        ([out, given, "--key-file", others], "another key"),
+        ([out, given, "--key-file", tmp_path / "missing"], "is missing. Put it back"),
+        ([out, tmp_path / "a", "--key-file", tmp_path / "a" / "key"], "for you alone"),
+        ([out, tmp_path / "a", "--key-file", bids / "key"], "for you alone"),
+        ([out, given, "--pseudonyms", given / "who.tsv"], "for you alone"),
+    ]
+    for words, message in cases:
+        more = [] if "--key-file" in words else ["--key-file", key]
+        done = run("share", *words, *more)
+        assert (done.status, done.out) == (2, ""), done.err
+        assert message in done.err
+        assert done.err.count("\n") == 1
+    others.unlink()
+    assert state(tmp_path) == before
+    assert run("share", out, bids / "derivatives" / "given", "--key-file", key).status == 0
+
+
+def test_the_command_prints_the_page(tmp_path: Path, run: Callable[..., Any]) -> None:
+    out = write_output(tmp_path / "out", range(3))
+    done = run("share", out, tmp_path / "given", "--key-file", tmp_path / "key")
+    assert (done.status, done.out) == (0, f"{tmp_path / 'given' / 'report.html'}\n")
+    assert done.err.startswith("Left out: averages of too few participants")
+
+
+@pytest.mark.parametrize(("largest", "shown"), [(0.05, True), (0.06, False), (None, False)])
+def test_a_map_of_the_mean_of_few_is_not_given_away(
+    tmp_path: Path, crowd: Path, largest: float | None, shown: bool
+) -> None:
+    out = write_output(tmp_path / "out", range(3))
+    made = crowd / "study" / "figures" / "desc-dclAge_occlusion"
     for ending in (".json", ".tsv", ".nii.gz", "participants.nii.gz", ".png"):
-        to = shared.private / "figures" / f"{made.name}{ending}"
-        to.parent.mkdir(exist_ok=True)
-        shutil.copyfile(f"{made}{ending}", to)
+        shutil.copyfile(f"{made}{ending}", out / "figures" / f"{made.name}{ending}")
     about = json.loads(Path(f"{made}.json").read_text())
-    write_json(shared.private / "figures" / f"{made.name}.json", {**about, "LargestShare": share})
-    shared.publish()
-    files = [file.name for file in (shared.public / "figures").glob("*")]
-    endings = (".json", ".nii.gz", ".tsv") if given else ()
+    write_json(out / "figures" / f"{made.name}.json", {**about, "LargestShare": largest})
+    files = [file.name for file in (shared_of(out) / "figures").glob("*occlusion*")]
+    endings = (".json", ".nii.gz", ".tsv") if shown else ()
     assert sorted(files) == [f"{made.name}{ending}" for ending in endings]
 
 
-def test_a_map_that_is_gone_is_taken_back_with_its_picture(shared: Sharing, crowd: Path) -> None:
-    for folder in (shared.private, shared.public):
-        folder.mkdir(exist_ok=True)
-    shutil.copytree(crowd / "given" / "figures", shared.public / "figures")
-    shutil.copytree(private_of(crowd) / "figures", shared.private / "figures")
-    shared.publish()
-    there = {file.name for file in (shared.public / "figures").glob("*_occlusion*")}
-    assert len(there) == 4
-    for file in (shared.private / "figures").glob("*_occlusion*"):
+def test_a_map_that_is_gone_is_taken_back_with_its_picture(crowd: Path, tmp_path: Path) -> None:
+    out, given = tmp_path / "study", tmp_path / "given"
+    shutil.copytree(crowd / "study", out)
+    shutil.copytree(crowd / "given", given)
+    share(out, given, key_file=crowd / "key")
+    assert len(list((given / "figures").glob("*_occlusion*"))) == 4
+    for file in (out / "figures").glob("*_occlusion*"):
         file.unlink()
-    shared.publish()
-    assert not list((shared.public / "figures").glob("*_occlusion*"))
-    assert (shared.public / "figures" / "desc-dcl_loss.svg").is_file()
+    share(out, given, key_file=crowd / "key")
+    assert not list((given / "figures").glob("*_occlusion*"))
+    assert (given / "figures" / "desc-dcl_loss.svg").is_file()
+
+
+# What a study holds, and what is shared of it.
 
 
 def test_scores_are_those_of_the_study_that_is_not_shared(home: Path) -> None:
@@ -469,18 +759,6 @@ def test_a_receiver_recognizes_images_and_does_not_know_about_others(
     assert "train" in set(rows)
 
 
-def test_the_private_folder_is_the_whole_study_for_its_owner_alone(home: Path) -> None:
-    private = private_of(home)
-    assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    assert stat.S_IMODE(private.parent.stat().st_mode) == 0o700
-    who = table(private / "logs" / "pseudonyms.tsv").set_index("participant_id")["pseudonym"]
-    assert who["sub-AdaLovelace"] in set(
-        table(home / "given/desc-dcl_embeddings.tsv")["participant_id"]
-    )
-    phenotypes, _ = load_embeddings(private)
-    assert "birthday" in phenotypes
-
-
 def test_shared_embeddings_are_read_without_phenotypes(home: Path) -> None:
     with pytest.warns(UserWarning, match="ids are pseudonyms"):
         found, matrix = load_embeddings(home / "given")
@@ -488,82 +766,14 @@ def test_shared_embeddings_are_read_without_phenotypes(home: Path) -> None:
     assert len(found) == len(matrix)
 
 
-def test_the_same_command_again_writes_nothing_but_the_record(
-    at_home: Path, tmp_path: Path, run: Callable[..., Any]
-) -> None:
+def test_the_same_command_again_writes_nothing(at_home: Path, run: Callable[..., Any]) -> None:
     def times() -> dict[str, int]:
-        return {
-            p.name: p.stat().st_mtime_ns
-            for p in (at_home / "given").rglob("*")
-            if p.is_file() and p.name != ".lock"
-        }
+        return {p.name: p.stat().st_mtime_ns for p in (at_home / "given").rglob("*") if p.is_file()}
 
     before = times()
-    words = ["study", at_home / "asylumfolder", at_home / "given", *WORDS]
-    done = run(*words, "--phenotypes", at_home / "payroll.tsv", "--share", *PARQUET)
+    done = run("share", at_home / "plainstudy", at_home / "given")
     assert done.status == 0, done.err
-    after = times()
-    assert {name for name in after if after[name] != before.get(name)} == {"run.json"}
-    record = json.loads((at_home / "given" / "logs" / "run.json").read_text())
-    assert all(stage["skipped"] for stage in record["stages"])
-    assert traces(at_home / "given", at_home) == {}
-
-
-def test_sharing_and_its_key_are_part_of_the_configuration(
-    at_home: Path, tmp_path: Path, run: Callable[..., Any]
-) -> None:
-    bids = at_home / "asylumfolder"
-    cases: list[tuple[list[Any], str]] = [
-        ([at_home / "given"], "share was True, is False"),
-        ([at_home / "plainstudy", "--share"], "share was False, is True"),
-        ([at_home / "given", "--share", "--share-key", tmp_path / "none"], "is missing. Put it"),
-        ([at_home / "given", "--share", "--work-dir", tmp_path / "w"], "private part of"),
-        ([tmp_path / "a", "--share", "--work-dir", tmp_path / "a" / "w"], "must not lie in"),
-        ([tmp_path / "a", "--share-key", tmp_path / "k"], "give both"),
-    ]
-    for words, message in cases:
-        done = run("embed", bids, *words)
-        assert done.status == 2
-        assert message in done.err
-    (tmp_path / "other").write_text("m" * 64)
-    (tmp_path / "other").chmod(0o600)
-    done = run("embed", bids, at_home / "given", "--share", "--share-key", tmp_path / "other")
-    assert done.status == 2
-    assert "another key" in done.err
-    done = run("index", bids, "--share")
-    assert done.status == 2
-    assert not (tmp_path / "none").exists()
-
-
-def test_a_stage_does_not_share_by_an_output_that_is_not_shared(
-    heads_made: Path, tmp_path: Path
-) -> None:
-    output = Output(heads_made, tmp_path / "out")
-    with (
-        pytest.raises(UsageError, match="whole output"),
-        output.writing(),
-        output.stage("embed", share=True),
-    ):
-        pass
-
-
-def test_a_refused_dataset_still_tells_what_became_of_its_images_without_names(
-    at_home: Path, tmp_path: Path, run: Callable[..., Any]
-) -> None:
-    out = tmp_path / "out"
-    done = run("pretrain", at_home / "asylumfolder", out, "--mask", "none", "--share", "--strict")
-    assert done.status == 3
-    assert "truncated" in set(table(out / "logs" / "inputs.tsv")["code"]) or "crc" in set(
-        table(out / "logs" / "inputs.tsv")["code"]
-    )
-    assert json.loads((out / "logs" / "run.json").read_text())["exit_status"] == 3
-    assert traces(out, at_home) == {}
-    assert (
-        "BlaisePascal"
-        in (tmp_path / "out-private")
-        .joinpath(next((tmp_path / "out-private").glob("study-*")).name, "logs", "inputs.tsv")
-        .read_text()
-    )
+    assert times() == before
 
 
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")

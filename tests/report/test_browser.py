@@ -30,6 +30,8 @@ from nidl_dcl.io.formats import (
 )
 from nidl_dcl.report.build import write_report
 
+pytestmark = pytest.mark.slow  # a browser starts
+
 ELSEWHERE = "http://elsewhere.example"
 PAYLOADS = (
     "<script>top.ran=1</script>",
@@ -213,8 +215,14 @@ def shared(output: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         about |= {"BlockSize": [24] * 3, "Stride": [12] * 3, "MeanOf": 48, "Participants": 6}
         about |= {"Task": "regression" if target == "Age" else "classification"}
         write_json(folder / f"figures/{stem}.json", about)
-        places = {"place": "front", "x": 1, "y": 2, "z": 3, "change": [0.8, 0.5, -0.2] * len(names)}
-        rows = pd.DataFrame({"output": np.repeat(names, 3), **places})
+        regions = {
+            "region": "front",
+            "x": 1,
+            "y": 2,
+            "z": 3,
+            "change": [0.8, 0.5, -0.2] * len(names),
+        }
+        rows = pd.DataFrame({"output": np.repeat(names, 3), **regions})
         write_tsv(folder / f"figures/{stem}.tsv", rows)
     return write_report(folder)
 
@@ -369,6 +377,7 @@ def test_points_tell_whose_they_are_and_their_values(tab: Tab, output: Path) -> 
     assert titles[0].startswith(f"{first['participant_id']} ses-1 · true {first['target']:g}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 400, 1280, 1400, 1920])
 @pytest.mark.parametrize("which", ["page", "hostile", "large", "shared"])
 def test_nothing_overflows(

@@ -172,8 +172,7 @@ def write_output(
                 "voxels": features + rng.standard_normal(features.shape),
             },
             site=sites if site else None,
-            seen=np.arange(n) % 8 > 0,
-            ids=images,
+            ids=images.assign(seen=np.arange(n) % 8 > 0),
             n_permutations=20,
         )
         stem = f"desc-dcl{target.capitalize()}"

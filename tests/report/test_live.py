@@ -9,23 +9,14 @@ from typing import Any
 import pytest
 
 from nidl_dcl.errors import UsageError
-from nidl_dcl.io.console import NullReporter
 from nidl_dcl.io.formats import write_json, write_text
-from nidl_dcl.output.folder import Output
 from nidl_dcl.report import live as live_page
 from nidl_dcl.report.build import is_under_way, write_report
 from nidl_dcl.report.live import LivePage
+from nidl_dcl.workflow.inputs import Study
 
 ZERO: Any = SimpleNamespace(is_global_zero=True)
 OTHER: Any = SimpleNamespace(is_global_zero=False)
-
-
-class Said(NullReporter):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def record(folder: Path, **more: Any) -> None:
@@ -44,7 +35,7 @@ def record(folder: Path, **more: Any) -> None:
 
 def test_a_page_in_progress_says_since_when_and_at_which_stage(tmp_path: Path) -> None:
     record(tmp_path)
-    LivePage(tmp_path, "dcl", NullReporter()).write()
+    LivePage(tmp_path, "dcl").write()
     text = (tmp_path / "report.html").read_text()
     assert (
         "Not finished: in progress since 2026-11-24 10:03 UTC, at this stage: pretraining" in text
@@ -54,7 +45,7 @@ def test_a_page_in_progress_says_since_when_and_at_which_stage(tmp_path: Path) -
 
 def test_the_final_page_has_no_such_line(tmp_path: Path) -> None:
     record(tmp_path)
-    live = LivePage(tmp_path, "dcl", NullReporter())
+    live = LivePage(tmp_path, "dcl")
     live.write()
     text = write_report(tmp_path).read_text()
     assert "Not finished" not in text
@@ -62,7 +53,7 @@ def test_the_final_page_has_no_such_line(tmp_path: Path) -> None:
 
 
 def test_before_the_first_stage_and_between_stages_the_page_says_so(tmp_path: Path) -> None:
-    live = LivePage(tmp_path, "dcl", NullReporter())
+    live = LivePage(tmp_path, "dcl")
     record(tmp_path, stages=[])
     live.write()
     assert "the inputs are checked" in (tmp_path / "report.html").read_text()
@@ -72,13 +63,13 @@ def test_before_the_first_stage_and_between_stages_the_page_says_so(tmp_path: Pa
 
 
 def test_it_is_needed_unless_a_finished_page_is_there(tmp_path: Path) -> None:
-    live = LivePage(tmp_path, "dcl", NullReporter())
+    live = LivePage(tmp_path, "dcl")
     assert live.is_needed
     write_report(tmp_path)
     assert not live.is_needed
     live.write()
     assert live.is_needed
-    assert LivePage(tmp_path, "dcl", NullReporter()).is_needed  # a killed run left its page
+    assert LivePage(tmp_path, "dcl").is_needed  # a killed run left its page
 
 
 def test_in_training_it_waits_thirty_seconds_and_fifty_times_its_cost(
@@ -92,7 +83,7 @@ def test_in_training_it_waits_thirty_seconds_and_fifty_times_its_cost(
 
     monkeypatch.setattr(live_page.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(live_page, "write_report", slow)
-    live = LivePage(tmp_path, "dcl", NullReporter())
+    live = LivePage(tmp_path, "dcl")
     for _ in range(4000):
         live.on_train_epoch_end(OTHER, ZERO)
         live.on_train_epoch_end(ZERO, ZERO)
@@ -109,24 +100,24 @@ def test_in_training_it_waits_thirty_seconds_and_fifty_times_its_cost(
 
 
 def test_a_page_that_cannot_be_written_is_told_and_ends_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(folder: Path, **more: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(live_page, "write_report", broken)
-    said = Said()
-    live = LivePage(tmp_path, "dcl", said)
-    live.write()
-    assert "No space left" in said.lines[0]
-    assert "the run goes on" in said.lines[0]
+    live = LivePage(tmp_path, "dcl")
+    with caplog.at_level("INFO", "nidl_dcl"):
+        live.write()
+    assert "No space left" in caplog.messages[0]
+    assert "the run continues" in caplog.messages[0]
     assert not live.written
 
 
 def test_an_error_is_told_on_a_page_in_progress_and_nowhere_else(tmp_path: Path) -> None:
     record(tmp_path)
     write_text(tmp_path / "report.html", "finished")
-    live = LivePage(tmp_path, "dcl", NullReporter())
+    live = LivePage(tmp_path, "dcl")
     with pytest.raises(ValueError, match="spoon"), live.following():
         raise ValueError("There is no <spoon>.")
     assert (tmp_path / "report.html").read_text() == "finished"
@@ -153,8 +144,8 @@ def test_a_study_has_a_page_before_its_first_stage(
 ) -> None:
     seen: list[str] = []
 
-    def pretrain(output: Output, *_: Any, **__: Any) -> None:
-        seen.append((output.path / "report.html").read_text("utf-8"))
+    def pretrain(study: Study, *_: Any, **__: Any) -> None:
+        seen.append((study.output.path / "report.html").read_text("utf-8"))
         raise UsageError("It ends here.")
 
     monkeypatch.setattr("nidl_dcl.workflow.study.pretrain", pretrain)

@@ -38,10 +38,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         baselines={"voxels": rng.standard_normal((n, 4))},
         site=pd.Series(rng.choice(["north", "south", "west"], n), name="hospital"),
         confounds=pd.DataFrame({"age": rng.uniform(20, 80, n)}),
-        seen=np.isin(np.arange(n), range(9, 48)),
         held_out=np.arange(n) >= 48,
-        persons=persons,
-        ids=pd.DataFrame({"participant_id": [f"sub-{i:03d}" for i in range(n)]}),
+        ids=pd.DataFrame(
+            {
+                "participant_id": [f"sub-{i:03d}" for i in range(n)],
+                "person_id": persons,
+                "seen": np.isin(np.arange(n), range(9, 48)),
+            }
+        ),
         n_permutations=20,
     )
     metrics = result.metrics

@@ -16,7 +16,7 @@ from made_images import brain, image, save
 from nidl_dcl.errors import NoRoomError
 from nidl_dcl.io.file_cache import FileMemory
 from nidl_dcl.volumes import cache as prepared
-from nidl_dcl.volumes.cache import PreparedVolumes, check_files, in_threads
+from nidl_dcl.volumes.cache import PreparedVolumes, check_files, thread_map
 from nidl_dcl.volumes.preparation import Origin, Preparation, prepare_volume
 
 RULES = Preparation((8, 8, 8), (8, 8, 8))
@@ -198,17 +198,17 @@ def test_several_processes_may_fill_one_cache(images, tmp_path):
 
 def test_checks_are_remembered_until_a_file_changes(images, tmp_path, monkeypatch):
     memory = FileMemory()
-    first = dict(check_files(images, memory, intensity="robust", workers=2))
-    assert [check.status for check in first.values()] == ["ok"] * 3
+    first = list(check_files(images, memory, intensity="robust", workers=2))
+    assert [check.status for check in first] == ["ok"] * 3
     opened = []
     real = prepared.check_volume
     monkeypatch.setattr(
         prepared, "check_volume", lambda path, **more: opened.append(path) or real(path, **more)
     )
     save(images[1], np.zeros((16, 16, 16)))
-    again = dict(check_files(images, memory, intensity="robust"))
+    again = list(check_files(images, memory, intensity="robust"))
     assert opened == [images[1]]
-    assert [again[i].code for i in range(3)] == ["ok", "constant", "ok"]
+    assert [check.code for check in again] == ["ok", "constant", "ok"]
     assert again[0].content == first[0].content != again[2].content
     assert again[0].coarsest == 2.0
 
@@ -218,7 +218,7 @@ def test_a_memory_of_another_shape_is_not_believed(images):
     list(check_files(images, memory, intensity="robust"))
     for entry in memory._known.values():
         entry[1][f"check {prepared._FORMAT} robust"] = {"status": "ok", "nonsense": 1}
-    assert [c.code for _, c in check_files(images, memory, intensity="robust")] == ["ok"] * 3
+    assert [c.code for c in check_files(images, memory, intensity="robust")] == ["ok"] * 3
 
 
 def test_an_interrupted_check_keeps_what_it_found(images, tmp_path, monkeypatch):
@@ -241,10 +241,10 @@ def test_threads_begin_nothing_after_the_caller_stopped():
         time.sleep(0.01)
         return number
 
-    with closing(in_threads(work, range(1000), 2)) as results:
+    with closing(thread_map(work, range(1000), 2)) as results:
         assert next(results) == 0
     assert len(begun) < 100
 
 
 def test_threads_give_results_in_order():
-    assert list(in_threads(lambda i: i * i, range(5), 3)) == [0, 1, 4, 9, 16]
+    assert list(thread_map(lambda i: i * i, range(5), 3)) == [0, 1, 4, 9, 16]

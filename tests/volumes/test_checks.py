@@ -8,7 +8,7 @@ import pytest
 from made_images import brain, image, save
 
 from nidl_dcl.io.file_cache import FileMemory
-from nidl_dcl.volumes.checks import check_images, copies, how_to_fetch, tell
+from nidl_dcl.volumes.checks import check_images, copies, how_to_fetch, record_checks
 from nidl_dcl.volumes.reading import Check
 
 OK = Check("ok", "ok", "")
@@ -98,7 +98,8 @@ def test_what_was_found_stands_in_the_row_of_the_image():
     inputs = pd.DataFrame(
         {"path": ["n/a", "b", "a"], "status": "ok", "code": "ok", "message": ""}, dtype="string"
     )
-    told = tell(inputs, table(("s", "a", None), ("s", "b", None)), [OK, Check("skip", "crc", "no")])
+    images = table(("s", "a", None), ("s", "b", None))
+    told = record_checks(inputs, images, [OK, Check("skip", "crc", "no")])
     assert list(told["code"]) == ["ok", "crc", "ok"]
     assert list(inputs["code"]) == ["ok"] * 3
 

@@ -85,13 +85,13 @@ def test_held_out_participants_whom_a_model_saw_are_refused(seen, contents, word
         {
             "participant_id": ["sub-1", "sub-1", "sub-2", "sub-3"],
             "split": ["holdout", "holdout", "holdout", "train"],
+            "content": ["c0", "c1", "c2", "c3"],
         }
     )
-    voxels = ["c0", "c1", "c2", "c3"]
-    refuse_seen(images, voxels, exposure_of(["sub-3"], ["c3"], "s"), Path("m"))
-    refuse_seen(images, voxels, {}, Path("m"))
+    refuse_seen(images, exposure_of(["sub-3"], ["c3"], "s"), Path("m"))
+    refuse_seen(images, {}, Path("m"))
     with pytest.raises(UsageError) as error:
-        refuse_seen(images, voxels, exposure_of(seen, contents, "s"), Path("m"))
+        refuse_seen(images, exposure_of(seen, contents, "s"), Path("m"))
     assert words in str(error.value)
 
 

@@ -175,6 +175,7 @@ def test_files_that_are_written_together_are_all_old_or_all_new_wherever_the_wri
     assert allowed == 5  # two files, the folder, and two files to their places
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "after",
     [
@@ -220,10 +221,7 @@ def test_a_study_killed_between_two_files_of_a_stage_writes_the_others_when_it_g
 # -- checkpoints and the curve -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["cut", "empty", "no note", "odd note", "other bytes"],
-)
+@pytest.mark.parametrize("damage", ["cut", "empty", "no note", "odd note", "other bytes"])
 def test_a_damaged_last_checkpoint_is_said_and_the_one_before_is_used(
     damage: str, tmp_path: Path
 ) -> None:
@@ -451,7 +449,7 @@ def test_a_signal_whose_exception_python_ignores_comes_again(heads_made: Path) -
     script = f"""
         import os, signal, sys, time, weakref
         from nidl_dcl import cli
-        from nidl_dcl.workflow import study as stages
+        from nidl_dcl.workflow import inputs
         class Thing: pass
         def index(*args, **kwargs):
             thing = Thing()
@@ -461,7 +459,7 @@ def test_a_signal_whose_exception_python_ignores_comes_again(heads_made: Path) -
             reference = weakref.ref(thing, gone)
             del thing
             time.sleep(60)
-        stages.index = index
+        inputs.index = index
         cli.main(["index", {str(heads_made)!r}])
     """
     done = subprocess.run(
@@ -538,12 +536,7 @@ def test_each_line_of_a_log_has_time_stage_and_memory_and_the_last_says_how_it_e
     assert memory == sorted(memory)
     assert 100 < memory[-1] < 5000
     text = log.read_text()
-    for words in (
-        "training: 4 of 4",
-        "preparing volumes: 13 of 13",
-        "embed: done in",
-        "commit: ",
-    ):
+    for words in ("training: 4 of 4", "preparing volumes: 13 of 13", "embed: done in", "commit: "):
         assert words in text
     assert lines[-1].endswith("Done: exit status 0.")
 
@@ -579,7 +572,7 @@ def test_the_log_of_a_failed_run_has_the_traceback_and_ends_with_what_to_do(
 
 
 def test_the_record_names_the_commit_of_a_source_tree_and_none_elsewhere(tmp_path: Path) -> None:
-    from nidl_dcl.output.folder import _commit
+    from nidl_dcl.output.run_record import _commit
 
     assert _commit(tmp_path) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]

@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from nidl_dcl.evaluation.occlusion import (
     spread_changes,
 )
 from nidl_dcl.evaluation.readout import FittedReadout, fit_readout
+from nidl_dcl.evaluation.readout_file import read_readout, write_readout
 from nidl_dcl.evaluation.targets import read_target
 from nidl_dcl.models.encoders import StridedCNN
 from nidl_dcl.report.occlusion import _draw
@@ -179,7 +181,7 @@ def test_changes_are_those_of_the_predictions_themselves():
 def test_an_untrained_network_with_a_readout_finds_the_place_too():
     volumes, y = driven(80, AT)
     model = DCL(StridedCNN(width=8), proj_input_dim=128, random_state=0, enable_progress_bar=False)
-    model.__dict__["_fitted"] = True
+    model.fitted = True
 
     def embed(loader: Any) -> np.ndarray:
         return model.transform(loader).numpy()
@@ -276,11 +278,11 @@ def test_a_study_writes_a_map_a_table_and_what_they_mean(looked):
 
 def test_the_brain_behind_the_maps_is_the_mean_of_all(looked):
     from nidl_dcl.models.serialization import load_model
-    from nidl_dcl.workflow.factory import data_module
+    from nidl_dcl.workflow.factory import data_module, image_table
     from nidl_dcl.workflow.options import DataOptions, RunOptions
 
     contract = load_model(looked[1] / "models/desc-dcl").preparation
-    module = data_module(looked[0], DataOptions(), RunOptions(), preparation=contract)
+    module = data_module(image_table(looked[0], DataOptions()), RunOptions(), preparation=contract)
     module.setup()
     mean = np.mean([module.volumes[i][0].numpy() for i in range(len(module.images))], axis=0)
     found = nib.load(looked[1] / "figures/desc-dcl_meanbrain.nii.gz").get_fdata()
@@ -346,10 +348,11 @@ def test_a_study_without_the_option_has_no_map_and_says_how_to_get_one(copied, r
 def test_a_map_does_not_outlive_its_readout(copied, run):
     bids, out = copied
     file = out / "models/desc-dcl/desc-dclAge_readout.json"
-    kept = json.loads(file.read_text())
+    kept = read_readout(file)
     assert run("predict", bids, out, "--target", "age", "sex").status == 0
     assert len(maps_of(out)) == 9  # of the same readout they stay
-    file.write_text(json.dumps(kept | {"intercept": [kept["intercept"][0] + 1]}))
+    changed = replace(kept.linear, intercept=kept.linear.intercept + 1)
+    write_readout(file, replace(kept, linear=changed))
     assert run("predict", bids, out, "--target", "age", "sex").status == 0
     left = [path.name for path in (out / "figures").glob("*occlusion*")]
     assert left
@@ -402,7 +405,7 @@ def test_what_maps_say_is_hostile_until_escaped(copied, run):
     file = out / "figures/desc-dclSex_occlusion.json"
     about = json.loads(file.read_text())
     evil = '"><script>alert(1)</script>'
-    about["Outputs"][0] |= {"Name": evil, "Units": evil, "PeakPlace": evil, "Sentences": [evil]}
+    about["Outputs"][0] |= {"Name": evil, "Units": evil, "PeakRegion": evil, "Sentences": [evil]}
     about |= {"Space": evil, "Baseline": evil, "Positive": evil}
     file.write_text(json.dumps(about))
     assert run("report", bids, out).status == 0

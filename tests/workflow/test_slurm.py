@@ -70,8 +70,7 @@ def test_shellcheck_has_nothing_to_say() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("script", "shape"),
-    [("one_node.sh", "1 2 1"), ("several_nodes.sh", "2 1 1")],
+    ("script", "shape"), [("one_node.sh", "1 2 1"), ("several_nodes.sh", "2 1 1")]
 )
 def test_a_training_by_slurm_ends_with_a_model(
     script: str, shape: str, cluster: dict[str, str], heads_made: Path, tmp_path: Path
@@ -113,7 +112,6 @@ def test_a_job_array_and_its_merge_embed_everyone(
     assert "13 images of 10 participants, 0 computed now" in done.stderr
     table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
     assert table["participant_id"].nunique() == 10
-    assert len(json.loads((out / "logs" / "run.json").read_text())["parts"]) == 3
     assert (out / "figures" / "embedding_2d.tsv").is_file()
 
 
@@ -139,4 +137,4 @@ def test_a_preempted_job_is_put_back_and_goes_on(
     assert (tmp_path / "scontrol").read_text().startswith("requeue ")
     done = sbatch(cluster, "requeue.sh", *words)
     assert done.returncode == 0, done.stderr
-    assert "Training goes on from step" in done.stderr
+    assert "Training resumes at step" in done.stderr

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,9 +22,10 @@ import pytest
 from conftest import TWO_EPOCHS, give, write_heads
 
 from nidl_dcl import BIDSDataModule
+from nidl_dcl.data import image_table
 from nidl_dcl.errors import InputsUnusableError
+from nidl_dcl.workflow.dry_run import dry_run
 from nidl_dcl.workflow.options import DataOptions, RunOptions
-from nidl_dcl.workflow.study import dry_run
 
 SIXTEEN_EPOCHS = ("--target", "age", "--spacing", "8", "--max-epochs", "16", "--batch-size", "4")
 VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
@@ -159,11 +161,31 @@ def test_the_same_command_again_changes_nothing(
     assert "half the labels" in done.out
     after = files_of(copied)
     assert {n for n in after if after[n] != before.get(n)} <= {
-        *("logs/run.json", "code/config.yaml"),
+        *("logs/run.json", "code/config.yaml")
     }
     record = record_of(copied)
     assert all(stage["skipped"] for stage in record["stages"])
     assert [stage["skipped"] for stage in record["earlier"][0]["stages"]] == [False] * 4
+
+
+def test_all_stages_of_a_study_read_the_dataset_once(
+    copied: Path, heads_made: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+    for name in ("find_images", "check_images", "read_phenotypes"):
+        original = getattr(image_table, name)
+
+        def counted(*args: Any, name: str = name, original: Any = original, **more: Any) -> Any:
+            calls[name] += 1
+            return original(*args, **more)
+
+        monkeypatch.setattr(image_table, name, counted)
+    (copied / "desc-dclAge_metrics.json").unlink()
+    done = run("study", heads_made, copied, "--target", "age", "sex", *TWO_EPOCHS)
+    assert done.status == 0, done.err
+    stages = [stage["name"] for stage in record_of(copied)["stages"]]
+    assert stages == ["pretrain", "embed", "predict", "report"]
+    assert calls == {"find_images": 1, "check_images": 1, "read_phenotypes": 1}
 
 
 @pytest.mark.parametrize(
@@ -175,6 +197,7 @@ def test_the_same_command_again_changes_nothing(
             for lost in (
                 *("report.html", "desc-dclSex_predictions.tsv", "desc-dcl_embeddings.tsv"),
                 *("models/desc-dcl/desc-dclSex_readout.json", "logs/quality.tsv"),
+                "models/desc-dcl/desc-dclSex_readout.safetensors",
                 *("figures/average.npy", "figures/outliers.tsv", "figures/outlier_1.png"),
                 *("logs/inputs.tsv", "descriptions.tsv"),
             )
@@ -659,11 +682,7 @@ def studied_for_long(heads_made: Path, tmp_path_factory: pytest.TempPathFactory)
     ("stop", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
 def test_a_stopped_study_goes_on_and_ends_with_the_same_embeddings(
-    stop: signal.Signals,
-    status: int,
-    heads_made: Path,
-    studied_for_long: Path,
-    tmp_path: Path,
+    stop: signal.Signals, status: int, heads_made: Path, studied_for_long: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     command = [

@@ -1,0 +1,72 @@
+"""Lightning trainers of a fit and of an encoding, from the arguments of an estimator."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch import nn
+
+from nidl_dcl.models.arguments import TRAINER_OPTIONS
+
+
+def training_trainer(module: nn.Module, arguments: Mapping[str, Any]) -> L.Trainer:
+    """Return the trainer of a fit, with batch statistics synchronized where that is possible."""
+    options = trainer_options(arguments)
+    normalized = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+    if normalized:
+        options.setdefault("sync_batchnorm", torch.cuda.is_available())
+    trainer = L.Trainer(**options)
+    if normalized and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        if trainer.is_global_zero:
+            warnings.warn(
+                "Batch normalization cannot be synchronized on the CPU: each process "
+                "normalizes by its own part of a batch, so results depend on their number.",
+                stacklevel=3,
+            )
+        if options["sync_batchnorm"]:
+            trainer = L.Trainer(**{**options, "sync_batchnorm": False})
+    return trainer
+
+
+def inference_trainer(arguments: Mapping[str, Any], callback: L.Callback) -> L.Trainer:
+    """Return the trainer of an encoding, which writes nothing and calls `callback` alone."""
+    options = {
+        **trainer_options(arguments),
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "callbacks": [callback],
+    }
+    for name in ("fast_dev_run", "limit_predict_batches", "overfit_batches", "profiler"):
+        options.pop(name, None)
+    trainer = L.Trainer(**options)
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        # Spawned processes cannot hand rows back; one process gives the same rows.
+        trainer = L.Trainer(**{**options, "strategy": "auto", "devices": 1})
+    return trainer
+
+
+def trainer_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that Lightning's Trainer takes, over the defaults of this package."""
+    given = {name: value for name, value in arguments.items() if name in TRAINER_OPTIONS}
+    callbacks = given.get("callbacks") or []
+    callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+    options = {
+        "logger": False,
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        **given,
+        "callbacks": callbacks,
+        # The loaders are sharded already, and Lightning's sampler would repeat samples to fill up
+        # the last batch: they would be negatives of themselves.
+        "use_distributed_sampler": False,
+    }
+    if sys.platform == "darwin" and options.get("accelerator", "auto") == "auto":
+        options["accelerator"] = "cpu"  # Apple's GPU, not tried yet, has to be asked for
+    return options

@@ -1,0 +1,77 @@
+"""What makes an output folder a BIDS derivative: its description, README and label table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from nidl_dcl._version import __version__
+from nidl_dcl.io.formats import read_json, to_json, utc_now, write_json, write_text, write_tsv
+from nidl_dcl.models.model_card import METHOD
+
+
+def describe_folder(folder: Path, bids_dir: Path) -> None:
+    """Write the files of a BIDS derivative, made from a dataset, that are missing in a folder."""
+    try:
+        name = str(read_json(bids_dir / "dataset_description.json")["Name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        name = bids_dir.name
+    title, readme = f"nidl_dcl embeddings of {name}", _template("README.md", source=name)
+    _write_missing(folder, title, readme, os.path.relpath(bids_dir, folder))
+
+
+def describe_copy(folder: Path, link: str) -> None:
+    """Write these files into a shared copy, where a URI stands for the dataset."""
+    readme = _template("README.md", source="(not named)") + _template("SHARED.md")
+    _write_missing(folder, "nidl_dcl embeddings", readme, link)
+
+
+def _write_missing(folder: Path, title: str, readme: str, link: str) -> None:
+    description = {
+        "Name": title,
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "License": "n/a",
+        "GeneratedBy": [
+            {
+                "Name": "nidl_dcl",
+                "Version": __version__,
+                "Description": "Decoupled contrastive learning of brain MRI",
+            }
+        ],
+        "SourceDatasets": [{"URL": link}],
+        "DatasetLinks": {"raw": link},
+    }
+    files = {
+        "dataset_description.json": to_json(description),
+        "README.md": readme,
+        "CHANGES": f"{__version__} {utc_now()[:10]}\n - Written by nidl_dcl {__version__}.\n",
+        ".bidsignore": _template("bidsignore"),
+        "logs/CITATION.md": _template("CITATION.md", version=__version__, method=METHOD),
+    }
+    for file, text in files.items():
+        if not (folder / file).exists():
+            write_text(folder / file, text)
+
+
+def write_descriptions(folder: Path, label: str) -> None:
+    """Write the BIDS table that says what ``desc-<label>`` means."""
+    path, sidecar = folder / "descriptions.tsv", folder / "descriptions.json"
+    rows = {label: "Decoupled contrastive learning embeddings and their predictions"}
+    if path.is_file():
+        known = pd.read_csv(path, sep="\t", dtype=str)
+        before = dict(zip(known["desc_id"].str[5:], known["description"], strict=True))
+        if label in before and sidecar.is_file():
+            return
+        rows = {**before, **rows}
+    table = [(f"desc-{name}", text) for name, text in rows.items()]
+    write_tsv(path, pd.DataFrame(table, columns=["desc_id", "description"]))
+    columns = {"desc_id": "Label in file names", "description": "What files with the label hold"}
+    write_json(sidecar, {name: {"Description": text} for name, text in columns.items()})
+
+
+def _template(name: str, **values: str) -> str:
+    text = (Path(__file__).parent / "templates" / name).read_text("utf-8")
+    return text.format(**values) if values else text
