@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -95,6 +96,51 @@ def index(
     from nidl_dcl.workflow.inputs import index
 
     sys.stdout.write(index(bids_dir, data, run, check=check))
+
+
+@app.command(usage="Usage: nidl-dcl preprocess BIDS_DIR OUTPUT_DIR [OPTIONS]")
+def preprocess(
+    bids_dir: _BidsDir,
+    output_dir: _OutputDir,
+    *,
+    data: _Data = DataOptions(),  # noqa: B008
+    run: _Run = RunOptions(),  # noqa: B008
+) -> None:
+    """Make masked, aligned brains of raw scans, as a BIDS derivative with a report.
+
+    A study does so by itself. With --participant-label or --session-label many such commands may run
+    at once; one without labels, at the end, writes the tables and the report of all.
+    """
+    from nidl_dcl.output.description import describe_brains
+    from nidl_dcl.workflow.dry_run import preprocessing_lines
+    from nidl_dcl.workflow.study import preprocess
+
+    if data.preprocess == "none":
+        raise UsageError("preprocess with --preprocess none would do nothing.")
+    if data.preprocess == "auto":
+        data = replace(data, preprocess="align")
+    if run.dry_run:
+        _write_lines(preprocessing_lines(bids_dir, output_dir, data, run))
+        return
+    study = _open(bids_dir, output_dir, data, run, describe=describe_brains)
+    if study.selection:
+        with study.output.logging():
+            preprocess(study)
+    elif _is_not_first():
+        return
+    try:
+        with study.output.writing():
+            page = preprocess(study)
+    except OutputInUseError as error:
+        if not study.selection:
+            raise
+        _LOGGER.info(
+            f"{error} The images of this selection are preprocessed; `nidl-dcl preprocess` without "
+            "labels writes the tables of all."
+        )
+        return
+    _validate(study)
+    sys.stdout.write(f"{page}\n")
 
 
 @app.command(usage="Usage: nidl-dcl pretrain BIDS_DIR OUTPUT_DIR [OPTIONS]")
@@ -461,6 +507,7 @@ def _open(
     run: RunOptions,
     *more: Any,
     trust: list[str] | None = None,
+    **description: Any,
 ) -> Any:
     """Return the study that a command works on."""
     from nidl_dcl.workflow.study import open_study
@@ -468,7 +515,9 @@ def _open(
     _refuse_dry_run(run)
     _set_threads(run)
     command = ["nidl-dcl", *sys.argv[1:]]
-    return open_study(bids_dir, output_dir, data, run, *more, trust=trust or (), command=command)
+    return open_study(
+        bids_dir, output_dir, data, run, *more, trust=trust or (), command=command, **description
+    )
 
 
 def _refuse_dry_run(run: RunOptions) -> None:

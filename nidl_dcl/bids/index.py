@@ -123,6 +123,8 @@ def find_images(
     filters: Mapping[str, Any] | None = None,
     select: str = "all",
     mask: str = "auto",
+    all_masked: bool = True,
+    leave_out: Path | None = None,
     progress: Progress | None = None,
 ) -> DatasetIndex:
     """Return the images of a BIDS dataset, their masks, and every candidate with its status.
@@ -149,6 +151,10 @@ def find_images(
     mask : str, default="auto"
         ``"auto"``: the brain masks of the one derivative that has them, used when every image has
         one; ``"none"``; or the name of a derivative.
+    all_masked : bool, default=True
+        Whether it is an error when only some images have a mask.
+    leave_out : Path, optional
+        A derivative that is not looked at.
     progress : callable, optional
         Called with ("indexing", participants done, participants in total), now and then.
 
@@ -166,6 +172,7 @@ def find_images(
     participants = _labels(participant_label, "sub-")
     sessions = _labels(session_label, "ses-")
     datasets = named_datasets(root, derivatives)
+    datasets = {name: path for name, path in datasets.items() if path != leave_out}
     home, found = search_datasets(
         datasets,
         derivatives,
@@ -197,7 +204,9 @@ def find_images(
     found.candidates = _in_order(found.candidates)
     usable = found.usable
     base = _relative(found.root, root)
-    masks = pair_masks(usable, layout_preset, home, datasets, mask, progress=progress)
+    masks = pair_masks(
+        usable, layout_preset, home, datasets, mask, complete=all_masked, progress=progress
+    )
     inputs = _inputs(found, base, known if participants is None else known & participants, table)
     return DatasetIndex(
         root, _images(usable, base, home, masks, datasets, root), inputs, found.kept, datasets

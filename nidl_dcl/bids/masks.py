@@ -26,6 +26,7 @@ def pair_masks(
     datasets: Mapping[str, Path],
     mask: str,
     *,
+    complete: bool = True,
     progress: Progress | None = None,
 ) -> tuple[str, Pairs] | None:
     """Return the derivative whose masks are used, and the mask of each image.
@@ -45,6 +46,8 @@ def pair_masks(
         Roots by name: the raw dataset and the derivatives.
     mask : str
         ``"auto"``, ``"none"`` or the name of a dataset.
+    complete : bool, default=True
+        Whether all images must have a mask.
     progress : callable, optional
         As in `walk.DatasetWalker`.
 
@@ -102,7 +105,7 @@ def pair_masks(
         )
     name, pairs = next(iter(held.items()))
     have = sum(pair is not None for pair in pairs)
-    if have < len(images):
+    if complete and have < len(images):
         lacking = next(c.path for c, pair in zip(images, pairs, strict=True) if pair is None)
         raise UsageError(
             f"{have} of {len(images)} images have a brain mask in {name!r}; {lacking}, for one, "

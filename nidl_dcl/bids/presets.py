@@ -45,10 +45,24 @@ class Preset:
     masks: str = "any"
 
     @property
+    def is_native(self) -> bool:
+        """Whether the images are scans in their own space, which the program can preprocess."""
+        return (
+            self.kind == "intensity"
+            and self.space == "native"
+            and self.entities.get("space") is None
+            and not self.stripped
+            and self.folders == _BIDS
+        )
+
+    @property
     def rule(self) -> str:
         """The intensity rule of `preparation.Preparation` for this kind."""
         return "robust" if self.kind == "intensity" else self.kind
 
+
+PREPROCESSED_SPACE = "MNI152NLin2009aSym"
+"""Space of the template that the program aligns to (nilearn's), by its BIDS name."""
 
 _FMRIPREP = ("fmriprep", "smriprep")
 _MNI = "MNI152NLin2009cAsym"
@@ -57,6 +71,20 @@ _OPENBHB = tuple(f"{split}derivatives/sub-*/ses-*" for split in ("", "train/", "
 PRESETS: dict[str, Preset] = {
     "raw-t1w": Preset("T1-weighted images of a raw BIDS dataset"),
     "mp2rage": Preset("MP2RAGE uniform images (UNIT1) of a raw BIDS dataset", suffix="UNIT1"),
+    "preprocessed": Preset(
+        "`nidl-dcl preprocess`: T1w brains aligned to MNI space, skull-stripped",
+        entities={"desc": "preproc", "space": PREPROCESSED_SPACE},
+        derivatives=("preproc", "nidl_dcl", "nidl-dcl"),
+        masks="own",
+        stripped=True,
+    ),
+    "preprocessed-native": Preset(
+        "`nidl-dcl preprocess --preprocess strip`: T1w brains in their own space, skull-stripped",
+        entities={"desc": "preproc", "space": None},
+        derivatives=("preproc", "nidl_dcl", "nidl-dcl"),
+        masks="own",
+        stripped=True,
+    ),
     "fmriprep-mni": Preset(
         "fMRIPrep or sMRIPrep: preprocessed T1w in MNI space, not skull-stripped",
         entities={"desc": "preproc", "space": _MNI},

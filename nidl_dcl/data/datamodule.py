@@ -240,7 +240,9 @@ class BIDSDataModule(L.LightningDataModule):
             paths = [self.table.root / path for path in images["path"]]
             at = int(np.argmax(images["voxel_mm"]))
             coarsest = float(images["voxel_mm"].iloc[at])
-            origin = origin_of(images["path"], PRESETS[self.table.preset], coarsest)
+            origin = origin_of(
+                images["path"], PRESETS[self.table.preset], coarsest, self.table.preprocessing
+            )
             if self.given_preparation is not None:
                 require_contract(
                     self.given_preparation,

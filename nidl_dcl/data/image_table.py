@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 from joblib import cpu_count
 
-from nidl_dcl.bids.index import DatasetIndex, find_images
+from nidl_dcl.bids.index import INPUT_COLUMNS, DatasetIndex, find_images
 from nidl_dcl.bids.phenotypes import read_phenotypes
 from nidl_dcl.bids.presets import PRESETS
 from nidl_dcl.data.grouping import connected_groups
+from nidl_dcl.data.preprocessed import PreprocessedImages, read_measures
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.io.file_cache import FileMemory
 from nidl_dcl.status import Check, UnreadableVolumeError
@@ -53,6 +54,9 @@ class ImageTable:
         "auto", "none", or the derivative that holds the brain masks.
     phenotypes : sequence of path, optional
         Further tables, besides those of the dataset.
+    preprocessed : PreprocessedImages, optional
+        Brains that are used instead of the dataset's own images. `preset` and `derivatives` are then
+        those of the brains.
     max_skipped : float, default=0.1
         Largest share of the candidate images that may be unusable.
     work_dir : path, optional
@@ -68,6 +72,8 @@ class ImageTable:
         How many images each step of the selection left.
     notes : list of str
         How the phenotype tables were read.
+    preprocessing : {"none", "strip", "rigid", "align"}
+        What the program did to the images before. Known after `check`.
     matches : DataFrame
         Whom the rows of the phenotype tables belong to.
     """
@@ -85,6 +91,7 @@ class ImageTable:
         intensity: str = "auto",
         mask: str = "auto",
         phenotypes: Sequence[str | Path] = (),
+        preprocessed: PreprocessedImages | None = None,
         max_skipped: float = 0.1,
         work_dir: str | Path | None = None,
         progress: Progress | None = None,
@@ -103,6 +110,8 @@ class ImageTable:
         }
         self.mask = mask
         self.phenotype_files = [Path(file) for file in phenotypes]
+        self.preprocessed = preprocessed
+        self.preprocessing = "none"
         self.max_skipped = max_skipped
         self.work_dir = None if work_dir is None else Path(work_dir)
         self.progress = progress or (lambda what, done, total: None)
@@ -124,7 +133,8 @@ class ImageTable:
 
         ``participant_id session_id run path source mask_path``; ``person_id``: the participant that
         stands for all who share an image; ``content``: checksum of the voxels, which copies share;
-        ``voxel_mm``: longest side of a voxel in the file; then the phenotypes.
+        ``voxel_mm``: longest side of a voxel in the file; ``brain_ml``, if the program aligned the
+        images affinely: volume of the brain before; then the phenotypes.
         """
         self.check()
         assert self._images is not None
@@ -179,12 +189,24 @@ class ImageTable:
         if self.work_dir is not None and not self.work_dir.exists():
             # Prepared heads have faces. A folder that is there keeps the rights it was given.
             self.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.preprocessed is not None and self.preprocessed.scans["brain"].isna().all():
+            self._inputs = self.preprocessed.scans[INPUT_COLUMNS].astype("string")
+            self._refuse_unusable(self._inputs, 0, "")
         with warnings.catch_warnings():
             # Joining the tables, below, refuses one that cannot be read.
             warnings.filterwarnings("ignore", "participants.tsv is not used")
             index = find_images(
                 self.bids_dir, **self.selection, mask=self.mask, progress=self.progress
             )
+        if self.preprocessed is not None:
+            index = self.preprocessed.in_place_of_scans(index)
+            self.preprocessing = self.preprocessed.mode
+        elif self.preset.startswith("preprocessed") and len(index.images):
+            self.preprocessing, volumes = read_measures(index)
+            if volumes:
+                index.images["brain_ml"] = volumes
+        if self.preprocessing != "align":  # otherwise images keep their size
+            index.images.drop(columns="brain_ml", errors="ignore", inplace=True)
         self.root = index.root
         images = index.images.reset_index(drop=True)
         found = check_images(

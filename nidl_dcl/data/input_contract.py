@@ -15,7 +15,9 @@ _COARSER = 1.25
 """How much coarser images may be than those a model was trained on, or than its own voxels."""
 
 
-def origin_of(paths: pd.Series, preset: Preset, coarsest: float) -> Origin:
+def origin_of(
+    paths: pd.Series, preset: Preset, coarsest: float, preprocessing: str = "none"
+) -> Origin:
     """Return contrast, space and stripping of the images of a dataset, from their names.
 
     Parameters
@@ -26,6 +28,8 @@ def origin_of(paths: pd.Series, preset: Preset, coarsest: float) -> Origin:
         Of the dataset: what the names do not tell.
     coarsest : float
         Longest side of a voxel, in mm.
+    preprocessing : {"none", "strip", "rigid", "align"}
+        What the program did to them before.
     """
     names = paths.astype(str).str.rpartition("/")[2]
     spaces = names.str.extract("_space-([a-zA-Z0-9+]+)", expand=False).fillna(preset.space)
@@ -35,6 +39,7 @@ def origin_of(paths: pd.Series, preset: Preset, coarsest: float) -> Origin:
         space="+".join(sorted(set(spaces))),
         stripped=preset.stripped,
         coarsest=coarsest,
+        preprocessing=preprocessing,
     )
 
 
@@ -88,13 +93,19 @@ def require_contract(
     if _family(trained_on.space) != _family(origin.space):
         raise UsageError(
             f"The model was trained on images in the space {trained_on.space} and these are in "
-            f"{origin.space}. {presets}"
+            f"{origin.space}. {_how_to_align(trained_on)}{presets}"
         )
     if trained_on.stripped != origin.stripped and not contract.masked:
         kinds = ("with skull", "without skull")
         raise UsageError(
             f"The model was trained on images {kinds[trained_on.stripped]} and these are "
-            f"{kinds[origin.stripped]}. {presets}"
+            f"{kinds[origin.stripped]}. {_how_to_align(trained_on)}{presets}"
+        )
+    done = {trained_on.preprocessing, origin.preprocessing} - {"none"}
+    if len(done) == 2:  # of images that others prepared, their space is known alone
+        raise UsageError(
+            f"The model was trained on images after --preprocess {trained_on.preprocessing} and "
+            f"these are after --preprocess {origin.preprocessing}. Use --preprocess auto."
         )
     allowed = _COARSER * max(trained_on.coarsest, *contract.spacing)
     if origin.coarsest > allowed:
@@ -106,6 +117,13 @@ def require_contract(
             "such images out (--participant-label, --session-label, --bids-filter-file), or train a "
             "model with a --spacing that suits them."
         )
+
+
+def _how_to_align(trained_on: Origin) -> str:
+    """Return what makes such images of scans, if the program does."""
+    if trained_on.preprocessing == "none":
+        return ""
+    return f"Of scans, --preprocess auto (or {trained_on.preprocessing}) makes such images. "
 
 
 def _family(space: str) -> str:

@@ -14,12 +14,24 @@ from nidl_dcl.models.model_card import METHOD
 
 def describe_folder(folder: Path, bids_dir: Path) -> None:
     """Write the files of a BIDS derivative, made from a dataset, that are missing in a folder."""
-    try:
-        name = str(read_json(bids_dir / "dataset_description.json")["Name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        name = bids_dir.name
+    name = _name_of(bids_dir)
     title, readme = f"nidl_dcl embeddings of {name}", _template("README.md", source=name)
     _write_missing(folder, title, readme, os.path.relpath(bids_dir, folder))
+
+
+def describe_brains(folder: Path, bids_dir: Path) -> None:
+    """Write these files into a derivative of preprocessed images, which is inside of another one."""
+    name = _name_of(bids_dir)
+    title, readme = f"Preprocessed images of {name}", _template("BRAINS.md", source=name)
+    _write_missing(folder, title, readme, os.path.relpath(bids_dir, folder))
+
+
+def _name_of(bids_dir: Path) -> str:
+    """Return the name of a dataset, or that of its folder."""
+    try:
+        return str(read_json(bids_dir / "dataset_description.json")["Name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return bids_dir.name
 
 
 def describe_copy(folder: Path, link: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from nidl_dcl.output.run_log import RunLog
 from nidl_dcl.output.run_record import RunRecord
 from nidl_dcl.output.sharing_rules import is_shared
 
-_COMMANDS = ("pretrain", "embed", "predict", "report", "study", "demo", "participant", "group")
+_COMMANDS = ("preprocess", "pretrain", "embed", "predict", "report", "study", "demo", "participant", "group")
 
 
 class Output:
@@ -37,6 +37,8 @@ class Output:
         For the record.
     config : mapping
         For the record.
+    describe : callable
+        Writes the description of the derivative; called with the folder and the dataset.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Output:
         work_dir: Path | None = None,
         command: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
+        describe: Callable[[Path, Path], None] = describe_folder,
     ) -> None:
         check_paths(bids_dir, output_dir)
         if is_shared(output_dir):
@@ -59,6 +62,7 @@ class Output:
         self.work = self.path / ".work" if work_dir is None else work_dir.resolve()
         self.record = RunRecord(command, config)
         self.worked = False  # whether any stage had something to do
+        self._describe = describe
         self._log: RunLog | None = None
         self._lock: Lock | None = None
         self._folder: tuple[int, int] | None = None
@@ -79,7 +83,7 @@ class Output:
         self.path.mkdir(parents=True, exist_ok=True)
         with held(self.path / ".lock") as self._lock:
             self._folder = _identity(self.path)
-            describe_folder(self.path, self.bids_dir)
+            self._describe(self.path, self.bids_dir)
             self.record.follow_earlier(self._record_file)
             try:
                 with self.logging():
@@ -122,6 +126,7 @@ class Output:
         try:
             with self.record.stage(name) as entry:
                 self.save_record()  # so that a killed run shows where it was
+                before = self._log.stage if self._log is not None else ""
                 if self._log is not None:
                     self._log.stage = name
                     self._log.write(f"{name}: begins")
@@ -136,6 +141,7 @@ class Output:
         if self._log is not None:
             what = "nothing to do" if entry["skipped"] else "done"
             self._log.write(f"{name}: {what} in {entry['seconds']} s")
+            self._log.stage = before  # of a stage around this one
 
     def save_record(self) -> None:
         """Write ``logs/run.json``, while this process holds the folder.

@@ -45,6 +45,7 @@ class Origin:
     space: str  # native, or the template whose space they are in
     stripped: bool = False  # without skull already when they were read
     coarsest: float = 0.0  # longest side of a voxel among all images, in mm
+    preprocessing: str = "none"  # by this program before that: strip, rigid or align
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,7 +111,8 @@ def _model_to_use(study: Study, given: Path | None) -> Path:
             f"{study.output.path} has no model {study.run.model_name!r}. Run `nidl-dcl pretrain`, "
             "or give --model FOLDER."
         )
-    return study.model_folder if given is None else given
+    study.model = study.model_folder if given is None else given
+    return study.model
 
 
 def _open(study: Study, source: Path) -> tuple[Any, BIDSDataModule]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.image_table import ImageTable
+from nidl_dcl.data.preprocessed import DERIVATIVE, PreprocessedImages, preset_of
 from nidl_dcl.errors import UsageError
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import read_json
@@ -26,7 +27,12 @@ _MODEL_RESULT = ("encoder", "views", "max_epochs", "batch_size", "temperature", 
 
 
 def image_table(
-    bids_dir: Path, data: DataOptions, *, work: Path | None = None, max_skipped: float | None = None
+    bids_dir: Path,
+    data: DataOptions,
+    *,
+    preprocessed: PreprocessedImages | None = None,
+    work: Path | None = None,
+    max_skipped: float | None = None,
 ) -> ImageTable:
     """Return the images that the options select, not read yet.
 
@@ -36,6 +42,8 @@ def image_table(
         The dataset.
     data : DataOptions
         Which of its images.
+    preprocessed : PreprocessedImages, optional
+        Brains that stand for these images.
     work : Path, optional
         The work folder.
     max_skipped : float, optional
@@ -49,16 +57,25 @@ def image_table(
     if not bids_dir.is_dir():
         raise UsageError(f"BIDS_DIR {bids_dir} is not a folder.")
     allowed = 0.0 if data.strict else data.max_skipped
+    which: dict[str, Any] = {
+        "preset": data.preset,
+        "derivatives": data.derivatives,
+        "filters": _filters(data.bids_filter_file),
+        "select": data.select,
+        "mask": data.mask,
+    }
+    if preprocessed is not None:
+        which = {
+            "preset": preset_of(preprocessed.mode),
+            "derivatives": [f"{DERIVATIVE}={preprocessed.folder}"],
+        }
     return ImageTable(
         bids_dir,
-        preset=data.preset,
-        derivatives=data.derivatives,
+        **which,
         participant_label=data.participant_label or None,
         session_label=data.session_label or None,
-        filters=_filters(data.bids_filter_file),
-        select=data.select,
         intensity=data.intensity,
-        mask=data.mask,
+        preprocessed=preprocessed,
         phenotypes=data.phenotypes,
         max_skipped=allowed if max_skipped is None else max_skipped,
         work_dir=work,
@@ -214,6 +231,7 @@ def training_config(
     if training.init is not None:
         config["init"] = weights_sha256(training.init)
     config["preset"] = data.preset
+    config["preprocess"] = module.table.preprocessing
     config["random_seed"] = module.random_state
     config["preparation"] = module.preparation.rules()
     return config

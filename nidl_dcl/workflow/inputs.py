@@ -9,20 +9,30 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from nidl_dcl.bids.presets import PRESETS
 from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.image_table import WHICH_FOLDER, ImageTable
+from nidl_dcl.data.preprocessed import DERIVATIVE, Mode
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import keep_tsv, to_tsv
+from nidl_dcl.models.serialization import read_description
 from nidl_dcl.output.folder import Output
 from nidl_dcl.output.selection import Selection, as_text, merge_inputs, merge_matches
 from nidl_dcl.volumes.preparation import Preparation
 from nidl_dcl.workflow.factory import data_module, image_table
 from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
 from nidl_dcl.workflow.participants import hold_out
+from nidl_dcl.workflow.preprocess import (
+    default_mode,
+    preprocess_scans,
+    require_possible,
+    write_measures,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -45,6 +55,11 @@ class Study:
         Column whose equal values (a family) stay on one side of every split.
     trust : sequence of str
         Packages whose encoders may be imported.
+    model : Path, optional
+        Folder of the model that is used; default: `model_folder`.
+    brains : Path, optional
+        Folder of the derivative of preprocessed images; default: ``derivatives/preproc`` in the
+        output folder.
     """
 
     output: Output
@@ -52,6 +67,8 @@ class Study:
     run: RunOptions = field(default_factory=RunOptions)
     group: str | None = None
     trust: Sequence[str] = ()
+    model: Path | None = None
+    brains: Path | None = None
     _is_announced: bool = field(default=False, init=False, repr=False)
 
     @property
@@ -78,12 +95,42 @@ class Study:
         UsageError, InputsUnusableError
             As `ImageTable.check`; ``logs/inputs.tsv`` is written all the same.
         """
-        table = image_table(self.output.bids_dir, self.data, work=self.output.work)
+        bids_dir, work = self.output.bids_dir, self.output.work
+        table = image_table(bids_dir, self.data, work=work)
+        mode = self._preprocessing()
+        if mode != "none":
+            folder = self.brains or self.output.path / "derivatives" / DERIVATIVE
+            brains = preprocess_scans(self.output, table, mode, folder, self.run.nprocs)
+            table = image_table(bids_dir, self.data, preprocessed=brains, work=work)
         try:
             table.check()
         finally:
-            self._write_inputs(table)
+            self.write_inputs(table)
         return table
+
+    def _preprocessing(self) -> Mode:
+        """Return what is done to the images first; "none", "strip", "rigid" or "align".
+
+        Raises
+        ------
+        UsageError
+            When it cannot be done.
+        """
+        asked: Any = self.data.preprocess
+        if self.data.preset not in PRESETS:
+            return "none"  # it is refused with the images
+        if asked == "auto":
+            folder = self.model or self.model_folder
+            if not (folder / "model.json").is_file():
+                return default_mode(self.data)
+            contract = read_description(folder)["input_contract"] or {}
+            asked = (contract.get("origin") or {}).get("preprocessing", "none")
+            if not PRESETS[self.data.preset].is_native:
+                return "none"
+        if asked != "none":
+            require_possible(self.data, asked)
+        mode: Mode = asked
+        return mode
 
     def data_module(
         self,
@@ -116,7 +163,7 @@ class Study:
             group=self.group,
             work=self.output.work,
         )
-        self._write_inputs(self.table)
+        self.write_inputs(self.table)
         hold_out(module, self.data.holdout, model, self.group)
         return module
 
@@ -139,15 +186,17 @@ class Study:
         try:
             module.setup()
         finally:
-            self._write_inputs(module.table)
+            self.write_inputs(module.table)
         if lost := before - len(module.images):
             _LOGGER.info(f"{lost} image{'s' * (lost > 1)} cannot be prepared (logs/inputs.tsv).")
 
-    def _write_inputs(self, table: ImageTable) -> None:
+    def write_inputs(self, table: ImageTable) -> None:
         """Write what became of each image and each row of the phenotypes, if the folder is held.
 
         Of images that were not asked for, what was known before stays.
         """
+        if self.output.is_held and table.preprocessed is not None:
+            write_measures(table.preprocessed, self.output.bids_dir, self.selection)
         if not (self.output.is_held and table.is_indexed):
             return
         for name, found, merge in (

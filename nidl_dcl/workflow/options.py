@@ -65,6 +65,9 @@ class DataOptions:
     mask: str = "auto"
     """Brain mask: auto (a desc-brain_mask derivative, if all images have one), none, or its NAME."""
 
+    preprocess: Literal["auto", "none", "strip", "rigid", "align"] = "auto"
+    """What is done to scans first: align (bias field, brain extraction, affine registration to MNI space), rigid (as align, but size is kept), strip (no registration), none; auto: as the model's images, or align where packages for it are installed. Brain masks of derivatives are used."""
+
     select: Literal["all", "first", "last"] = "all"
     """Of several images in a session, sorted by acquisition, run and path."""
 

@@ -17,6 +17,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from nidl_dcl.data.datamodule import BIDSDataModule
+from nidl_dcl.data.preprocessed import PreprocessedImages
 from nidl_dcl.errors import InputsUnusableError, OnAnotherProcessError, UsageError
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.models.callbacks import (
@@ -137,6 +138,7 @@ def pretrain(
             curve=output.path / "logs" / "metrics.csv",
             checkpoints=checkpoints,
             resume=resume,
+            preprocessed=study.table.preprocessed,
         )
         team.broadcast(orders)
         model = _train(team, lambda: module, orders, run, live)
@@ -165,6 +167,7 @@ class _Orders:
     curve: Path
     checkpoints: Path
     resume: Path | None
+    preprocessed: PreprocessedImages | None
 
 
 def join_training(team: Team, bids_dir: Path, data: DataOptions, run: RunOptions) -> None:
@@ -193,7 +196,7 @@ def join_training(team: Team, bids_dir: Path, data: DataOptions, run: RunOptions
     work = orders.work if run.work_dir is None else run.work_dir.resolve()
 
     def make() -> BIDSDataModule:
-        table = image_table(bids_dir, data, work=work)
+        table = image_table(bids_dir, data, preprocessed=orders.preprocessed, work=work)
         module = data_module(table, run, training=orders.training, group=orders.group, work=work)
         module.num_workers = orders.num_workers
         module.hold_out(orders.holdout, orders.holdout_group)

@@ -7,7 +7,7 @@ the scripts in `pipelines/` call these functions and nothing below them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.io.console import progress_of
 from nidl_dcl.io.formats import write_text
 from nidl_dcl.models.serialization import weights_sha256
+from nidl_dcl.output.description import describe_folder
 from nidl_dcl.output.folder import Output
 from nidl_dcl.report.build import write_report
 from nidl_dcl.report.live import LivePage
 from nidl_dcl.workflow.embed import embed
 from nidl_dcl.workflow.external import find_readouts
 from nidl_dcl.workflow.factory import check_training, training_config, trusted_by_name
-from nidl_dcl.workflow.inputs import Study
+from nidl_dcl.workflow.inputs import Study, input_lines
 from nidl_dcl.workflow.launcher import Team
 from nidl_dcl.workflow.options import (
     DataOptions,
@@ -53,6 +54,7 @@ def open_study(
     *more: TrainingOptions | PredictionOptions,
     trust: Sequence[str] = (),
     command: Sequence[str] = (),
+    describe: Callable[[Path, Path], None] = describe_folder,
 ) -> Study:
     """Return the study that options describe; its ``output.writing()`` is to be entered.
 
@@ -68,9 +70,18 @@ def open_study(
         Packages whose encoders may be imported.
     command : sequence of str
         For the record.
+    describe : callable
+        As of `Output`.
     """
     config = {name: value for group in (data, *more, run) for name, value in asdict(group).items()}
-    output = Output(bids_dir, output_dir, work_dir=run.work_dir, command=command, config=config)
+    output = Output(
+        bids_dir,
+        output_dir,
+        work_dir=run.work_dir,
+        command=command,
+        config=config,
+        describe=describe,
+    )
     trusted = [*trust, *trusted_by_name(config.get("encoder") or "")]
     return Study(output, data, run, config.get("group"), trusted)
 
@@ -144,6 +155,7 @@ def run_study(
         As `predict`.
     """
     output, name = study.output, study.run.model_name
+    study.model = options.model
     configure(study, options)
     live = LivePage(output.path, name)
     if live.is_needed:
@@ -160,6 +172,26 @@ def run_study(
     if output.worked or live.is_needed or _report_is_old(output.path):
         report(study)
     return rows
+
+
+def preprocess(study: Study) -> Path | None:
+    """Preprocess the scans of a dataset into the output folder, and return the report.
+
+    Without holding the folder, such as one of many jobs, each for some participants, the images are
+    written, and no table.
+
+    Raises
+    ------
+    UsageError, InputsUnusableError
+        As `Study.table`.
+    """
+    study.brains = study.output.path
+    for line in input_lines(study.table, "logs/inputs.tsv"):
+        _LOGGER.info(line)
+    if not study.output.is_held:
+        return None
+    study.write_inputs(study.table)
+    return report(study)
 
 
 def report(study: Study) -> Path:
