@@ -112,7 +112,7 @@ def preprocess(
     at once; one without labels, at the end, writes the tables and the report of all.
     """
     from nidl_dcl.output.description import describe_brains
-    from nidl_dcl.workflow.dry_run import preprocessing_lines
+    from nidl_dcl.workflow.preprocess import dry_run
     from nidl_dcl.workflow.study import preprocess
 
     if data.preprocess == "none":
@@ -120,7 +120,7 @@ def preprocess(
     if data.preprocess == "auto":
         data = replace(data, preprocess="align")
     if run.dry_run:
-        _write_lines(preprocessing_lines(bids_dir, output_dir, data, run))
+        _write_lines([*dry_run(bids_dir, output_dir, data), "nothing was written (--dry-run)"])
         return
     study = _open(bids_dir, output_dir, data, run, describe=describe_brains)
     if study.selection:
@@ -201,7 +201,7 @@ def embed(
 
     _set_threads(run)
     if run.dry_run:
-        _write_lines(dry_run(bids_dir, output_dir, data, None, run))
+        _write_lines(dry_run(bids_dir, output_dir, data, None, run, model=model))
         return
     study = _open(bids_dir, output_dir, data, run, trust=trust)
     if study.selection:
@@ -291,7 +291,14 @@ def study(
     trained = training if model is None else None
     if run.dry_run:
         lines = dry_run(
-            bids_dir, output_dir, data, trained, run, targets=target, prediction=prediction
+            bids_dir,
+            output_dir,
+            data,
+            trained,
+            run,
+            model=model,
+            targets=target,
+            prediction=prediction,
         )
         _write_lines(lines)
         return

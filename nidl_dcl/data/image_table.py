@@ -206,7 +206,8 @@ class ImageTable:
             if volumes:
                 index.images["brain_ml"] = volumes
         if self.preprocessing != "align":  # otherwise images keep their size
-            index.images.drop(columns="brain_ml", errors="ignore", inplace=True)
+            images = index.images.drop(columns="brain_ml", errors="ignore")
+            index = replace(index, images=images)
         self.root = index.root
         images = index.images.reset_index(drop=True)
         found = check_images(

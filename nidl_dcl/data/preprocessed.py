@@ -58,11 +58,11 @@ class PreprocessedImages:
 
         Images are those of `scans`, and no others that the folder may hold, with their ``brain_ml``.
         """
-        scans = self.scans.set_index(self.scans["brain"].fillna(""))
+        scans = self.scans.dropna(subset="brain").set_index("brain")
         names = index.images["source"].str.removeprefix(f"bids:{DERIVATIVE}:")
         images = index.images[names.isin(scans.index)].reset_index(drop=True)
         names = images["source"].str.removeprefix(f"bids:{DERIVATIVE}:")
-        images["brain_ml"] = scans.loc[names, "brain_ml"].astype(float).to_numpy()
+        images["brain_ml"] = names.map(scans["brain_ml"]).astype(float)
         inputs = self.scans[INPUT_COLUMNS].copy()
         found = dict(zip(names, images["path"], strict=True))
         paths = self.scans["brain"].map(found)
@@ -81,7 +81,7 @@ def read_measures(index: DatasetIndex) -> tuple[str, list[float]]:
     try:
         mode = str(read_json(file.with_suffix(".json"))["Mode"])
         table = pd.read_csv(file, sep="\t", quoting=3, dtype=str, keep_default_na=False)
-        volumes = dict(zip(table["brain"], table["mask_ml"].astype(float), strict=True))
+        volumes = dict(zip(table["brain"], pd.to_numeric(table["mask_ml"], "coerce"), strict=True))
         names = index.images["source"].str.removeprefix(f"bids:{home}:")
         return mode, [volumes[name] for name in names]
     except (OSError, ValueError, KeyError, TypeError):

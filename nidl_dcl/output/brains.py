@@ -19,7 +19,7 @@ from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.formats import read_json, write_json, write_text
 from nidl_dcl.preprocessing.itk import transform_text
 from nidl_dcl.preprocessing.mosaic import draw_mosaic
-from nidl_dcl.preprocessing.pipeline import Outcome
+from nidl_dcl.preprocessing.pipeline import AlignedBrain, Outcome
 from nidl_dcl.preprocessing.template import SPACE
 
 RULES = 1
@@ -136,9 +136,8 @@ def _write_images(folder: Path, scan: Scan, outcome: Outcome) -> None:
     inside = {"Type": "Brain", "Sources": [scan.mask_source or scan.source]}
     _write_nifti(Path(f"{target}_desc-brain_mask.nii.gz"), mask, head.stored_affine, np.uint8)
     write_json(Path(f"{target}_desc-brain_mask.json"), inside)
-    if scan.mode == "strip":
-        values, affine = head.as_stored(brain.corrected * brain.mask), head.stored_affine
-    else:
+    values, affine = head.as_stored(brain.corrected * brain.mask), head.stored_affine
+    if isinstance(brain, AlignedBrain):
         values, affine = brain.aligned, brain.template.affine
         there = f"{target}_space-{SPACE}_desc-brain_mask"
         _write_nifti(Path(f"{there}.nii.gz"), brain.aligned_mask, affine, np.uint8)

@@ -18,7 +18,17 @@ from nidl_dcl.output.run_log import RunLog
 from nidl_dcl.output.run_record import RunRecord
 from nidl_dcl.output.sharing_rules import is_shared
 
-_COMMANDS = ("preprocess", "pretrain", "embed", "predict", "report", "study", "demo", "participant", "group")
+_COMMANDS = (
+    "preprocess",
+    "pretrain",
+    "embed",
+    "predict",
+    "report",
+    "study",
+    "demo",
+    "participant",
+    "group",
+)
 
 
 class Output:

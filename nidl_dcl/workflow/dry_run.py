@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ from torch.utils.data import Dataset
 
 from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.datasets import TwoViewSamples
+from nidl_dcl.data.preprocessed import DERIVATIVE
 from nidl_dcl.data.samplers import EpochBatches, two_view_loader
 from nidl_dcl.data.views import volume_views
 from nidl_dcl.output.folder import check_paths
+from nidl_dcl.volumes.preparation import common_shape
 from nidl_dcl.workflow.factory import data_module, image_table, new_model
 from nidl_dcl.workflow.inputs import input_lines
 from nidl_dcl.workflow.launcher import run_options
 from nidl_dcl.workflow.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
 from nidl_dcl.workflow.preflight import check_targets, refuse_unusable
+from nidl_dcl.workflow.preprocess import choose_mode, preprocessing_lines
 
 _IMAGES = 8
 
@@ -174,6 +177,7 @@ def dry_run(
     training: TrainingOptions | None,
     run: RunOptions,
     *,
+    model: Path | None = None,
     targets: Sequence[str] | None = None,
     prediction: PredictionOptions | None = None,
 ) -> list[str]:
@@ -185,12 +189,22 @@ def dry_run(
         The dataset and the output folder.
     data, training, run
         Options; without `training`, nothing is to be trained.
+    model : Path, optional
+        Folder of the model that is used.
     targets, prediction : optional
         What is to be predicted; refused as `predict` would.
     """
     check_paths(bids_dir, output_dir)
     prediction = prediction or PredictionOptions()
     table = image_table(bids_dir, data)
+    mode = choose_mode(data, model or output_dir / "models" / f"desc-{run.model_name}")
+    before = []
+    if mode != "none":
+        before = preprocessing_lines(bids_dir, table, mode, output_dir / "derivatives" / DERIVATIVE)
+        table = image_table(bids_dir, replace(data, mask="none"))
+        if training is not None and not training.shape:  # that of the brains, which are masked
+            x, y, z = training.spacing * (3 // len(training.spacing))
+            training = replace(training, shape=list(common_shape((), (x, y, z), masked=True)))
     if targets is not None:
         check_targets(table, targets, prediction)
     module = data_module(table, run, training=training, group=prediction.group)
@@ -201,10 +215,11 @@ def dry_run(
     megabytes = module.plan().entry_bytes * len(module.images) / 1e6
     lines = [
         *input_lines(table, "nidl-dcl index --check"),
+        *before,
         (
             f"volumes of {' x '.join(map(str, preparation.shape or ()))} voxels of "
             f"{' x '.join(f'{s:g}' for s in preparation.spacing)} mm, "
-            f"{'brain-masked' if preparation.masked else 'whole head'}"
+            f"{'brain-masked' if preparation.masked or mode != 'none' else 'whole head'}"
         ),
         f"{megabytes:.1f} MB of prepared volumes in the work folder, a file each",
     ]

@@ -9,30 +9,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from nidl_dcl.bids.presets import PRESETS
 from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.image_table import WHICH_FOLDER, ImageTable
-from nidl_dcl.data.preprocessed import DERIVATIVE, Mode
+from nidl_dcl.data.preprocessed import DERIVATIVE
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import keep_tsv, to_tsv
-from nidl_dcl.models.serialization import read_description
 from nidl_dcl.output.folder import Output
 from nidl_dcl.output.selection import Selection, as_text, merge_inputs, merge_matches
 from nidl_dcl.volumes.preparation import Preparation
 from nidl_dcl.workflow.factory import data_module, image_table
 from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
 from nidl_dcl.workflow.participants import hold_out
-from nidl_dcl.workflow.preprocess import (
-    default_mode,
-    preprocess_scans,
-    require_possible,
-    write_measures,
-)
+from nidl_dcl.workflow.preprocess import choose_mode, preprocess_scans, write_measures
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -97,7 +89,7 @@ class Study:
         """
         bids_dir, work = self.output.bids_dir, self.output.work
         table = image_table(bids_dir, self.data, work=work)
-        mode = self._preprocessing()
+        mode = choose_mode(self.data, self.model or self.model_folder)
         if mode != "none":
             folder = self.brains or self.output.path / "derivatives" / DERIVATIVE
             brains = preprocess_scans(self.output, table, mode, folder, self.run.nprocs)
@@ -107,30 +99,6 @@ class Study:
         finally:
             self.write_inputs(table)
         return table
-
-    def _preprocessing(self) -> Mode:
-        """Return what is done to the images first; "none", "strip", "rigid" or "align".
-
-        Raises
-        ------
-        UsageError
-            When it cannot be done.
-        """
-        asked: Any = self.data.preprocess
-        if self.data.preset not in PRESETS:
-            return "none"  # it is refused with the images
-        if asked == "auto":
-            folder = self.model or self.model_folder
-            if not (folder / "model.json").is_file():
-                return default_mode(self.data)
-            contract = read_description(folder)["input_contract"] or {}
-            asked = (contract.get("origin") or {}).get("preprocessing", "none")
-            if not PRESETS[self.data.preset].is_native:
-                return "none"
-        if asked != "none":
-            require_possible(self.data, asked)
-        mode: Mode = asked
-        return mode
 
     def data_module(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,14 +25,17 @@ from nidl_dcl.data.preprocessed import TABLE, Mode, PreprocessedImages
 from nidl_dcl.errors import UsageError
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import keep_tsv, read_json, write_json
+from nidl_dcl.models.serialization import read_description
 from nidl_dcl.output.description import describe_brains
+from nidl_dcl.output.folder import check_paths
 from nidl_dcl.output.selection import Selection, as_text
-from nidl_dcl.workflow.factory import refuse_changes
+from nidl_dcl.workflow.factory import image_table, refuse_changes
 from nidl_dcl.workflow.options import DataOptions
 
 if TYPE_CHECKING:
     from nidl_dcl.output.brains import Scan
     from nidl_dcl.output.folder import Output
+    from nidl_dcl.preprocessing.pipeline import Outcome
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -59,34 +63,48 @@ def missing_packages() -> str:
     return f"it needs {' and '.join(missing)}: pip install 'nidl_dcl[preprocess]'"
 
 
-def require_possible(data: DataOptions, mode: str) -> None:
-    """Refuse to preprocess images in a mode where it cannot be done.
+def choose_mode(data: DataOptions, model: Path) -> Mode:
+    """Return what is done to scans before anything else.
+
+    Parameters
+    ----------
+    data : DataOptions
+        ``preprocess`` and which images there are.
+    model : Path
+        Folder of the model that is used, if it is there: "auto" is as its images were.
 
     Raises
     ------
     UsageError
-        For images that are preprocessed already, and for missing packages.
+        For images that are no scans, and for missing packages.
     """
-    if data.preset in PRESETS and not PRESETS[data.preset].is_native:
-        scans = ", ".join(name for name, preset in PRESETS.items() if preset.is_native)
+    preset = PRESETS.get(data.preset)
+    if preset is None:
+        return "none"  # it is refused with the images
+    mode: Mode = "align"
+    if data.preprocess != "auto":
+        mode = data.preprocess
+    elif not preset.is_native:
+        return "none"
+    elif (model / "model.json").is_file():
+        contract = read_description(model)["input_contract"] or {}
+        mode = (contract.get("origin") or {}).get("preprocessing", "none")
+    elif preset.suffix != "T1w" or data.bids_filter_file is not None:
+        return "none"  # brain extraction is made for T1w, and a filter may choose others
+    elif missing := missing_packages():
+        _LOGGER.info(f"Scans are not preprocessed; {missing}.")
+        return "none"
+    if mode == "none":
+        return mode
+    if not preset.is_native:
+        scans = ", ".join(name for name, known in PRESETS.items() if known.is_native)
         raise UsageError(
-            f"--preprocess {mode}: images of the preset {data.preset!r} are preprocessed "
-            f"already, or no scans. It is for {scans}."
+            f"--preprocess {mode}: images of the preset {data.preset!r} are no scans in their own "
+            f"space. It is for {scans}."
         )
     if missing := missing_packages():
         raise UsageError(f"--preprocess {mode}: {missing}.")
-
-
-def default_mode(data: DataOptions) -> Mode:
-    """Return what ``--preprocess auto`` means for a dataset without a model: "align" or "none"."""
-    if data.preset not in PRESETS or not PRESETS[data.preset].is_native:
-        return "none"
-    if data.preset == "mp2rage" or data.bids_filter_file is not None:
-        return "none"  # extraction is made for T1-weighted images, and a filter may name others
-    if missing := missing_packages():
-        _LOGGER.info(f"Scans are not aligned to a template; {missing}.")
-        return "none"
-    return "align"
+    return mode
 
 
 def preprocess_scans(
@@ -113,21 +131,71 @@ def preprocess_scans(
         When the folder holds brains of another mode.
     """
     _refuse_other_mode(folder, mode)
-    index = find_images(
-        output.bids_dir,
-        **table.selection,
-        mask=table.mask,
-        all_masked=False,
-        leave_out=folder,  # whose masks are of an earlier run
-        progress=log_progress,
-    )
+    index = _index(output.bids_dir, table, folder)
     scans = _scans(index, mode)
     with output.stage("preprocess") as entry:
         records, computed = _records(scans, folder, nprocs)
         entry["skipped"] = computed == 0
         _LOGGER.info(_summary(mode, scans, records, computed))
     return PreprocessedImages(
-        mode, folder, _with_records(index, scans, records), _measures(index, scans, records)
+        mode, folder, _with_records(index, records), _measures(index, scans, records)
+    )
+
+
+def preprocessing_lines(bids_dir: Path, table: ImageTable, mode: Mode, folder: Path) -> list[str]:
+    """Return what preprocessing would do and how long it takes, from one image; nothing is written.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        The dataset.
+    table, mode, folder
+        As in `preprocess_scans`.
+    """
+    from nidl_dcl.output.brains import read_record
+
+    scans = _scans(_index(bids_dir, table, folder), mode)
+    missing = [scan for scan in scans if read_record(folder, scan) is None]
+    masked = sum(scan.mask is not None for scan in scans)
+    lines = [
+        (
+            f"{len(scans)} scans to preprocess ({mode}), {masked} by masks of the dataset, "
+            f"{len(scans) - len(missing)} done before"
+        )
+    ]
+    if missing:
+        start = time.perf_counter()
+        _preprocess(missing[0])
+        seconds = (time.perf_counter() - start) * len(missing)
+        lines.append(
+            f"about {seconds / 60:.0f} min for that, divided by the cores at work (one image measured)"
+        )
+    return lines
+
+
+def dry_run(bids_dir: Path, output_dir: Path, data: DataOptions) -> list[str]:
+    """Return what ``nidl-dcl preprocess`` would do; nothing is written.
+
+    Parameters
+    ----------
+    bids_dir, output_dir : Path
+        The dataset and the output folder.
+    data : DataOptions
+        Which images, and what is done.
+    """
+    check_paths(bids_dir, output_dir)
+    mode = choose_mode(data, output_dir / "models")
+    return preprocessing_lines(bids_dir, image_table(bids_dir, data), mode, output_dir)
+
+
+def _index(bids_dir: Path, table: ImageTable, folder: Path) -> DatasetIndex:
+    return find_images(
+        bids_dir,
+        **table.selection,
+        mask=table.mask,
+        all_masked=False,
+        leave_out=folder,  # whose masks are of an earlier run
+        progress=log_progress,
     )
 
 
@@ -142,7 +210,7 @@ def _scans(index: DatasetIndex, mode: str) -> list[Scan]:
     from nidl_dcl.output.brains import Scan, target_of
 
     scans = []
-    for source, path, mask in index.images[["source", "path", "mask_path"]].itertuples(index=False):
+    for source, mask in index.images[["source", "mask_path"]].itertuples(index=False):
         home, _, inside = str(source).removeprefix("bids:").partition(":")
         target, suffix = target_of(inside)
         masked = isinstance(mask, str)
@@ -196,13 +264,18 @@ def _records(
 def preprocess_scan(scan: Scan, folder: Path) -> tuple[str, dict[str, Any]]:
     """Preprocess one scan and write its files; return its name and what became of it."""
     from nidl_dcl.output.brains import write_brain
-    from nidl_dcl.preprocessing.pipeline import keep_size, preprocess_t1w
+
+    return scan.target, write_brain(folder, scan, _preprocess(scan))
+
+
+def _preprocess(scan: Scan) -> Outcome:
+    from nidl_dcl.preprocessing.pipeline import AlignedBrain, keep_size, preprocess_t1w
 
     with _one_thread():
         outcome = preprocess_t1w(scan.path, mask=scan.mask, align=scan.mode != "strip")
-        if scan.mode == "rigid" and outcome.brain is not None:
+        if scan.mode == "rigid" and isinstance(outcome.brain, AlignedBrain):
             outcome = replace(outcome, brain=keep_size(outcome.brain))
-        return scan.target, write_brain(folder, scan, outcome)
+    return outcome
 
 
 @contextmanager
@@ -224,14 +297,12 @@ def _processes(nprocs: int | None, jobs: int) -> int:
     return max(1, min(nprocs, jobs))
 
 
-def _with_records(
-    index: DatasetIndex, scans: Sequence[Scan], records: Sequence[dict[str, Any]]
-) -> pd.DataFrame:
+def _with_records(index: DatasetIndex, records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return the rows of ``inputs.tsv`` with what became of each scan, and its brain."""
     table = index.inputs.copy().astype(object)
     table["brain"], table["brain_ml"] = pd.NA, float("nan")
     row_of = dict(zip(table["path"], table.index, strict=True))
-    for path, scan, record in zip(index.images["path"], scans, records, strict=True):
+    for path, record in zip(index.images["path"], records, strict=True):
         row = row_of[path]
         if record["status"] != "ok":
             table.loc[row, ["status", "code", "message"]] = [
@@ -284,9 +355,7 @@ def write_measures(brains: PreprocessedImages, bids_dir: Path, selection: Select
         table = pd.concat([kept.astype(object), table.astype(object)])
         table = table.sort_values("source", key=lambda c: c.map(natural_key), ignore_index=True)
     keep_tsv(file, table)
-    columns = {
-        name: {"Description": text} for name, text in {**_COLUMNS, **MEASURES}.items()
-    }
+    columns = {name: {"Description": text} for name, text in {**_COLUMNS, **MEASURES}.items()}
     write_json(file.with_suffix(".json"), {"Mode": brains.mode, **columns})
 
 
@@ -301,5 +370,3 @@ def _summary(
     told += [f"{masked} by masks of the dataset"] if masked else []
     told += [f"{count} {fault}" for fault, count in faults.items()]
     return f"Preprocessing, {done[mode]}: {', '.join(told)}; {computed} computed now."
-
-
