@@ -17,7 +17,7 @@ from nidl_dcl.preprocessing.brain_extraction import extract_brain, largest_compo
 from nidl_dcl.preprocessing.head import Head, read_head, read_mask
 from nidl_dcl.preprocessing.measures import Measures, measure_alignment, measure_brain, overlap
 from nidl_dcl.preprocessing.registration import TURNS, register_affine, score_turn, to_rigid
-from nidl_dcl.preprocessing.resampling import resample
+from nidl_dcl.preprocessing.resampling import around, resample
 from nidl_dcl.preprocessing.shrinking import shrink
 from nidl_dcl.preprocessing.template import Template, load_template
 from nidl_dcl.preprocessing.verdict import Verdict, gravest, judge
@@ -237,19 +237,13 @@ def _brain_mask(task: _Task, turn: NDArray[np.float64]) -> tuple[NDArray[np.bool
 
 def _bring(brain: Brain, matrix: NDArray[np.float64], template: Template) -> AlignedBrain:
     """Resample the head, mask it, and keep the spline within the range of the brain."""
-    part = _around(brain.mask)
+    part = around(brain.mask, 8)  # what a spline and a filter reach beyond it
     there = brain.head.affine.copy()
     there[:3, 3] += there[:3, :3] @ [cut.start for cut in part]
     inside = resample(brain.mask[part], there, matrix, template, order=1) > 0.5
     aligned = resample(brain.corrected[part], there, matrix, template) * inside
     np.clip(aligned, 0, brain.corrected[brain.mask].max(), out=aligned)
     return AlignedBrain(brain.head, brain.corrected, brain.mask, matrix, aligned, inside, template)
-
-
-def _around(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """Return the part that holds the mask, with what a spline and a filter reach beyond it."""
-    part = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(slice(max(0, cut.start - 8), cut.stop + 8) for cut in part)
 
 
 def keep_size(brain: AlignedBrain) -> AlignedBrain:
