@@ -20,7 +20,7 @@ COPY constraints.txt /
 RUN pip install --no-cache-dir --constraint /constraints.txt torch
 
 COPY --from=wheel /wheels /wheels
-RUN pip install --no-cache-dir --constraint /constraints.txt "$(echo /wheels/*.whl)[harmonize,parquet]" \
+RUN pip install --no-cache-dir --constraint /constraints.txt "$(echo /wheels/*.whl)[harmonize,parquet,preprocess]" \
     && useradd --create-home --uid 1000 nidl \
     && chmod 1777 /home/nidl
 

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
-from cyclopts.config import Yaml
+from cyclopts.config import Env, Yaml
 
 from nidl_dcl._version import __version__
 from nidl_dcl.errors import (
@@ -50,6 +50,9 @@ _LOGGER = logging.getLogger(__name__)
 
 _COMMAND: list[str] = []
 """What Python was started with, to start more processes of it."""
+
+_ENVIRONMENT = Env("NIDL_DCL_", command=False)
+"""Options may be set by variables such as ``NIDL_DCL_WORK_DIR``; the command line wins."""
 
 _Data = Annotated[DataOptions, Parameter(name="*", group="Data")]
 _Training = Annotated[TrainingOptions, Parameter(name="*", group="Training")]
@@ -413,9 +416,12 @@ def _launch(
     """
     if config is not None:
         read_options(config)  # refuses what the library would unfold without end
-        app.config = (Yaml(config, use_commands_as_keys=False, search_parents=False),)
+        app.config = (
+            _ENVIRONMENT,
+            Yaml(config, use_commands_as_keys=False, search_parents=False),
+        )
     else:
-        app.config = ()
+        app.config = (_ENVIRONMENT,)
     words = _command_first(tokens)
     refuse_gone(word.partition("=")[0] for word in words if word.startswith("--"))
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)

@@ -34,6 +34,8 @@ SLOW = [pytest.param("study", marks=pytest.mark.slow)]
 # One thread for each test and the processes it starts, as files of tests run side by side: threads
 # that wait for one another on busy cores cost many times what they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Most tests are not about preprocessing, and their images are too small for it.
+os.environ.setdefault("NIDL_DCL_PREPROCESS", "none")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -46,12 +46,15 @@ class PreprocessedImages:
         ``brain_ml``: volume of the brain in ml.
     measures : DataFrame
         What was measured of each scan, for a table.
+    kept : list of (str, int)
+        How many scans each step of their selection left.
     """
 
     mode: Mode
     folder: Path
     scans: pd.DataFrame
     measures: pd.DataFrame
+    kept: list[tuple[str, int]]
 
     def in_place_of_scans(self, index: DatasetIndex) -> DatasetIndex:
         """Return the index of the derivative with what became of the scans.
@@ -67,7 +70,8 @@ class PreprocessedImages:
         found = dict(zip(names, images["path"], strict=True))
         paths = self.scans["brain"].map(found)
         inputs["path"] = paths.where(paths.notna(), inputs["path"]).astype("string")
-        return replace(index, images=images, inputs=inputs)
+        kept = [*self.kept, (f"preprocessed ({self.mode})", len(images))]
+        return replace(index, images=images, inputs=inputs, kept=kept)
 
 
 def read_measures(index: DatasetIndex) -> tuple[str, list[float]]:

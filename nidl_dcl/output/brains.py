@@ -110,7 +110,7 @@ def write_brain(folder: Path, scan: Scan, outcome: Outcome) -> dict[str, Any]:
     record: dict[str, Any] = {
         "key": scan.key(),
         **asdict(outcome.verdict),
-        "measures": None if outcome.measures is None else asdict(outcome.measures),
+        "measures": _measures(outcome),
         "brain": None,
         "figure": None,
     }
@@ -122,6 +122,15 @@ def write_brain(folder: Path, scan: Scan, outcome: Outcome) -> dict[str, Any]:
             record["brain"] = scan.brain
     write_json(_record_file(folder, scan), record)
     return record
+
+
+def _measures(outcome: Outcome) -> dict[str, float] | None:
+    if outcome.measures is None:
+        return None
+    return {
+        name: value if value is None else round(value, 6)
+        for name, value in asdict(outcome.measures).items()
+    }
 
 
 def _record_file(folder: Path, scan: Scan) -> Path:
@@ -150,10 +159,10 @@ def _write_images(folder: Path, scan: Scan, outcome: Outcome) -> None:
         "SkullStripped": True,
         "Preprocessing": scan.mode,
         "Steps": _steps(scan),
-        "SoftwareVersions": _versions(),
+        "Versions": _versions(),
         "Status": outcome.verdict.status,
         "Message": outcome.verdict.message or "n/a",
-        "Measures": None if outcome.measures is None else asdict(outcome.measures),
+        "Measures": _measures(outcome),
     }
     write_json((folder / scan.brain).with_suffix("").with_suffix(".json"), sidecar)
 

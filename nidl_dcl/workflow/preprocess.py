@@ -138,7 +138,11 @@ def preprocess_scans(
         entry["skipped"] = computed == 0
         _LOGGER.info(_summary(mode, scans, records, computed))
     return PreprocessedImages(
-        mode, folder, _with_records(index, records), _measures(index, scans, records)
+        mode=mode,
+        folder=folder,
+        scans=_with_records(index, records),
+        measures=_measures(index, scans, records),
+        kept=index.kept,
     )
 
 
@@ -200,9 +204,10 @@ def _index(bids_dir: Path, table: ImageTable, folder: Path) -> DatasetIndex:
 
 
 def _refuse_other_mode(folder: Path, mode: str) -> None:
+    before = mode
     with suppress(OSError, ValueError, KeyError, TypeError):
         before = read_json(folder / f"{TABLE}.json")["Mode"]
-        refuse_changes({"--preprocess": before}, {"--preprocess": mode}, folder)
+    refuse_changes({"--preprocess": before}, {"--preprocess": mode}, folder)
 
 
 def _scans(index: DatasetIndex, mode: str) -> list[Scan]:

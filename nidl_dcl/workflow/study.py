@@ -186,10 +186,11 @@ def preprocess(study: Study) -> Path | None:
         As `Study.table`.
     """
     study.brains = study.output.path
-    for line in input_lines(study.table, "logs/inputs.tsv"):
-        _LOGGER.info(line)
+    study.table.check()
     if not study.output.is_held:
         return None
+    for line in input_lines(study.table, "logs/inputs.tsv"):
+        _LOGGER.info(line)
     study.write_inputs(study.table)
     return report(study)
 

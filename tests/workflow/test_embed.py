@@ -30,10 +30,11 @@ def whole(heads_made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an output with a model and the embeddings of all."""
     from nidl_dcl.workflow.embed import embed
     from nidl_dcl.workflow.inputs import Study
-    from nidl_dcl.workflow.options import TrainingOptions
+    from nidl_dcl.workflow.options import DataOptions, TrainingOptions
     from nidl_dcl.workflow.pretrain import pretrain
 
-    study = Study(Output(heads_made, tmp_path_factory.mktemp("whole") / "out"))
+    output = Output(heads_made, tmp_path_factory.mktemp("whole") / "out")
+    study = Study(output, DataOptions(preprocess="none"))
     training = TrainingOptions(spacing=[8.0], max_epochs=1, batch_size=8, accelerator="cpu")
     with study.output.writing():
         pretrain(study, training)
