@@ -115,10 +115,8 @@ def measure_brain(
     turn : ndarray of float64, shape (3, 3)
         Rotation near which the head is upright.
     """
-    small, grid = shrink(brain, head.affine, 8.0)
-    inside = shrink(mask, head.affine, 8.0)[0] > 0.5
-    pose = find_pose(small, inside, grid, turn)
-    upright, lead = _likeness(small, inside, grid, pose)
+    pose = find_pose(brain, mask, head.affine, turn)
+    upright, lead = _likeness(brain, mask, head.affine, pose)
     return Measures(
         mask_ml=float(mask.sum()) * head.voxel_ml,
         upright=upright,
@@ -136,7 +134,9 @@ def _likeness(
     brain: Float32, mask: NDArray[np.bool_], affine: Floats, pose: Floats
 ) -> tuple[float, float]:
     """Return the correlation in a pose, and by how much it is more than for other turns of it."""
-    upright, *others = (score_turn(brain, mask, affine, turn @ pose) for turn in TURNS)
+    small, grid = shrink(brain, affine, 8.0)
+    inside = shrink(mask, affine, 8.0)[0] > 0.5
+    upright, *others = (score_turn(small, inside, grid, turn @ pose) for turn in TURNS)
     return upright, upright - max(others)
 
 

@@ -95,9 +95,6 @@ _TURNED = "The header's orientation is wrong by quarter turns; left and right ar
 _MIRRORED = "Its sform and qform disagree about left and right; the sform is used."
 
 
-_PERHAPS_TURNED = ("brain_size", "contrast", "misaligned")
-
-
 _THICK_MM = 4.0
 
 
@@ -160,7 +157,7 @@ def preprocess_t1w(
     template = load_template(resolution) if align else None
     task = _Task(head, _above_air(head.data), given, template)
     best = _attempt(task, TURNS[0])
-    if best.verdict.status == "skip" or best.verdict.code in _PERHAPS_TURNED:
+    if best.measures is None or judge(best.measures).status != "ok":  # perhaps it is turned
         turn = _likeliest_turn(task)
         if turn is not TURNS[0]:
             best = max(best, _attempt(task, turn), key=_quality)
