@@ -11,9 +11,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from nidl_dcl.volumes.reading import Float32, Shape, read_volume
+from nidl_dcl.volumes.preparation import canonical, mask_on_grid
+from nidl_dcl.volumes.reading import Float32, errors_naming, read_volume
 
-__all__ = ["Head", "read_head"]
+__all__ = ["Head", "read_head", "read_mask"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Head:
         Values as the file gives them.
     affine : ndarray of float64, shape (4, 4)
         From voxels to mm.
-    stored_shape : tuple of three int
+    stored_shape : tuple of int
         Voxels along the axes of the file.
     stored_affine : ndarray of float64, shape (4, 4)
         From voxels of the file to mm.
@@ -36,7 +37,7 @@ class Head:
 
     data: Float32
     affine: NDArray[np.float64]
-    stored_shape: Shape
+    stored_shape: tuple[int, ...]
     stored_affine: NDArray[np.float64]
     side_in_doubt: bool = False
 
@@ -73,9 +74,22 @@ def read_head(path: str | os.PathLike[str]) -> Head:
         The file cannot be used.
     """
     image = read_volume(path)
-    canonical = nib.as_closest_canonical(image)
-    data = np.ascontiguousarray(canonical.dataobj, dtype=np.float32)
-    return Head(data, canonical.affine, image.shape, image.affine, _forms_disagree(Path(path)))
+    data, affine = canonical(image)
+    data = np.ascontiguousarray(data)
+    return Head(data, affine, image.shape, image.affine, _forms_disagree(Path(path)))
+
+
+def read_mask(path: str | os.PathLike[str], head: Head) -> NDArray[np.bool_]:
+    """Read a mask (inside: > 0.5), on any grid, and return it on the grid of a head.
+
+    Raises
+    ------
+    UnreadableVolumeError
+        The file cannot be used, or does not overlap with the head.
+    """
+    mask = read_volume(path)
+    with errors_naming(path):
+        return mask_on_grid(head.data.shape, head.affine, mask)
 
 
 def _forms_disagree(path: Path) -> bool:

@@ -13,27 +13,23 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from nidl_dcl.preprocessing.bias_field import correct_bias_field
-from nidl_dcl.preprocessing.brain_extraction import (
-    extract_brain,
-    largest_component,
-    locate_brain,
-)
-from nidl_dcl.preprocessing.head import Head, read_head
-from nidl_dcl.preprocessing.measures import Measures, measure_alignment, overlap
+from nidl_dcl.preprocessing.brain_extraction import extract_brain, largest_component, locate_brain
+from nidl_dcl.preprocessing.head import Head, read_head, read_mask
+from nidl_dcl.preprocessing.measures import Measures, measure_alignment, measure_brain, overlap
 from nidl_dcl.preprocessing.registration import TURNS, register_affine, score_turn, to_rigid
-from nidl_dcl.preprocessing.resampling import resample
+from nidl_dcl.preprocessing.resampling import around, resample
 from nidl_dcl.preprocessing.shrinking import shrink
 from nidl_dcl.preprocessing.template import Template, load_template
 from nidl_dcl.preprocessing.verdict import Verdict, gravest, judge
 from nidl_dcl.status import UnreadableVolumeError
 from nidl_dcl.volumes.reading import Float32
 
-__all__ = ["AlignedBrain", "Outcome", "keep_size", "preprocess_t1w"]
+__all__ = ["AlignedBrain", "Brain", "Outcome", "keep_size", "preprocess_t1w"]
 
 
 @dataclass(frozen=True, eq=False)
-class AlignedBrain:
-    """A head and its brain, there and in the space of the template.
+class Brain:
+    """A head and where its brain is.
 
     Attributes
     ----------
@@ -43,6 +39,19 @@ class AlignedBrain:
         The head without bias field, air at 0, on its own grid.
     mask : ndarray of bool
         The brain on the same grid.
+    """
+
+    head: Head
+    corrected: Float32
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedBrain(Brain):
+    """A head and its brain, there and in the space of the template.
+
+    Attributes
+    ----------
     matrix : ndarray of float64, shape (4, 4)
         From mm of the image to mm of the template.
     aligned, aligned_mask : ndarray of float32 and of bool
@@ -51,9 +60,6 @@ class AlignedBrain:
         That grid.
     """
 
-    head: Head
-    corrected: Float32
-    mask: NDArray[np.bool_]
     matrix: NDArray[np.float64]
     aligned: Float32
     aligned_mask: NDArray[np.bool_]
@@ -70,13 +76,14 @@ class Outcome:
         Whether it may be used.
     measures : Measures or None
         None when no brain was found, or no image.
-    brain : AlignedBrain or None
-        As for `measures`; there also for an image that is skipped, to be looked at.
+    brain : Brain or None
+        An `AlignedBrain` if it was to be aligned. There also for an image that is skipped, to be
+        looked at; None when no brain was found, or registration failed.
     """
 
     verdict: Verdict
     measures: Measures | None = None
-    brain: AlignedBrain | None = None
+    brain: Brain | None = None
 
 
 _UPRIGHT = np.array([[0, 1], [1, 1], [2, 1]])
@@ -86,9 +93,6 @@ _TURNED = "The header's orientation is wrong by quarter turns; left and right ar
 
 
 _MIRRORED = "Its sform and qform disagree about left and right; the sform is used."
-
-
-_PERHAPS_TURNED = ("brain_size", "contrast", "misaligned")
 
 
 _THICK_MM = 4.0
@@ -109,41 +113,64 @@ _LEAST_ML = 100.0
 """Volume below which a mask is no brain, whoever's it is."""
 
 
-def preprocess_t1w(path: str | os.PathLike[str], *, resolution: int = 2) -> Outcome:
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """One head with what is known of it; `template` is None where nothing is to be aligned."""
+
+    head: Head
+    bright: Float32
+    given: NDArray[np.bool_] | None
+    template: Template | None
+
+
+def preprocess_t1w(
+    path: str | os.PathLike[str],
+    *,
+    mask: str | os.PathLike[str] | None = None,
+    align: bool = True,
+    resolution: int = 2,
+) -> Outcome:
     """Find the brain in one head, take out the bias field and align the brain to the template.
 
     Parameters
     ----------
     path : path-like
         A T1-weighted head, or a brain that is stripped already.
+    mask : path-like, optional
+        The brain mask (inside: > 0.5) if there is one, on any grid; then none is looked for.
+    align : bool, default=True
+        Whether to align the brain. If not, a header that is wrong by quarter turns, or a contrast
+        that is not that of a T1w, is not always noticed.
     resolution : int, default=2
         Voxel size of the aligned brain in mm.
 
     Returns
     -------
     Outcome
-        Never an exception because of what the file holds.
+        Never an exception because of what the files hold.
     """
     try:
         head = read_head(path)
+        given = None if mask is None else read_mask(mask, head)
     except UnreadableVolumeError as error:
         return Outcome(Verdict("skip", error.code, str(error)))
-    template = load_template(resolution)
-    bright = _above_air(head.data)
-    best = _attempt(head, bright, template, TURNS[0])
-    if best.verdict.status == "skip" or best.verdict.code in _PERHAPS_TURNED:
-        turn = _likeliest_turn(bright, head.affine)
+    template = load_template(resolution) if align else None
+    task = _Task(head, _above_air(head.data), given, template)
+    best = _attempt(task, TURNS[0])
+    if best.measures is None or judge(best.measures).status != "ok":  # perhaps it is turned
+        turn = _likeliest_turn(task)
         if turn is not TURNS[0]:
-            best = max(best, _attempt(head, bright, template, turn), key=_quality)
+            best = max(best, _attempt(task, turn), key=_quality)
     return best
 
 
-def _likeliest_turn(bright: Float32, affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the turn after which the rough brain found is most like the template."""
-    small, grid = shrink(bright, affine, 2.0)
+def _likeliest_turn(task: _Task) -> NDArray[np.float64]:
+    """Return the turn after which the brain, found roughly or given, is most like the template."""
+    small, grid = shrink(task.bright, task.head.affine, 2.0)
+    given = None if task.given is None else shrink(task.given, task.head.affine, 2.0)[0] > 0.5
     scores = []
     for turn in TURNS:
-        mask = _seen_after(turn, locate_brain, small)
+        mask = _seen_after(turn, locate_brain, small) if given is None else given
         scores.append(score_turn(small * mask, mask, grid, turn) if mask.any() else -1.0)
     return TURNS[int(np.argmax(scores))]
 
@@ -168,60 +195,59 @@ def _above_air(data: Float32) -> Float32:
     return np.maximum(data - np.percentile(data, 0.5).astype(np.float32), 0)
 
 
-def _attempt(head: Head, bright: Float32, template: Template, turn: NDArray[np.float64]) -> Outcome:
+def _attempt(task: _Task, turn: NDArray[np.float64]) -> Outcome:
     """Return what comes out when the head is upright after `turn`."""
-    mask = _seen_after(turn, extract_brain, bright)
-    own = _own_mask(bright, head.voxel_ml)
-    stripped = own is not None and overlap(own, mask) > _ALIKE
-    if own is not None and stripped:
-        mask = own
+    head, template = task.head, task.template
+    mask, stripped = _brain_mask(task, turn)
     ml = mask.sum() * head.voxel_ml
     if ml < _LEAST_ML:
-        return Outcome(Verdict("skip", "no_brain", f"A brain of {ml:.0f} ml was found."))
-    corrected = correct_bias_field(bright, mask, head.affine)
-    try:
-        matrix = register_affine(corrected * mask, mask, head.affine, turn)
-        brain = _bring(head, corrected, mask, matrix, template)
-    except (RuntimeError, np.linalg.LinAlgError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        return Outcome(Verdict("skip", "misaligned", f"Registration failed ({reason})."))
-    if not brain.aligned_mask.any():
-        return Outcome(Verdict("skip", "misaligned", "Registration lost the brain."))
-    measures = measure_alignment(
-        head, mask, matrix, brain.aligned, brain.aligned_mask, template, stripped=stripped
-    )
-    told = _told(head, turn, measures, stripped=stripped)
+        found = "was found" if task.given is None else "was given"
+        return Outcome(Verdict("skip", "no_brain", f"A brain of {ml:.0f} ml {found}."))
+    corrected = correct_bias_field(task.bright, mask, head.affine)
+    brain = Brain(head, corrected, mask)
+    if template is None:
+        measures = measure_brain(head, mask, corrected * mask, turn, stripped=stripped)
+    else:
+        try:
+            matrix = register_affine(corrected * mask, mask, head.affine, turn)
+            brain = aligned = _bring(brain, matrix, template)
+        except (RuntimeError, np.linalg.LinAlgError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            return Outcome(Verdict("skip", "misaligned", f"Registration failed ({reason})."))
+        if not aligned.aligned_mask.any():
+            return Outcome(Verdict("skip", "misaligned", "Registration lost the brain."))
+        measures = measure_alignment(
+            head, mask, matrix, aligned.aligned, aligned.aligned_mask, template, stripped=stripped
+        )
+    told = _told(head, turn, measures, stripped=stripped and task.given is None)
     return Outcome(gravest(list(told)), measures, brain)
 
 
-def _bring(
-    head: Head,
-    corrected: Float32,
-    mask: NDArray[np.bool_],
-    matrix: NDArray[np.float64],
-    template: Template,
-) -> AlignedBrain:
+def _brain_mask(task: _Task, turn: NDArray[np.float64]) -> tuple[NDArray[np.bool_], bool]:
+    """Return the mask, and whether there is nothing but a brain in the image."""
+    own = _own_mask(task.bright, task.head.voxel_ml)
+    mask = task.given if task.given is not None else _seen_after(turn, extract_brain, task.bright)
+    if own is None or overlap(own, mask) <= _ALIKE:
+        return mask, False
+    return (own if task.given is None else mask), True
+
+
+def _bring(brain: Brain, matrix: NDArray[np.float64], template: Template) -> AlignedBrain:
     """Resample the head, mask it, and keep the spline within the range of the brain."""
-    part = _around(mask)
-    there = head.affine.copy()
+    part = around(brain.mask, 8)  # what a spline and a filter reach beyond it
+    there = brain.head.affine.copy()
     there[:3, 3] += there[:3, :3] @ [cut.start for cut in part]
-    inside = resample(mask[part], there, matrix, template, order=1) > 0.5
-    aligned = resample(corrected[part], there, matrix, template) * inside
-    np.clip(aligned, 0, corrected[mask].max(), out=aligned)
-    return AlignedBrain(head, corrected, mask, matrix, aligned, inside, template)
-
-
-def _around(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """Return the part that holds the mask, with what a spline and a filter reach beyond it."""
-    part = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(slice(max(0, cut.start - 8), cut.stop + 8) for cut in part)
+    inside = resample(brain.mask[part], there, matrix, template, order=1) > 0.5
+    aligned = resample(brain.corrected[part], there, matrix, template) * inside
+    np.clip(aligned, 0, brain.corrected[brain.mask].max(), out=aligned)
+    return AlignedBrain(brain.head, brain.corrected, brain.mask, matrix, aligned, inside, template)
 
 
 def keep_size(brain: AlignedBrain) -> AlignedBrain:
     """Return the brain aligned by the rotation and translation of its affine transform alone."""
     center = brain.head.affine[:3] @ [*ndimage.center_of_mass(brain.mask), 1]
     rigid = to_rigid(brain.matrix, center)
-    return _bring(brain.head, brain.corrected, brain.mask, rigid, brain.template)
+    return _bring(brain, rigid, brain.template)
 
 
 def _own_mask(bright: Float32, voxel_ml: float) -> NDArray[np.bool_] | None:

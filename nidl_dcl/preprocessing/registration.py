@@ -18,7 +18,7 @@ from nidl_dcl.preprocessing.shrinking import shrink
 from nidl_dcl.preprocessing.template import Template, load_template
 from nidl_dcl.volumes.reading import Float32
 
-__all__ = ["TURNS", "register_affine", "score_turn", "to_rigid"]
+__all__ = ["TURNS", "find_pose", "register_affine", "score_turn", "to_rigid"]
 
 Floats = NDArray[np.float64]
 
@@ -42,10 +42,7 @@ head in four that nods by 30 degrees or more ends in a wrong optimum."""
 
 
 def register_affine(
-    brain: Float32,
-    mask: NDArray[np.bool_],
-    affine: Floats,
-    turn: Floats = TURNS[0],
+    brain: Float32, mask: NDArray[np.bool_], affine: Floats, turn: Floats = TURNS[0]
 ) -> Floats:
     """Return the affine transform from mm of the image to mm of the template, shape (4, 4).
 
@@ -66,7 +63,7 @@ def register_affine(
     from SimpleITK import AffineTransform, ImageRegistrationMethod, sitkLinear
 
     template = load_template(2)
-    turn = _tilted(brain, mask, affine, turn)
+    turn = find_pose(brain, mask, affine, turn)
     start = LPS @ np.linalg.inv(_by_moments(mask, affine, template, turn)) @ LPS
     center = LPS[:3, :3] @ _center(template.mask, template.affine)
     transform = AffineTransform(3)
@@ -106,6 +103,8 @@ def score_turn(
     brain, mask, affine, turn
         As in `register_affine`.
     """
+    if not mask.any():
+        return -1.0
     template = load_template(8)
     matrix = _by_moments(mask, affine, template, turn)
     there = resample(*shrink(brain, affine, 8.0), matrix, template, order=1)
@@ -115,8 +114,16 @@ def score_turn(
     return float(np.corrcoef(there[around], template.data[around])[0, 1])
 
 
-def _tilted(brain: Float32, mask: NDArray[np.bool_], affine: Floats, turn: Floats) -> Floats:
-    """Return the rotation near `turn` that scores best, found about one axis after the other."""
+def find_pose(
+    brain: Float32, mask: NDArray[np.bool_], affine: Floats, turn: Floats = TURNS[0]
+) -> Floats:
+    """Return the rotation near `turn` that scores best, found about one axis after the other.
+
+    Parameters
+    ----------
+    brain, mask, affine, turn
+        As in `register_affine`.
+    """
     small, grid = shrink(brain, affine, 8.0)
     inside = shrink(mask, affine, 8.0)[0] > 0.5
     if not inside.any():

@@ -12,7 +12,7 @@ from scipy import ndimage
 from nidl_dcl.preprocessing.template import Template
 from nidl_dcl.volumes.reading import Float32
 
-__all__ = ["resample"]
+__all__ = ["around", "resample"]
 
 _FWHM = 2.355  # standard deviations
 
@@ -52,4 +52,13 @@ def resample(
         values = ndimage.gaussian_filter(values, sigma, truncate=3)
     return np.asarray(
         ndimage.affine_transform(values, to_image, output_shape=template.data.shape, order=order)
+    )
+
+
+def around(mask: NDArray[np.bool_], margin: int | NDArray[np.int_]) -> tuple[slice, ...]:
+    """Return the part of an array that holds the mask, and `margin` voxels beyond it."""
+    part = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return tuple(
+        slice(max(0, cut.start - int(more)), cut.stop + int(more))
+        for cut, more in zip(part, np.broadcast_to(margin, 3), strict=True)
     )

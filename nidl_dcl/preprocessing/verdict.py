@@ -17,7 +17,7 @@ __all__ = ["PREPROCESSING_CODES", "Verdict", "gravest", "judge"]
 PREPROCESSING_CODES = {
     "no_brain": "No brain was found",
     "brain_size": "The brain found is smaller or larger than those of people",
-    "misaligned": "The aligned brain is not where, or not how, the template's is",
+    "misaligned": "The brain found is not where, or not how, the template's is",
     "contrast": "Gray and white matter have not the brightness they have in a T1-weighted image",
     "field_of_view": "Part of the brain lies outside of what was scanned, or of the template's field",
     "turned": "The header's orientation is wrong by quarter turns; the head was turned",
@@ -61,11 +61,14 @@ class _Limit:
     text: str
 
 
-_LIMITS = (
+_OF_ANY = (
     _Limit("at_edge", 0.02, 0.10, "field_of_view", "{:.0%} of its surface is at an edge."),
-    _Limit("correlation", 0.3, -0.1, "contrast", "Inside, it correlates with a T1w by {:.2f}."),
     _Limit("mask_ml", 800, 300, "brain_size", "The brain mask has {:.0f} ml."),
     _Limit("mask_ml", 2100, 2600, "brain_size", "The brain mask has {:.0f} ml."),
+)
+
+_OF_ALIGNED = (
+    _Limit("correlation", 0.3, -0.1, "contrast", "Inside, it correlates with a T1w by {:.2f}."),
     _Limit("overlap", 0.90, 0.85, "misaligned", "Its overlap with the template's is {:.2f}."),
     _Limit("upright", 0.85, 0.78, "misaligned", "Its correlation with the template is {:.2f}."),
     _Limit("lead", 0.17, 0.12, "misaligned", "Another orientation is nearly as good (by {:.2f})."),
@@ -76,11 +79,17 @@ _LIMITS = (
     _Limit("clipped", 0.03, 0.15, "field_of_view", "{:.0%} of it is beyond the template's field."),
 )
 
+_OF_OTHERS = (
+    _Limit("upright", 0.65, 0.50, "misaligned", "Its correlation with the template is {:.2f}."),
+    _Limit("lead", 0.14, 0.10, "misaligned", "Another orientation is nearly as good (by {:.2f})."),
+)
+"""For images that stay where they are; as if aligned by center, volume and rotation alone."""
+
 
 def judge(measures: Measures) -> Verdict:
-    """Return the verdict on one aligned brain."""
+    """Return the verdict on one brain, by the measures that it has."""
     found = []
-    for limit in _LIMITS:
+    for limit in (*_OF_ANY, *(_OF_OTHERS if measures.overlap is None else _OF_ALIGNED)):
         value = getattr(measures, limit.measure)
         sign = 1 if limit.skip > limit.warn else -1
         text = limit.text.format(value)

@@ -222,7 +222,7 @@ def prepare_volume(image: Any, preparation: Preparation, mask_path: Any = None) 
         )
     volume = read_volume(image)
     with errors_naming(image):
-        data, affine = _canonical(volume)
+        data, affine = canonical(volume)
         require_range(data, preparation.intensity)
     shape = preparation.shape or common_shape(
         [nib.Nifti1Image(data, affine)], preparation.spacing, preparation.masked
@@ -233,7 +233,7 @@ def prepare_volume(image: Any, preparation: Preparation, mask_path: Any = None) 
     if preparation.masked:
         mask = read_volume(mask_path)
         with errors_naming(mask_path):
-            inside = _mask_on(data.shape, affine, mask)
+            inside = mask_on_grid(data.shape, affine, mask)
         center = _center(inside, field, 0.001)
     else:
         center = 2 * _center(_foreground(np.abs(data[::2, ::2, ::2])), field / 2, 0.01)
@@ -248,7 +248,8 @@ def prepare_volume(image: Any, preparation: Preparation, mask_path: Any = None) 
     return np.asarray(torch.from_numpy(prepared).half().float())[None]
 
 
-def _canonical(image: Volume) -> tuple[Float32, NDArray[np.float64]]:
+def canonical(image: Volume) -> tuple[Float32, NDArray[np.float64]]:
+    """Return values and affine in the closest RAS order; nothing is interpolated."""
     axes = nib.io_orientation(image.affine)
     data = nib.apply_orientation(image.dataobj, axes)
     return data, image.affine @ nib.orientations.inv_ornt_aff(axes, image.shape)
@@ -261,11 +262,26 @@ def _extent(shape: Any, affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return extent
 
 
-def _mask_on(
+def mask_on_grid(
     shape: tuple[int, ...], affine: NDArray[np.float64], mask: Volume
 ) -> NDArray[np.bool_]:
-    """Return where the mask is above 0.5 on the image's grid, interpolating if grids differ."""
-    data, own = _canonical(mask)
+    """Return where a mask is above 0.5 on the grid of an image, interpolating if grids differ.
+
+    Parameters
+    ----------
+    shape : tuple of three int
+        Of the image.
+    affine : ndarray of float64, shape (4, 4)
+        Of the image, whose axes are in the closest RAS order.
+    mask : Volume
+        As read, in any orientation.
+
+    Raises
+    ------
+    UnreadableVolumeError
+        The mask does not overlap with the image.
+    """
+    data, own = canonical(mask)
     far = np.array([*shape, 1.0])
     same = data.shape == tuple(shape) and np.abs((own - affine) @ np.diag(far)).sum() < 0.25
     if not same:

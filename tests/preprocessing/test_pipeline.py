@@ -8,7 +8,7 @@ from scipy import ndimage
 from nidl_dcl.preprocessing import pipeline
 from nidl_dcl.preprocessing.head import read_head
 from nidl_dcl.preprocessing.measures import overlap
-from nidl_dcl.preprocessing.pipeline import keep_size, preprocess_t1w
+from nidl_dcl.preprocessing.pipeline import AlignedBrain, keep_size, preprocess_t1w
 from nidl_dcl.preprocessing.registration import TURNS
 
 pytest.importorskip("SimpleITK")
@@ -26,7 +26,7 @@ def head_and_mask(demo_head):
 def preprocess(monkeypatch, tmp_path):
     """Return a function that preprocesses an image; the network is replaced by the true mask."""
 
-    def run(data, mask, affine, *, bias_field=False):
+    def run(data, mask, affine, *, bias_field=False, given=None, **options):
         path = tmp_path / "sub-01_T1w.nii.gz"
         nib.save(nib.Nifti1Image(np.asarray(data, np.float32), affine), path)
         bright = pipeline._above_air(np.asarray(data, np.float32))
@@ -42,7 +42,7 @@ def preprocess(monkeypatch, tmp_path):
             monkeypatch.setattr(pipeline, "correct_bias_field", lambda data, mask, affine: data)
         monkeypatch.setattr(pipeline, "extract_brain", extract)
         monkeypatch.setattr(pipeline, "locate_brain", extract)
-        return preprocess_t1w(path)
+        return preprocess_t1w(path, mask=given, **options)
 
     return run
 
@@ -132,6 +132,69 @@ def test_thick_slices_are_told(preprocess, head_and_mask):
     half = data[:, :, :74].reshape(*data.shape[:2], 37, 2).mean(axis=3)
     outcome = preprocess(half, mask[:, :, :74:2], thick)
     assert (outcome.verdict.status, outcome.verdict.code) == ("warn", "thick_slices")
+
+
+def save_mask(path, mask, affine):
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), path)
+    return path
+
+
+def test_a_brain_can_stay_where_it_is(preprocess, head_and_mask):
+    outcome = preprocess(*head_and_mask, align=False)
+    assert (outcome.verdict.status, outcome.verdict.code) == ("ok", "ok")
+    assert not isinstance(outcome.brain, AlignedBrain)
+    np.testing.assert_array_equal(outcome.brain.mask, head_and_mask[1])
+    assert outcome.measures.upright > 0.7
+    assert outcome.measures.overlap is None
+
+
+def test_a_brain_that_stays_where_it_is_is_judged(preprocess, head_and_mask):
+    data, mask, affine = head_and_mask
+    turned = preprocess(np.rot90(data, 1, (1, 2)), np.rot90(mask, 1, (1, 2)), affine, align=False)
+    assert (turned.verdict.status, turned.verdict.code) == ("warn", "turned")
+    cut = preprocess(data[:, :, :50], mask[:, :, :50], affine, align=False)
+    assert (cut.verdict.status, cut.verdict.code) == ("skip", "field_of_view")
+
+
+def test_a_given_mask_is_used_on_any_grid(preprocess, head_and_mask, tmp_path):
+    data, mask, affine = head_and_mask
+    eroded = ndimage.binary_erosion(mask)
+    flipped = affine @ np.diag([-1.0, 1, 1, 1])
+    flipped[:3, 3] = (affine @ [mask.shape[0] - 1, 0, 0, 1])[:3]
+    file = save_mask(tmp_path / "mask.nii", eroded[::-1], flipped)
+
+    outcome = preprocess(data, mask, affine, given=file)
+
+    assert (outcome.verdict.status, outcome.verdict.code) == ("ok", "ok")
+    np.testing.assert_array_equal(outcome.brain.mask, eroded)
+    stripped = preprocess(data * mask, mask, affine, given=file)
+    assert (stripped.verdict.status, stripped.verdict.code) == ("ok", "ok")
+    np.testing.assert_array_equal(stripped.brain.mask, eroded)
+
+
+def test_a_turned_head_with_its_mask_is_turned_back(preprocess, head_and_mask, tmp_path):
+    data, mask, affine = head_and_mask
+    file = save_mask(tmp_path / "mask.nii", np.rot90(mask, 1, (1, 2)), affine)
+    outcome = preprocess(np.rot90(data, 1, (1, 2)), None, affine, given=file)
+    assert (outcome.verdict.status, outcome.verdict.code) == ("warn", "turned")
+    assert outcome.measures.overlap > 0.93
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda mask, affine: (mask * 0, affine), "constant"),
+        (lambda mask, affine: (mask, affine + np.eye(4, k=3) * 1000), "affine"),
+        (lambda mask, affine: (np.indices(mask.shape).sum(0) == 9, affine), "no_brain"),
+    ],
+)
+def test_a_given_mask_that_is_no_brain_is_refused(
+    preprocess, head_and_mask, tmp_path, change, code
+):
+    data, mask, affine = head_and_mask
+    file = save_mask(tmp_path / "mask.nii", *change(mask, affine))
+    outcome = preprocess(data, mask, affine, given=file)
+    assert (outcome.verdict.status, outcome.verdict.code) == ("skip", code)
 
 
 def test_what_is_no_image_has_the_code_of_the_reader(tmp_path):
