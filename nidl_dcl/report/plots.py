@@ -438,11 +438,11 @@ def draw_strips(
     order : sequence of at most three str
         Names of the groups: what is usual, then what has to be seen, in front of it.
     hover : sequence of n str
-        Names of the rows; the pointer shows them with the value where they are at most 500.
+        Names of the rows; the pointer shows them with the value in groups of at most 500, those of
+        larger ones become one picture.
     alt : str
         The picture in words.
     """
-    raster = len(values) > RASTER_ABOVE
     texts: dict[str, list[str]] = {}
     entries: dict[str, Any] = {}
     # The same places for the same number of rows, spread evenly.
@@ -456,17 +456,16 @@ def draw_strips(
                 rows = np.flatnonzero(np.isfinite(numbers) & (groups == group).to_numpy())
                 if not rows.size:
                     continue
-                gid = f"points{len(texts)}"
-                texts[gid] = [f"{hover[row]} · {numbers[row]:.4g}" for row in rows]
-                faint = raster and place == 0
+                gid, raster = f"points{len(texts)}", rows.size > RASTER_ABOVE
+                texts[gid] = [f"{hover[row]} · {numbers[row]:.4g}" for row in rows.tolist()]
                 sign = axes.scatter(
                     *(inside[rows], heights[rows]),
-                    color=_FOR_RASTER[0] if faint else (*OKABE_ITO[:2], INK)[place],
+                    color=(_FOR_RASTER if raster else (*OKABE_ITO[:2], INK))[place],
                     marker="ovX"[place],
-                    s=6 if faint else 32 if place else 20,
+                    s=6 if raster else 32 if place else 20,
                     edgecolors=PAPER,
-                    linewidths=0.3 if faint else 0.6,
-                    rasterized=faint,
+                    linewidths=0.3 if raster else 0.6,
+                    rasterized=raster,
                     gid=gid,
                     clip_on=False,
                 )

@@ -175,13 +175,9 @@ def show_preprocessing(results: Results, gallery: Gallery, title: str) -> dict[s
         "page": "",
     }
     if any(image.file for image in images) and not results.has("logs/sharing.json"):
-        sizes = [image.picture for image in pictures if image.picture]
-        context = {
-            **found,
-            "title": title,
-            "groups": _groups(images),
-            "size": next(iter(sizes), None),
-        }
+        # All are drawn alike: one tells how much room to keep for those that are not loaded yet.
+        size = next((image.picture for image in pictures if image.picture), None)
+        context = {**found, "title": title, "groups": _groups(images), "size": size}
         keep_bytes(gallery.folder / "preprocessing.html", render_mosaics(context).encode())
         found["page"] = "figures/preprocessing.html"
     return found
@@ -229,9 +225,7 @@ def _numbers(values: Mapping[str, float]) -> list[str]:
 def _reason(code: Any, message: Any) -> str:
     """Return code and message in words, empty where there is nothing to say."""
     words = "" if pd.isna(code) or code == "ok" else format_cell(code).replace("_", " ")
-    return ": ".join(
-        [*filter(None, [words]), *([] if pd.isna(message) else [format_cell(message)])]
-    )
+    return ": ".join(filter(None, [words, "" if pd.isna(message) else format_cell(message)]))
 
 
 def _embed(results: Results, gallery: Gallery, base: str, image: _Image) -> _Image:
@@ -257,8 +251,8 @@ def _limits(table: pd.DataFrame, mode: str) -> list[str]:
     limits = []
     if flagged := int((table["status"] == "warn").sum()):
         limits.append(
-            f"{format_number(flagged)} images were flagged in preprocessing and used like all others: "
-            "look at them first (see Preprocessing)."
+            "Images flagged in preprocessing and used like all others: "
+            f"{format_number(flagged)} (see Preprocessing)."
         )
     if mode in _LIMITS:
         limits.append(
@@ -292,13 +286,13 @@ def _strips(table: pd.DataFrame, gallery: Gallery, source: str) -> Picture | Non
     values = table[known].rename(columns=_DRAWN)
     words = table["status"].map(_STATUSES).fillna(_STATUSES["skip"])
     order = list(_STATUSES.values())[::-1]
-    alt = f"A point for each image on a line for each measure: {'; '.join(values)}"
+    alt = f"A point for each image, a line for each measure: {'; '.join(map(str, values.columns))}"
     name = f"desc-{gallery.model}_preprocessing"
     drawn = draw_strips(name, values, words, order=order, hover=row_names(table), alt=alt)
     middle = ", ".join(_numbers({measure: table[measure].median() for measure in known}))
     caption = f"Medians: {middle}. Values far outside stand at the edge."
-    if len(table) > RASTER_ABOVE:
-        caption += " Images without remark are drawn as one image."
+    if words.value_counts().max() > RASTER_ABOVE:
+        caption += f" Points of more than {RASTER_ABOVE} images are drawn as one image."
     return gallery.svg(name, drawn, alt, caption, source)
 
 
