@@ -37,7 +37,10 @@ _LEFT_OUT = {
         "averages of too few participants, their spread, and maps of a few heads"
     ),
     r"figures/.*_embedding\.svg": "phenotypes that were not predicted",
-    r"figures/(.*\.(png|npy)|(views|volumes|\w*pictures)\..*)": "single heads: they can be recognized",
+    (
+        r"figures/(.*\.npy|(views|volumes|\w*pictures|preprocessing)\..*)"
+        r"|(derivatives/preproc/)?(sub-[^/]+/.*|figures/.*\.png)"
+    ): "single heads: they can be recognized",
     ".*": "files that no rule allows",
 }
 """Names of files, as patterns, and what is said of them when they stay behind."""

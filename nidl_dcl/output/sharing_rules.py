@@ -160,6 +160,10 @@ class SharingRules:
             made.loc[made["status"] == "dropped", "target"] = "n/a"
         return made
 
+    def _preprocessed(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Share the measures of preprocessing, without the names of pictures, which are of single heads."""
+        return self._images(table).assign(figure="n/a")
+
     def _plane(self, table: pd.DataFrame) -> pd.DataFrame:
         """Share the embeddings in two dimensions, of the phenotypes only what was predicted."""
         made = self._rename(table)
@@ -287,12 +291,15 @@ _ANY = "desc-[A-Za-z0-9]+"
 
 _TABLES = f"{_ANY}_(embeddings|predictions|externalpredictions)"
 
+_PREPROCESSED = "(derivatives/preproc/)?desc-preproc_measures"
+
 _RULES: dict[str, Callable[[SharingRules, Any], Any]] = {
     rf"({_TABLES}|logs/(inputs|quality)|figures/outliers)\.tsv": SharingRules._images,
     rf"(descriptions|figures/(retrieval|{_ANY}_occlusion))\.tsv": SharingRules._summary,
+    rf"{_PREPROCESSED}\.tsv": SharingRules._preprocessed,
     r"figures/embedding_2d\.tsv": SharingRules._plane,
     r"logs/holdout\.tsv": SharingRules._ledger,
-    rf"({_TABLES}|descriptions)\.json": SharingRules._facts,
+    rf"({_TABLES}|{_PREPROCESSED}|descriptions)\.json": SharingRules._facts,
     rf"figures/(embedding_2d|retrieval|{_ANY}_occlusion)\.json": SharingRules._facts,
     rf"{_ANY}_(metrics|externalmetrics)\.json": SharingRules._metrics,
     r"logs/run\.json": SharingRules._run,

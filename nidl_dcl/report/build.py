@@ -25,6 +25,7 @@ from nidl_dcl.report.predictions import (
     score_external,
     score_target,
 )
+from nidl_dcl.report.preprocessing import is_preprocessing, show_preprocessing
 from nidl_dcl.report.reader import Results, as_dict, as_list, as_number
 from nidl_dcl.report.training import show_embeddings, show_training, show_views
 
@@ -35,6 +36,7 @@ _SMALL_SAMPLE = 200
 _SECTIONS = {
     "headline": "Headline",
     "participants": "Participants",
+    "preprocessing": "Preprocessing",
     "brains": "Average brain",
     "views": "Views",
     "training": "Training",
@@ -52,11 +54,19 @@ _SECTIONS = {
     "citation": "Citation",
     "settings": "Settings",
     "versions": "Versions",
+    "files": "Files",
 }
+
+_OF_PREPROCESSING = (
+    *("preprocessing", "participants", "limits", "methods", "citation", "settings", "versions"),
+    "files",
+)
+"""Sections of the page about preprocessing alone, the only one with "files"."""
 
 _UNDER_WAY = '<meta name="nidl-dcl" content="in progress">'
 
 _STAGES = {
+    "preprocess": "preprocessing",
     "pretrain": "pretraining",
     "embed": "computing embeddings",
     "predict": "predicting",
@@ -75,7 +85,7 @@ def write_report(
     ----------
     output_dir : path
         OUTPUT_DIR of a study, complete or not: what is missing is said in a line, what is broken
-        is listed at the end of the page.
+        is listed at the end of the page. Or of preprocessing, of which the page tells alone.
     model : str, default="dcl"
         The label of the model in file names.
     under_way : bool, default=False
@@ -100,18 +110,27 @@ def write_report(
         )
     results, gallery = Results(folder, model), Gallery(folder, model)
     found, citation = results.targets(), results.text("logs/CITATION.md").split("\n## ")[0]
+    title = str(results.json("dataset_description.json").get("Name") or "Report of nidl_dcl")
+    run = _run(results)
+    alone = is_preprocessing(results, run["words"])
     context: dict[str, Any] = {
         "version": __version__,
         "model": model,
-        "sections": _SECTIONS,
-        "title": str(results.json("dataset_description.json").get("Name") or "Report of nidl_dcl"),
+        "alone": alone,
+        "sections": {
+            name: _SECTIONS[name]
+            for name in (_OF_PREPROCESSING if alone else _SECTIONS)
+            if alone or name != "files"
+        },
+        "title": title,
         "citation": citation.removeprefix("# How to cite").strip(),
         "rerun": results.has("code/config.yaml"),
         "shared": results.has("logs/sharing.json"),
-        "run": _run(results),
+        "run": run,
         "under_way": _UNDER_WAY if under_way else "",
         "unfinished": _unfinished(results, under_way=under_way, error=error),
         "inputs": _inputs(results),
+        "preprocessing": show_preprocessing(results, gallery, title),
         "brains": show_average(results, gallery),
         "views": show_views(results, gallery),
         "training": show_training(results, gallery),
@@ -207,6 +226,8 @@ def _run(results: Results) -> dict[str, Any]:
     took = sum(s for s in seconds if s is not None)
     return {
         "known": bool(run),
+        "words": as_list(command),
+        "doing": [*as_list(command)[1:2], *(s.get("name") for s in stages)],
         "command": command if isinstance(command, str) else shlex.join(map(str, as_list(command))),
         "started": str(stages[0].get("started") or "")[:16].replace("T", " ") if stages else "",
         "took": format_duration(took) if took else "",
@@ -292,6 +313,8 @@ def _limits(context: Mapping[str, Any]) -> list[str]:
             f"{format_number(inputs['skip'])} of {format_number(inputs['listed'])} listed rows were "
             "not used. If those people differ from the others, the results do not speak for them."
         )
+    if preprocessing := context["preprocessing"]:
+        limits += preprocessing["limits"]
     if any(as_number(t["exposure"].get("seen")) for t in targets):
         limits.append(
             "Pretraining saw images of the people it was tested on (without labels, see Exposure), "

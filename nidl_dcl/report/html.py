@@ -178,6 +178,29 @@ def render_page(context: Mapping[str, Any]) -> str:
     The policy in its head allows the page's own style and script, by their hashes, and images
     inside the page; nothing is loaded.
     """
+    templates, style, script = _templates(), _asset("report.css"), _asset("report.js")
+    methods = templates.get_template("methods.txt.jinja").render(context).strip()
+    return templates.get_template("report.html.jinja").render(
+        context,
+        methods=re.sub(r"\n{3,}", "\n\n", methods),
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+    )
+
+
+def render_mosaics(context: Mapping[str, Any]) -> str:
+    """Return the page of all preprocessed images; every text in it is escaped.
+
+    It has no script. Its policy allows its own style and the images beside it.
+    """
+    style = _asset("report.css")
+    page = _templates().get_template("mosaics.html.jinja")
+    return page.render(context, style=style, style_hash=_hash(style))
+
+
+def _templates() -> jinja2.Environment:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         # The methods are plain text for a paper: escaped as a whole when they enter the page.
@@ -189,19 +212,11 @@ def render_page(context: Mapping[str, Any]) -> str:
     )
     templates.filters.update(number=format_number, score=format_score, exact=_exact)
     templates.filters.update(cell=format_cell, sides=_sides, block=_block)
-    style, script = (
-        (_TEMPLATES / name).read_text(encoding="utf-8").strip()
-        for name in ("report.css", "report.js")
-    )
-    methods = templates.get_template("methods.txt.jinja").render(context).strip()
-    return templates.get_template("report.html.jinja").render(
-        context,
-        methods=re.sub(r"\n{3,}", "\n\n", methods),
-        style=Markup(style),  # noqa: S704 (ours)
-        script=Markup(script),  # noqa: S704 (ours)
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-    )
+    return templates
+
+
+def _asset(name: str) -> Markup:
+    return Markup((_TEMPLATES / name).read_text(encoding="utf-8").strip())  # noqa: S704 (ours)
 
 
 def _hash(text: str) -> str:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
-from nidl_dcl.report.svg import MUTED, OKABE_ITO, PAPER, STYLE, clean, drawing
+from nidl_dcl.report.svg import INK, MUTED, OKABE_ITO, PAPER, STYLE, clean, drawing
 
 _MARKERS = "os^DvPX"
 
@@ -414,6 +414,78 @@ def draw_intervals(
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     return sheet.svg(alt, texts)
+
+
+def draw_strips(
+    name: str,
+    values: pd.DataFrame,
+    groups: pd.Series,
+    *,
+    order: Sequence[str],
+    hover: Sequence[str],
+    alt: str,
+) -> bytes:
+    """Draw one point for each row of `values` on a line for each of its columns.
+
+    Parameters
+    ----------
+    name : str
+        Prefix of ids.
+    values : DataFrame of shape (n, m)
+        Missing ones are left out; those far from the others stand at the edge.
+    groups : Series of length n
+        Which of `order` each row belongs to.
+    order : sequence of at most three str
+        Names of the groups: what is usual, then what has to be seen, in front of it.
+    hover : sequence of n str
+        Names of the rows; the pointer shows them with the value in groups of at most 500, those of
+        larger ones become one picture.
+    alt : str
+        The picture in words.
+    """
+    texts: dict[str, list[str]] = {}
+    entries: dict[str, Any] = {}
+    # The same places for the same number of rows, spread evenly.
+    heights = np.arange(len(values)) * ((np.sqrt(5) - 1) / 2) % 1
+    with drawing(name, 0.45 + 0.72 * len(values.columns), len(values.columns)) as sheet:
+        for axes, (title, column) in zip(np.atleast_1d(sheet.axes), values.items(), strict=True):
+            numbers = column.to_numpy(dtype=np.float64)
+            low, high = _whiskers(numbers)
+            inside = np.clip(numbers, low, high)
+            for place, group in enumerate(order):
+                rows = np.flatnonzero(np.isfinite(numbers) & (groups == group).to_numpy())
+                if not rows.size:
+                    continue
+                gid, raster = f"points{len(texts)}", rows.size > RASTER_ABOVE
+                texts[gid] = [f"{hover[row]} · {numbers[row]:.4g}" for row in rows.tolist()]
+                sign = axes.scatter(
+                    *(inside[rows], heights[rows]),
+                    color=(_FOR_RASTER if raster else (*OKABE_ITO[:2], INK))[place],
+                    marker="ovX"[place],
+                    s=6 if raster else 32 if place else 20,
+                    edgecolors=PAPER,
+                    linewidths=0.3 if raster else 0.6,
+                    rasterized=raster,
+                    gid=gid,
+                    clip_on=False,
+                )
+                entries.setdefault(f"{group} ({(groups == group).sum():,})", sign)
+            margin = 0.03 * (high - low) or 1.0
+            axes.set(xlim=(low - margin, high + margin), ylim=(-0.15, 1.15))
+            axes.set_title(clean(title, 90), loc="left", fontsize=9)
+            axes.yaxis.set_major_locator(NullLocator())
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
+            axes.spines["left"].set_visible(False)
+        sheet.legend([(sign, label) for label, sign in entries.items()], columns=3)
+    return sheet.svg(alt, {gid: said for gid, said in texts.items() if len(said) <= RASTER_ABOVE})
+
+
+def _whiskers(numbers: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the ends of an axis on which what most values are can be told apart."""
+    known = numbers[np.isfinite(numbers)]
+    low, middle, high = np.percentile(known, [25, 50, 75])
+    reach = 4 * max(high - low, 1e-3 * abs(middle))
+    return max(float(known.min()), middle - reach), min(float(known.max()), middle + reach)
 
 
 def draw_learning_curve(name: str, points: pd.DataFrame, *, ylabel: str, alt: str) -> bytes:

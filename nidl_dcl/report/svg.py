@@ -68,11 +68,23 @@ class Sheet:
     axes: Any
     raw: bytes = b""
 
-    def legend(self, entries: Sequence[tuple[Any, str]], scale: float = 1.0) -> None:
-        """Add a legend of artists and their names below the axes, its signs larger by `scale`."""
+    def legend(
+        self, entries: Sequence[tuple[Any, str]], scale: float = 1.0, columns: int = 2
+    ) -> None:
+        """Add a legend below the axes.
+
+        Parameters
+        ----------
+        entries : sequence of (artist, str)
+            Signs and their names.
+        scale : float, default=1.0
+            By how much the signs are larger.
+        columns : int, default=2
+            Of names.
+        """
         if entries:
             handles, blank = [handle for handle, _ in entries], [" "] * len(entries)
-            place = {"loc": "outside lower left", "ncols": 2}
+            place = {"loc": "outside lower left", "ncols": columns}
             legend = self.figure.legend(handles, blank, markerscale=scale, **place)
             # Not given above: names that begin with an underscore would be left out.
             for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
@@ -106,13 +118,23 @@ class Sheet:
 
 
 @contextmanager
-def drawing(name: str, height: float) -> Iterator[Sheet]:
-    """Yield a sheet to draw on, `height` inches high; its `name`, unique on a page, begins all ids."""
+def drawing(name: str, height: float, rows: int = 1) -> Iterator[Sheet]:
+    """Yield a sheet to draw on.
+
+    Parameters
+    ----------
+    name : str
+        Unique on a page; begins all ids.
+    height : float
+        In inches.
+    rows : int, default=1
+        Axes below one another; with more than one, `Sheet.axes` is an array of them.
+    """
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         # The reader's browser has fonts for glyphs that matplotlib's own lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(4.4, height), layout="constrained")
-        sheet = Sheet(name, figure, figure.subplots())
+        sheet = Sheet(name, figure, figure.subplots(rows))
         yield sheet
         stream = io.BytesIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -31,6 +31,7 @@ from nidl_dcl.output.folder import Output
 from nidl_dcl.output.lock import held
 from nidl_dcl.output.pseudonyms import Pseudonyms, read_key
 from nidl_dcl.output.sharing import share
+from nidl_dcl.report.build import write_report
 
 PEOPLE = (
     *("AdaLovelace", "BlaisePascal", "CarlGauss", "DavidHilbert", "EmmyNoether", "FelixKlein"),
@@ -438,6 +439,52 @@ def test_files_without_a_rule_stay_behind_and_it_is_said(
     ]
     for name, raw in contents(page.parent):
         assert not re.search(rb"sub-\d+\b|bedlam|asylum", raw.lower().replace(b"sub-0", b"")), name
+
+
+@pytest.mark.parametrize("base", ["", "derivatives/preproc/"])
+def test_preprocessed_heads_and_their_pictures_are_never_given_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, base: str
+) -> None:
+    out = write_output(tmp_path / "out", range(3))
+    names = [f"sub-{i}" for i in range(3)]
+    rows = pd.DataFrame({"participant_id": names, "session_id": "n/a", "run": "n/a"})
+    rows["source"] = [f"bids:raw:{who}/anat/{who}_T1w.nii.gz" for who in names]
+    rows = rows.assign(status=["ok", "warn", "skip"], code=["ok", "misaligned", "no_brain"])
+    rows["message"] = "No brain of sub-1 was found in /asylum."
+    rows["figure"] = [f"figures/{who}_T1w.png" for who in names]
+    rows["overlap"], rows["upright"] = [0.95, 0.875, 0.625], 0.75
+    write_tsv(out / base / "desc-preproc_measures.tsv", rows)
+    write_json(out / base / "desc-preproc_measures.json", {"Mode": "align"})
+    drawn = io.BytesIO()
+    Image.fromarray(np.arange(2100, dtype=np.uint16).astype(np.uint8).reshape(30, 70)).save(
+        drawn, "png"
+    )
+    picture = drawn.getvalue()
+    (out / base / "figures").mkdir(exist_ok=True)
+    for who, figure in zip(names, rows["figure"], strict=True):
+        (out / base / figure).write_bytes(picture)
+        write_text(out / base / f"{who}/anat/{who}_desc-preproc_T1w.nii.gz", "head")
+        write_text(out / base / f"{who}/anat/{who}_from-T1w_to-MNI_xfm.txt", "head")
+    assert base64.b64encode(picture) in write_report(out).read_bytes()
+    assert (out / "figures/preprocessing.html").is_file()
+    with caplog.at_level(logging.INFO, "nidl_dcl"):
+        given = shared_of(out)
+    first = f"{base}figures/sub-0_T1w.png" if base else "figures/preprocessing.html"
+    said = f"Left out: single heads: they can be recognized ({first} and 9 more)."
+    assert said in caplog.messages
+    files = state(given)
+    assert not [n for n in files if n.endswith((".png", ".nii.gz", ".txt", "preprocessing.html"))]
+    assert base64.b64encode(picture) not in files["report.html"]
+    shown = section(files["report.html"].decode(), "preprocessing")
+    assert "<img" not in shown
+    assert "2 of 3 images of 3 participants" in shown
+    assert "Left out, as this output was made to be shared: pictures of single heads" in shown
+    measures = table(given / base / "desc-preproc_measures.tsv")
+    assert set(measures["figure"]) == set(measures["message"]) == {"n/a"}
+    assert sorted(measures["overlap"]) == ["0.625", "0.875", "0.95"]
+    assert measures["participant_id"].str.fullmatch("sub-[0-9a-f]{16}").all()
+    for name, raw in contents(given):
+        assert not re.search(rb"sub-\d\b|bedlam|asylum|t1w\.", raw.lower()), name
 
 
 def test_a_copy_names_no_dataset(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from nidl_dcl.report.plots import draw_slices
 
 HOSTILE = "<script>document.title='PWNED'</script><img src=x onerror=\"document.title='PWNED'\">"
 SECTIONS = (
-    *("headline", "participants", "brains", "views", "training", "embeddings", "retrieval"),
+    *("headline", "participants", "preprocessing", "brains", "views", "training", "embeddings"),
+    "retrieval",
     *(
         "outliers",
         "predictions",
