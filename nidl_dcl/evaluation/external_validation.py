@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation.bootstrap import N_DRAWS, bootstrap_units, without_intervals
 from nidl_dcl.evaluation.cohort import compare_cohorts, describe_cohort
+from nidl_dcl.evaluation.extra_features import read_extra_features
 from nidl_dcl.evaluation.features import Column, read_matrix, refuse_non_finite
 from nidl_dcl.evaluation.folds import CVDesign, count_used, make_external_design
 from nidl_dcl.evaluation.metrics import MAIN_METRIC, METRIC_WORDS, prediction_scores
@@ -147,6 +148,7 @@ def validate_externally(
     overlap: Overlap,
     columns: Mapping[str, str],
     quality: pd.DataFrame,
+    extra_features: pd.DataFrame | None = None,
     units: str | None = None,
     random_state: int = 0,
 ) -> ExternalResult:
@@ -170,6 +172,8 @@ def validate_externally(
         As `find_overlap` gives it.
     columns, quality
         See `nidl_dcl.evaluation.cohort.describe_cohort`.
+    extra_features : DataFrame, shape (n_images, n_columns), optional
+        As for `nidl_dcl.predict_phenotype`; used where the readout was fitted with them.
     units : str, optional
         Of the target in this cohort.
     random_state : int
@@ -178,7 +182,8 @@ def validate_externally(
     Raises
     ------
     UsageError
-        For another unit of the target, another number of features, confounds that are missing.
+        For another unit of the target, another number of features, confounds or extra features that
+        are missing.
     InputsUnusableError
         When nobody is left to score, saying why.
     """
@@ -191,6 +196,7 @@ def validate_externally(
     n, matrix = len(images), read_matrix(features, "features")
     people = read_people(groups, ids, n)
     refuse_non_finite(matrix, "features", people.table)
+    read_extra_features(extra_features, people.table, stored.target)
     read = read_known_target(
         images[stored.target], name=stored.target, task=stored.task, labels=stored.linear.labels
     )
@@ -201,7 +207,7 @@ def validate_externally(
     read.numbers[read.reasons != ""] = np.nan
     _require_somebody(read, stored, people, overlap)
     design = make_external_design(read, people.person, people.group)
-    predicted = stored.linear.predict(matrix, confounds)
+    predicted = stored.linear.predict(matrix, confounds, extra_features)
     scores = _score(design, predicted, random_state)
     calibration = {name: scores.pop(name) for name in ("slope", "intercept") if name in scores}
     # What knows the training cohort and no image: its mean, or its shares.

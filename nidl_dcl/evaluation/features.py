@@ -120,9 +120,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """A feature matrix, standardized by the training rows of each fold."""
+    """A feature matrix, standardized by the training rows of each fold.
+
+    Attributes
+    ----------
+    matrix : ndarray, shape (n_images, n_features)
+    scale : float
+        What the standardized columns are multiplied by.
+    """
 
     matrix: Array
+    scale: float = 1.0
 
     def coordinates(self, train: Rows, test: Rows) -> tuple[Array, Array]:
         """Return the standardized rows in the principal axes of the training rows.
@@ -135,7 +143,8 @@ class Features:
     def standardized(self, train: Rows, test: Rows) -> tuple[Array, Array]:
         """Return training and test rows, standardized by the training rows."""
         scaler = StandardScaler().fit(self.matrix[train])
-        return scaler.transform(self.matrix[train]), scaler.transform(self.matrix[test])
+        known, new = (scaler.transform(self.matrix[rows]) for rows in (train, test))
+        return known * self.scale, new * self.scale
 
 
 @dataclass(frozen=True)
@@ -186,12 +195,40 @@ class Components:
         return _by_products(left, new, MAX_COMPONENTS)
 
 
+@dataclass(frozen=True)
+class FeaturesBeside:
+    """A source with a block of other features beside it.
+
+    Attributes
+    ----------
+    source, block : Source
+    wide : bool
+        Whether the source gives principal component scores of wide data, whose scale is any: it is
+        changed such that a component has variance 1 on average, as a standardized column has.
+    """
+
+    source: Source
+    block: Source
+    wide: bool = False
+
+    def coordinates(self, train: Rows, test: Rows) -> tuple[Array, Array]:
+        """Return both in the principal axes of the training rows."""
+        known, new = self.source.coordinates(train, test)
+        if self.wide and known.size:
+            spread = np.sqrt((known**2).mean())
+            known, new = known / spread, new / spread
+        beside, beside_new = self.block.coordinates(train, test)
+        return principal_axes(np.hstack([known, beside]), np.hstack([new, beside_new]))
+
+
 def principal_axes(known: Array, new: Array) -> tuple[Array, Array]:
     """Return rows in the principal axes of the known ones, whose columns are centered.
 
     No axis with variance is left out.
     """
     n, d = known.shape
+    if d == 0:
+        return known, new
     if d <= n:
         _, axes = _spectrum(known.T @ known)
         return known @ axes, new @ axes

@@ -29,11 +29,13 @@ from nidl_dcl.evaluation.cross_validation import (
     permutation_steps,
     permutation_test,
 )
+from nidl_dcl.evaluation.extra_features import EXTRA_WEIGHT, ExtraFeatures, read_extra_features
 from nidl_dcl.evaluation.features import (
     MAX_COMPONENTS,
     Column,
     Components,
     Features,
+    FeaturesBeside,
     Matrix,
     Source,
     read_column,
@@ -132,6 +134,7 @@ def predict_phenotype(
     target: str = "target",
     task: str = "auto",
     baselines: Mapping[str, Comparison] | None = None,
+    extra_features: pd.DataFrame | None = None,
     site: Column | AuditedSites | None = None,
     confounds: pd.DataFrame | None = None,
     harmonize: bool = False,
@@ -170,6 +173,12 @@ def predict_phenotype(
         Name to matrix, to several matrices (scores are averaged over them: three untrained seeds),
         or to a `nidl_dcl.evaluation.baselines.Baseline` (voxels). ``dummy`` is always there: the
         training mean, or the shares of the classes.
+    extra_features : DataFrame, shape (n_images, n_columns), optional
+        Numbers to predict from beside the features, and beside those of every baseline (voxels: beside
+        their components), such as the logarithm of the brain's volume in ml where the images were
+        aligned and no longer have it. Standardized by the training rows of each fold; together they
+        weigh as much as 50 columns of features (`nidl_dcl.evaluation.extra_features.EXTRA_WEIGHT`),
+        whatever their units. Adds a baseline of their name: they alone.
     site : array-like, shape (n_images,), optional
         Scanner or site; adds how well it is decoded from the features, before and after
         harmonization, and how well the target is predicted within sites and at new sites. The name
@@ -246,6 +255,7 @@ def predict_phenotype(
     people = read_people(groups, ids, len(matrix), held_out)
     refuse_non_finite(matrix, "features", people.table)
     people.refuse_seen()
+    extra = read_extra_features(extra_features, people.table, target)
     known = read_confounds(confounds, people.group, people.held_out, target)
     column = read_column(y, len(matrix), "y")
     phenotype = read_target_beside(
@@ -263,7 +273,7 @@ def predict_phenotype(
         if labels is None:
             raise UsageError("Harmonization needs a site for the images, and there is none.")
         harmonized = labels[rows]
-    sources = _read_sources(matrix, baselines or {}, rows, people, removed, harmonized)
+    sources = _read_sources(matrix, baselines or {}, rows, people, extra, removed, harmonized)
     shares = learning_shares(design, learning_curve)
     located = None if labels is None else labels[design.rows]
     n_sources = sum(map(len, sources.values()))
@@ -296,7 +306,11 @@ def predict_phenotype(
         "task_rule": phenotype.rule,
         **count_used(design, phenotype.reasons[kept], people.person[kept]),
         "duplicates": people.describe_duplicates(phenotype),
-        "model": _describe_model(design, matrix.shape[1], removed, harmonize),
+        "features": [
+            {"name": "embeddings", "columns": matrix.shape[1]},
+            *([extra.describe()] if extra else []),
+        ],
+        "model": _describe_model(design, matrix.shape[1], extra, removed, harmonize),
         "cv": {
             "scheme": "repeated k-fold by group, stratified by "
             + ("class" if design.task == "classification" else "rank of the target"),
@@ -339,7 +353,11 @@ def predict_phenotype(
     readout = None
     if not harmonize:  # what ComBat learns is of these sites
         readout = fit_readout(
-            design, matrix[design.rows], source=sources["embeddings"][0], confounds=removed
+            design,
+            matrix[design.rows],
+            source=sources["embeddings"][0],
+            extra=extra.rows(design.rows) if extra else None,
+            confounds=removed,
         )
     columns = describe_predictions(predictions, design, target)
     return PhenotypeResult(metrics, predictions, columns, readout, design.rows)
@@ -350,31 +368,48 @@ def _read_sources(
     baselines: Mapping[str, Comparison],
     rows: NDArray[np.intp],
     people: People,
+    extra: ExtraFeatures | None,
     removed: EncodedConfounds | None,
     harmonized: Labels | None,
 ) -> dict[str, list[Source]]:
     """Return the rows in use of the embeddings and of each baseline, all adjusted alike."""
-    for name in ("embeddings", "dummy", *(["confounds"] if removed else [])):
+    taken = ["embeddings", "dummy", *(["confounds"] if removed else [])]
+    for name in (*taken, *([extra.name] if extra else [])):
         if name in baselines:
             raise UsageError(
                 f"The baseline name {name!r} is taken: it is always added. Use another."
             )
+    if extra and extra.name in taken:
+        raise UsageError(f"Extra features cannot have the name {extra.name!r}. Use another.")
 
     def adjust(source: Features | Components) -> Source:
         if removed is None and harmonized is None:
             return source
         return AdjustedFeatures(source, removed, harmonized)
 
-    sources: dict[str, list[Source]] = {"embeddings": [adjust(Features(matrix[rows]))]}
+    block = adjust(extra.rows(rows).as_source()) if extra else None
+
+    def complete(source: Features | Components) -> Source:
+        if block is None:
+            return adjust(source)
+        return FeaturesBeside(adjust(source), block, wide=isinstance(source, Components))
+
+    sources: dict[str, list[Source]] = {"embeddings": [complete(Features(matrix[rows]))]}
     for name, given in baselines.items():
-        sources[name] = [adjust(source) for source in read_baseline(name, given, rows, people)]
+        sources[name] = [complete(source) for source in read_baseline(name, given, rows, people)]
+    if extra is not None and block is not None:
+        sources[extra.name] = [block]
     if removed is not None:
         sources["confounds"] = [Features(removed.matrix)]
     return sources
 
 
 def _describe_model(
-    design: CVDesign, n_features: int, removed: EncodedConfounds | None, harmonize: bool
+    design: CVDesign,
+    n_features: int,
+    extra: ExtraFeatures | None,
+    removed: EncodedConfounds | None,
+    harmonize: bool,
 ) -> str:
     steps = ["StandardScaler"]
     steps += ["ComBat by site"] * harmonize
@@ -382,7 +417,8 @@ def _describe_model(
     steps += [
         "Ridge" if design.task == "regression" else "LogisticRegression(class_weight='balanced')"
     ]
+    beside = f" and {extra.name} (weight of {EXTRA_WEIGHT} columns)" if extra else ""
     return (
-        f"{', '.join(steps)} on {n_features} features; wide baselines: principal components "
+        f"{', '.join(steps)} on {n_features} features{beside}; wide baselines: principal components "
         f"(at most {MAX_COMPONENTS}) learned in the folds, then the same readout"
     )

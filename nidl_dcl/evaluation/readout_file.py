@@ -114,6 +114,7 @@ def write_readout(path: Path, stored: ReadoutFile) -> None:
             "labels": list(linear.labels),
             "strength": linear.strength,
             "confounds": None if confounds is None else list(confounds.names),
+            "extra_features": list(linear.extra),
             "arrays_sha256": hashlib.sha256(content).hexdigest(),
         },
     )
@@ -204,6 +205,8 @@ def read_readout(file: Path) -> ReadoutFile:
     raw = _read_bytes(description)
     try:
         fields = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        if isinstance(fields, dict):
+            fields.setdefault("extra_features", [])  # which files of before do not name
         _check_fields(fields)
         file = arrays
         content = _read_bytes(arrays)
@@ -254,6 +257,7 @@ _FORMS: dict[str, Any] = {
     "arrays_sha256": str,
     "strength": float,
     "confounds": ([str], None),
+    "extra_features": [str],
     "training": {
         "target": (
             {"distribution": {**_MOMENTS, "min": float, "max": float}},
@@ -320,6 +324,9 @@ def _make_linear(arrays: dict[str, Array], fields: dict[str, Any]) -> FittedRead
     if names is not None:
         shapes["confound_means"] = (len(names),)
         shapes["confound_coefficients"] = (len(names), n_features)
+    extra = tuple(fields["extra_features"])
+    if len(extra) >= n_features:
+        _refuse(f"it has {n_features} features, and {len(extra)} of them are extra ones")
     if set(arrays) != set(shapes):
         _refuse(f"it has {', '.join(sorted(arrays))[:200]}; expected are {', '.join(shapes)}")
     for name, shape in shapes.items():
@@ -335,4 +342,6 @@ def _make_linear(arrays: dict[str, Array], fields: dict[str, Any]) -> FittedRead
         confounds = ConfoundModel(
             tuple(names), arrays.pop("confound_means"), arrays.pop("confound_coefficients")
         )
-    return FittedReadout(labels=labels, strength=fields["strength"], confounds=confounds, **arrays)
+    return FittedReadout(
+        labels=labels, strength=fields["strength"], confounds=confounds, extra=extra, **arrays
+    )

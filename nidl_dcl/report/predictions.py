@@ -31,6 +31,8 @@ _FEATURES = {
     "dummy": "a constant guess that never sees the image",
     "untrained": "the same encoder before training",
     "voxels": "prepared voxels, reduced by PCA, into the same readout",
+    "log_brain_volume": "the logarithm of the brain's volume alone, whose size alignment takes out "
+    "of the images",
     "confounds": "the confounds alone",
 }
 
@@ -79,7 +81,13 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
         "site": as_dict(metrics.get("site")),
         "conditions": [
             str(said["sentence"])
-            for said in map(as_dict, map(metrics.get, ("duplicates", "confounds", "harmonization")))
+            for said in map(
+                as_dict,
+                (
+                    *as_list(metrics.get("features")),
+                    *map(metrics.get, ("duplicates", "confounds", "harmonization")),
+                ),
+            )
             if said.get("sentence")
         ],
         "curve": as_dict(metrics.get("learning_curve")),

@@ -48,6 +48,8 @@ class EmbeddedDataset:
         Of the weights that gave the features.
     knows_images : bool, default=True
         Whether pretraining kept a record of its images, so that ``seen_by`` can tell.
+    extra_features : DataFrame or None, shape (n_images, n_columns)
+        What is predicted from beside the features.
     """
 
     images: pd.DataFrame
@@ -56,6 +58,7 @@ class EmbeddedDataset:
     random_seed: int
     model_sha256: str | None
     knows_images: bool = True
+    extra_features: pd.DataFrame | None = None
 
     @property
     def ids(self) -> pd.DataFrame:
@@ -212,6 +215,7 @@ def apply_readout(
         overlap=overlap,
         columns=columns,
         quality=cohort.quality(),
+        extra_features=cohort.extra_features,
         units=basis["units"],
         random_state=cohort.random_seed,
     )

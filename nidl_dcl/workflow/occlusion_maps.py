@@ -28,6 +28,7 @@ from nidl_dcl.evaluation.confounds import (
     read_confounds,
     read_target_beside,
 )
+from nidl_dcl.evaluation.extra_features import read_extra_features
 from nidl_dcl.evaluation.folds import CVDesign, make_design
 from nidl_dcl.evaluation.occlusion import (
     BLOCK_MM,
@@ -186,8 +187,11 @@ def occlude(
     file = study.figures / f"desc-{run.model_name}_meanbrain.nii.gz"
     write_bytes(file, _nifti(brain, blocks.spacing))
     for task in missing:
-        used = untrained[task.design.rows].astype(np.float64)
-        other = fit_readout(task.design, used, confounds=task.confounds)
+        rows = task.design.rows
+        used = untrained[rows].astype(np.float64)
+        extra = read_extra_features(study.cohort.extra_features, study.cohort.ids, task.target)
+        beside = extra.rows(rows) if extra else None
+        other = fit_readout(task.design, used, extra=beside, confounds=task.confounds)
         linear = task.stored.linear
         own = [
             embed(model, study.volume(row), few, folder=kept, name=study.name(row))

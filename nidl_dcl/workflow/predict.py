@@ -22,6 +22,7 @@ from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.exposure import recognize, records_images
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation.cohort import cohort_columns
+from nidl_dcl.evaluation.extra_features import EXTRA_WEIGHT
 from nidl_dcl.evaluation.prediction import PhenotypeResult, predict_phenotype
 from nidl_dcl.evaluation.readout_file import ReadoutFile, readout_exists, readout_path
 from nidl_dcl.evaluation.site_effects import AuditedSites, site_audit
@@ -161,7 +162,10 @@ def _open_cohort(study: Study, targets: Sequence[str], prediction: PredictionOpt
         random_seed=run.random_seed,
         model_sha256=digest,
         knows_images=records_images(exposure),
+        extra_features=_brain_volumes(images, study.table.phenotype_columns),
     )
+    for stored in readouts.values():  # refused before anything is computed
+        stored.linear.with_extra(embedded.features, embedded.extra_features)
     return _Cohort(
         study=study,
         prediction=prediction,
@@ -173,6 +177,17 @@ def _open_cohort(study: Study, targets: Sequence[str], prediction: PredictionOpt
         held_out=held_out_rows(images),
         read_voxels=reading,
     )
+
+
+def _brain_volumes(images: pd.DataFrame, phenotypes: Sequence[str]) -> pd.DataFrame | None:
+    """Return the log of each brain's volume in ml, where alignment took the size out of the images.
+
+    Such images have a column ``brain_ml``, which is not that of a table of phenotypes.
+    """
+    if "brain_ml" not in images or "brain_ml" in phenotypes:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):  # refused later, with the image's name
+        return pd.DataFrame({"log_brain_volume": np.log(images["brain_ml"].to_numpy(np.float64))})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -230,6 +245,8 @@ def _fingerprint(cohort: _Cohort, columns: Sequence[str]) -> str:
     if cohort.prediction.harmonize:
         digest.update(b"harmonize")
     digest.update(np.ascontiguousarray(embedded.features).tobytes())
+    if embedded.extra_features is not None:
+        digest.update(f"{EXTRA_WEIGHT}{to_tsv(embedded.extra_features)}".encode())
     people = checksum(
         *(embedded.images[name] for name in ("person_id", "group_id")),
         cohort.held_out,
@@ -311,6 +328,7 @@ def _cross_validate(
         images["group_id"],
         target=target.name,
         baselines=baselines,
+        extra_features=embedded.extra_features,
         site=None if audit is None else AuditedSites(images[target.site], audit),
         confounds=images[confounds] if confounds else None,
         harmonize=cohort.prediction.harmonize,

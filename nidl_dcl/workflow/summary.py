@@ -7,11 +7,14 @@ from typing import Any
 
 import pandas as pd
 
+from nidl_dcl.evaluation.extra_features import EXTRA_WEIGHT
+
 
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows of `predict` as a table to print, and one of external validity below it."""
     shown = []
     with_confounds = any("confounds" in row for row in rows)
+    with_volume = any("log_brain_volume" in row for row in rows)
     for row in rows:
         if "metric" not in row:  # nothing was cross-validated here
             continue
@@ -25,6 +28,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 "untrained encoder": _two(row.get("untrained")),
                 "voxels": _two(row.get("voxels")),
                 "half the labels": _two(row.get("half")),
+                **({"brain volume": _two(row.get("log_brain_volume"))} if with_volume else {}),
                 **({"confounds": _two(row.get("confounds"))} if with_confounds else {}),
                 "n": row["n"],
             }
@@ -43,6 +47,12 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in (given["external"] for given in rows if given.get("external"))
     ]
     tables = [pd.DataFrame(part).to_string(index=False) for part in (shown, outside) if part]
+    if with_volume:
+        tables.append(
+            "Alignment takes the size of the brain out of the images. So the logarithm of its volume is "
+            "predicted\nfrom, too, beside the embeddings, the untrained encoder's features and the "
+            f"voxels, with the weight of\n{EXTRA_WEIGHT} columns; 'brain volume' is that alone."
+        )
     return "\n\n".join(tables)
 
 
