@@ -59,5 +59,6 @@ def test_measuring_regions_is_limited_to_some_samples_and_regions() -> None:
     for _ in range(20):
         monitor.add(torch.randn(32, 1000, 2), torch.randn(32, 1000, 2), 32)
     kept = torch.cat([h for h, _ in monitor.views])
-    assert kept.shape[0] == 128 and 32 < kept.shape[1] <= 64
+    assert kept.shape[0] == 128
+    assert 32 < kept.shape[1] <= 64
     assert monitor.measure()["effective_rank"] == pytest.approx(2, abs=0.1)
