@@ -44,6 +44,15 @@ class Normalized(nn.Sequential):
         super().__init__(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4))
 
 
+class Regional(nn.Sequential):
+    """Three regions of four features."""
+
+    n_regions = 3
+
+    def __init__(self):
+        super().__init__(nn.Linear(FEATURES, 12), nn.Tanh(), nn.Unflatten(1, (3, 4)))
+
+
 class Record(L.Callback):
     """Keeps what training and validation steps return, and the metrics of each epoch."""
 
@@ -231,6 +240,10 @@ def double_precision(run):
     return run.fit(rows(29), precision="64-true", learning_rate=0.1)
 
 
+def regional(run):
+    return run.fit(rows(29), encoder=Regional, precision="64-true", weighting_sigma=0.5)
+
+
 def warm_cosine(run):
     return run.fit(
         rows(29),
@@ -368,14 +381,14 @@ def bare_steps(run):
     pairs, grads = Pairs(11), {}
     rank = dist.get_rank() if run.processes > 1 else 0
     part = np.array_split(np.arange(11), run.processes)[rank]
-    for sigma in (None, 0.5):
-        model = run.make(weighting_sigma=sigma)
+    for encoder, sigma in ((Encoder, None), (Encoder, 0.5), (Regional, None)):
+        model = run.make(encoder, weighting_sigma=sigma)
         out = model.training_step(([pairs.x1[part], pairs.x2[part]], torch.from_numpy(part)), 0)
         out["loss"].backward()
         for name, parameter in model.named_parameters():
             if run.processes > 1:
                 dist.all_reduce(parameter.grad)
-            grads[f"{name} {sigma}"] = parameter.grad / run.processes
+            grads[f"{encoder.__name__} {name} {sigma}"] = parameter.grad / run.processes
     return {"grads": grads, "y": out["y"], "z1": out["z1"], "loss": _mean(out["loss"], run)}
 
 

@@ -28,9 +28,11 @@ STEPS = (
     "data_module",
     "warm_cosine",
     "double_precision",
+    "regional",
 )
 IN_DOUBLE_PRECISION = (
     "double_precision",
+    "regional",
     "array_in_small_batches",
     "loader",
     "loader_shuffled",

@@ -304,10 +304,15 @@ def test_the_examples_of_the_estimators_page_run() -> None:
     names: dict[str, Any] = {}
     for example in examples("estimator.md"):
         exec(example, names)
-    assert len(examples("estimator.md")) == 9
+    assert len(examples("estimator.md")) == 10
     assert names["features"].shape == (40, 8)
     assert list(names["who"]) == names["names"]
     assert float(names["collapsed"]) == pytest.approx(math.log(30), abs=1e-4)
+    assert names["side_by_side"].shape == (40, 24)
+    assert names["columns"][[0, -1]].tolist() == [
+        "dcl_region000_feature000",
+        "dcl_region002_feature007",
+    ]
     assert names["same"]
     assert names["table"].shape == (40, 8)
     assert names["again"].fitted
@@ -432,11 +437,13 @@ def test_the_encoder_of_the_page_is_trained_kept_and_found_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    encoder, training = examples("your_encoder.md")
+    encoder, training, regional = examples("your_encoder.md")
     (tmp_path / "my_encoders.py").write_text(encoder)
     names: dict[str, Any] = {}
     exec(training, names)
     assert np.array_equal(names["again"].transform(names["volumes"]), names["embeddings"])
+    exec(regional, names)
+    assert names["embeddings"].shape == (8, 2 * 2 * 2 * 8)
     with pytest.raises(errors.UsageError, match="--trust my_encoders"):
         nidl_dcl.load_model("small_net")
 

@@ -246,13 +246,33 @@ def draw_pair(views: Callable[[Any], Any], x: Any, *key: object) -> list[Any]:
     Parameters
     ----------
     views : callable
-        As in `draw_view`.
+        As in `draw_view`. What `PairedViews` share is drawn before, under ``(*key, "both")``.
     x : Tensor
         As `views` takes it.
     *key : object
         For instance seed, epoch, participant.
     """
+    if isinstance(views, PairedViews):
+        x, views = draw_view(views.shared, x, *key, "both"), views.each
     return [draw_view(views, x, *key, view) for view in (1, 2)]
+
+
+class PairedViews(Compose):
+    """Two changes, of which the first is drawn once for both views of a pair, as a MONAI Compose.
+
+    `DCL`, `BIDSDataModule` and `TwoViews` do so. Called by itself, it draws both changes.
+
+    Parameters
+    ----------
+    shared : callable
+        From the input to what both views are made from: a flip that mirrors both or none.
+    each : callable
+        From that to one view.
+    """
+
+    def __init__(self, shared: Callable[[Any], Any], each: Callable[[Any], Any]) -> None:
+        super().__init__((shared, each))
+        self.shared, self.each = shared, each
 
 
 def draw_view(views: Callable[[Any], Any], x: Any, *key: object) -> Any:
@@ -315,7 +335,7 @@ def _share(views: Any, generator: np.random.RandomState) -> None:
         views.set_random_state(state=generator)
 
 
-def volume_views(strength: str = "default", kind: str = "intensity") -> Compose:
+def volume_views(strength: str = "default", kind: str = "intensity", flip: str = "view") -> Compose:
     """Return the random changes that a brain keeps its identity under, as a MONAI Compose.
 
     Parameters
@@ -324,6 +344,9 @@ def volume_views(strength: str = "default", kind: str = "intensity") -> Compose:
         How far and how often, see the table.
     kind : {"intensity", "probability", "signed"}
         What the numbers are. Tissue maps and signed maps get no gamma and no bias field.
+    flip : {"view", "pair", "none"}
+        Whether left and right are flipped in each view by itself, in both views of a pair or in
+        none (see `PairedViews`), or never. A flip of one view sets left regions against right ones.
 
     Returns
     -------
@@ -365,14 +388,17 @@ def volume_views(strength: str = "default", kind: str = "intensity") -> Compose:
         raise UsageError(f"strength is one of {', '.join(STRENGTHS)}; got {strength!r}.")
     if kind not in ("intensity", "probability", "signed"):
         raise UsageError(f"kind is one of intensity, probability, signed; got {kind!r}.")
+    if flip not in ("view", "pair", "none"):
+        raise UsageError(f"flip is one of view, pair, none; got {flip!r}.")
     limits = STRENGTHS[strength]
     plain = kind == "intensity"
     steps: list[RandomizableTransform] = [
-        RandSpatial(**limits["placement"]),
+        RandSpatial(**limits["placement"], flip=0.5 if flip == "view" else 0.0),
         RandBlur(**limits["blur"], keep_zero=plain),
         RandContrast(**limits["contrast"] | ({} if plain else {"gamma": 0.0})),
         *([RandBiasField(**limits["bias"])] if plain else []),
         RandForegroundNoise(**limits["noise"]),
         RandCutout(**limits["cutout"]),
     ]
-    return Compose(steps)
+    views = Compose(steps)
+    return PairedViews(RandSpatial(prob=0, flip=0.5), views) if flip == "pair" else views

@@ -1,11 +1,12 @@
 """Measures of the embeddings of a training, without labels, that show a collapse.
 
-The estimator logs them and warns (`dcl`).
+With several regions each measure is that of one region, as the loss is, averaged over regions. The estimator logs them and warns (`dcl`).
 """
 
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -15,6 +16,12 @@ from nidl_dcl.models.losses import unit_rows
 
 _ROWS = 1024
 """Most samples of an epoch that are kept by each process, and that are measured."""
+
+_REGIONS = 64
+"""Most regions that are measured, evenly spread over all."""
+
+_ROWS_OF_REGIONS = 128
+"""In place of `_ROWS` where there are several regions, so that measuring them takes no longer."""
 
 
 class CollapseMonitor:
@@ -26,7 +33,7 @@ class CollapseMonitor:
         self.largest_batch = 0
 
     def add(self, h1: Tensor, h2: Tensor, batch: int) -> None:
-        """Keep embeddings of both views, shape (n, d), while there is room.
+        """Keep embeddings of both views, shape (n, d) or (n, regions, d), while there is room.
 
         Parameters
         ----------
@@ -36,8 +43,8 @@ class CollapseMonitor:
             Samples of the batch, all processes together.
         """
         self.largest_batch = max(self.largest_batch, batch)
-        if self.kept < _ROWS and len(h1):
-            self.views.append((h1.float(), h2.float()))
+        if self.kept < (_ROWS if h1.ndim == 2 else _ROWS_OF_REGIONS) and len(h1):
+            self.views.append((_few_regions(h1), _few_regions(h2)))
             self.kept += len(h1)
 
     def measure(self) -> dict[str, float]:
@@ -46,14 +53,20 @@ class CollapseMonitor:
             return {}
         h1, _ = gather_rows(torch.cat([a for a, _ in self.views]))
         h2, _ = gather_rows(torch.cat([b for _, b in self.views]))
-        h1, h2 = h1[:_ROWS], h2[:_ROWS]
-        both = torch.cat([h1, h2])
+        rows = _ROWS if h1.shape[1] == 1 else _ROWS_OF_REGIONS
+        regions = [(a, b) for a, b in zip(h1[:rows].unbind(1), h2[:rows].unbind(1), strict=True)]
         return {
-            "alignment": alignment(h1, h2),
-            "uniformity": uniformity(h1),
-            "effective_rank": effective_rank(both),
+            "alignment": fmean(alignment(a, b) for a, b in regions),
+            "uniformity": fmean(uniformity(a) for a, _ in regions),
+            "effective_rank": fmean(effective_rank(torch.cat([a, b])) for a, b in regions),
             "collapse_loss": math.log(max(1, 2 * self.largest_batch - 2)),
         }
+
+
+def _few_regions(h: Tensor) -> Tensor:
+    """Return embeddings with an axis of regions, of a limited number of them."""
+    h = h.float()
+    return h[:, None] if h.ndim == 2 else h[:, :: -(h.shape[1] // -_REGIONS)]
 
 
 def alignment(h1: Tensor, h2: Tensor) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -50,16 +51,20 @@ class DCL(TransformerMixin, BaseEstimator):
     all other samples of the batch away. Unlike InfoNCE (SimCLR), the positive pair is not part of
     the denominator, which is what weakens the gradient of small batches there.
 
+    An encoder may give an embedding of each of several regions. Each region is then told apart from
+    the same region of the other samples, and the loss is the mean over regions.
+
     Parameters
     ----------
     encoder : nn.Module or class of nn.Module
-        Maps a batch to embeddings of shape (n, proj_input_dim). An instance is copied, a class is
-        built with `encoder_kwargs`, its weights drawn under `random_state`. Lazy modules take their
-        shapes from the first batch.
+        Maps a batch to embeddings of shape (n, proj_input_dim), or (n, regions, proj_input_dim). An
+        instance is copied, a class is built with `encoder_kwargs`, its weights drawn under
+        `random_state`. Lazy modules take their shapes from the first batch. If it states its number
+        of regions as `n_regions`, a learned vector of each is added before the projection head.
     encoder_kwargs : dict or None, default=None
         Arguments of the encoder's class; ignored for an instance.
     proj_input_dim : int, default=2048
-        Length of the embedding.
+        Length of the embedding, that of one region where there are several.
     proj_hidden_dim : int, default=2048
         Length of the projection head's hidden layer.
     proj_output_dim : int, default=128
@@ -95,7 +100,7 @@ class DCL(TransformerMixin, BaseEstimator):
     encoder : nn.Module
         The trained encoder.
     projection_head : nn.Module
-        The projection head, used in training alone.
+        The projection head, used in training alone; shared by all regions.
     loss : DCLLoss
         The loss.
     optimizer : Optimizer
@@ -137,6 +142,7 @@ class DCL(TransformerMixin, BaseEstimator):
     _used: dict[str, Any]
     _monitor: CollapseMonitor | None = None
     _collapse_warned = False
+    _seen_regions: int | None = None
 
     def __init__(
         self,
@@ -177,7 +183,28 @@ class DCL(TransformerMixin, BaseEstimator):
         # scikit-learn names as many outputs; like all it learns, absent before fit.
         if not self.fitted:
             raise AttributeError("not fitted")
-        return self.proj_input_dim
+        return self.proj_input_dim * (self._n_regions or 1)
+
+    @property
+    def _n_regions(self) -> int | None:
+        """How many regions the encoder has, as it states or as was seen; None without regions."""
+        stated = getattr(self.encoder, "n_regions", None)
+        return stated if isinstance(stated, int) else self._seen_regions
+
+    def get_feature_names_out(self, input_features: Any = None) -> Any:
+        """Return names such as ``dcl12``, with regions such as ``dcl_region003_feature012``.
+
+        The features of a region follow one another. `input_features` is without effect.
+        """
+        names = super().get_feature_names_out(input_features)
+        if self._n_regions is None:
+            return names
+        size = self.proj_input_dim
+        prefix = type(self).__name__.lower()
+        regional = [
+            f"{prefix}_region{i // size:03d}_feature{i % size:03d}" for i in range(len(names))
+        ]
+        return np.array(regional, dtype=object)
 
     # -- building ----------------------------------------------------------------------------
 
@@ -188,7 +215,7 @@ class DCL(TransformerMixin, BaseEstimator):
         if names & {"temperature", "weighting_sigma"}:
             self.loss = _unless_invalid(self._build_loss)
         if names & {"encoder", "encoder_kwargs", *_SIZES, "random_state"}:
-            self._first_weights = None
+            self._first_weights = self._seen_regions = None
             self._fitted = False
             with keyed(_unless_invalid(self._initial_seed), "weights"):
                 self.encoder = _unless_invalid(self._build_encoder)
@@ -214,7 +241,10 @@ class DCL(TransformerMixin, BaseEstimator):
         for name, size in zip(_SIZES, sizes, strict=True):
             if isinstance(size, bool) or int(size) != size or size < 1:
                 raise ValueError(f"{name} must be a positive integer, got {size!r}.")
-        return ProjectionHead(*map(int, sizes))
+        input_dim, hidden_dim, output_dim = map(int, sizes)
+        n_regions = getattr(self.encoder, "n_regions", None)
+        n_regions = n_regions if isinstance(n_regions, int) else None
+        return ProjectionHead(input_dim, hidden_dim, output_dim, n_regions)
 
     def _build_loss(self) -> DCLLoss:
         temperature, sigma = self._arguments["temperature"], self._arguments["weighting_sigma"]
@@ -226,8 +256,8 @@ class DCL(TransformerMixin, BaseEstimator):
         super()._check_arguments()
         for build, part in (
             (self._build_loss, self.loss),
-            (self._build_head, self.projection_head),
             (self._build_encoder, self.encoder),
+            (self._build_head, self.projection_head),
         ):
             if part is None:
                 build()
@@ -302,7 +332,10 @@ class DCL(TransformerMixin, BaseEstimator):
     # -- steps -------------------------------------------------------------------------------
 
     def training_outputs(self, batch: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Any]:
-        """Return embeddings (n, n_features) and projections of both views, and targets or None."""
+        """Return embeddings and projections of both views, and targets or None.
+
+        They have the shapes (n, length), or (n, regions, length).
+        """
         (x1, x2), y = two_views(batch)
         h1, h2 = self._embed(x1), self._embed(x2)
         return h1, h2, self.projection_head(h1), self.projection_head(h2), y
@@ -315,13 +348,23 @@ class DCL(TransformerMixin, BaseEstimator):
             # Activations are dropped after each chunk, and computed again in the backward pass.
             parts = [checkpoint(self.encoder, part, use_reentrant=False) for part in x.split(size)]
             h = torch.cat(parts)
-        if not isinstance(h, Tensor) or h.ndim != 2:
-            raise ValueError(
-                f"The encoder must return a matrix (n, features), got {describe(h)} for an input "
-                f"{tuple(x.shape)}."
-            )
-        self._check_fit(h.shape[1])
+        self._check_form(h, x)
+        self._check_fit(h.shape[-1])
         return h
+
+    def _check_form(self, h: Any, x: Tensor) -> None:
+        """Refuse an output of the encoder of another form; note how many regions it has."""
+        if not isinstance(h, Tensor) or h.ndim not in (2, 3) or 0 in h.shape[1:-1]:
+            raise ValueError(
+                "The encoder must return a matrix (n, features), or (n, regions, features), got "
+                f"{describe(h)} for an input {tuple(x.shape)}."
+            )
+        self._seen_regions = h.shape[1] if h.ndim == 3 else None
+        if self._n_regions != self._seen_regions:
+            raise ValueError(
+                f"The encoder states n_regions={self._n_regions} and returned {describe(h)}; it must "
+                "be (n, n_regions, features)."
+            )
 
     def _shared_step(self, batch: Any, batch_idx: int, stage: str) -> dict[str, Any]:
         if isinstance(batch, LazyViews):  # from a caller's loop; else drawn after the transfer
@@ -330,11 +373,11 @@ class DCL(TransformerMixin, BaseEstimator):
         self._check_finite((x1, x2), batch_idx, stage)
         h1, h2, z1, z2, y = self.training_outputs(batch)
         n = len(z1)
-        both, start = gather_rows(torch.cat([z1, z2], dim=1))
-        z1, z2 = both.chunk(2, dim=1)
+        both, start = gather_rows(torch.cat([z1, z2], dim=-1))
+        z1, z2 = both.chunk(2, dim=-1)
         own = self.loss(z1, z2, rows=slice(start, start + n))
         if any_process(not bool(torch.isfinite(own)), own.device):
-            good = torch.isfinite(both).all(1)
+            good = torch.isfinite(both).flatten(1).all(1)
             which = ""
             if not bool(good.all()):
                 which = f"{self._sample(first_bad(good), batch_idx, stage)} of "
@@ -380,9 +423,10 @@ class DCL(TransformerMixin, BaseEstimator):
         Returns
         -------
         dict
-            ``loss`` (scalar), ``z1`` and ``z2`` (projections, shape (n, proj_output_dim)), ``y``
-            (the targets or None); on several processes those of the global batch, while ``loss`` is
-            this process's part, whose mean over the processes is the global loss.
+            ``loss`` (scalar), ``z1`` and ``z2`` (projections, shape (n, proj_output_dim) or
+            (n, regions, proj_output_dim)), ``y`` (the targets or None); on several processes those of
+            the global batch, while ``loss`` is this process's part, whose mean over the processes is
+            the global loss.
 
         Raises
         ------
@@ -418,7 +462,7 @@ class DCL(TransformerMixin, BaseEstimator):
         """Do nothing: there is no test without labels."""
 
     def transform_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Return the embeddings of a batch, without the projection head.
+        """Return the embeddings of a batch, without the projection head, regions side by side.
 
         Parameters
         ----------
@@ -429,10 +473,11 @@ class DCL(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        Tensor of shape (n, n_features)
+        Tensor of shape (n, n_features) or (n, regions * n_features)
         """
         features: Tensor = self.encoder(batch)
-        return features
+        self._check_form(features, batch)
+        return features.flatten(1)
 
     def _check_finite(self, views: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> None:
         good = finite_rows(views[0]) & finite_rows(views[1])

@@ -1,12 +1,14 @@
 """Encoders of 3D volumes, and the projection head between an encoder and the loss.
 
-Every encoder maps (n, channels, depth, height, width) to (n, n_features). Pooling is written with
-means and maxima over reshaped blocks, whose gradients are deterministic on GPUs too.
+Every encoder maps (n, channels, depth, height, width) to (n, n_features), the regional one to
+(n, n_regions, n_features). Pooling is written with means and maxima over blocks and with products, whose
+gradients are deterministic on GPUs too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -39,22 +41,60 @@ class StridedCNN(nn.Module):
         super().__init__()
         self.arguments = {"in_channels": in_channels, "width": width}
         sizes = [in_channels, width, 2 * width, 4 * width, 8 * width]
-        self.convolutions = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv3d(n_in, n_out, kernel_size=3, stride=2, padding=1, bias=False),
-                    nn.BatchNorm3d(n_out),
-                    nn.ReLU(inplace=True),
-                )
-                for n_in, n_out in pairwise(sizes)
-            )
-        )
+        self.convolutions = nn.Sequential(*(_convolution(*pair, 2) for pair in pairwise(sizes)))
         self.n_features = 2 * sizes[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return embeddings of shape (n, n_features)."""
         maps = self.convolutions(x).flatten(2)
         return torch.cat([maps.mean(2), maps.amax(2)], dim=1)
+
+
+class RegionalEncoder(nn.Module):
+    """Small convolutional encoder of a grid of regions, which keeps where things are.
+
+    Convolutions of 3 x 3 x 3 voxels, the first, third, … with stride 2, each followed by batch
+    normalization and ReLU, then the average of each map in each cell of the grid. With `DCL`, each
+    region is told apart from the same region of other participants.
+
+    Parameters
+    ----------
+    in_channels : int, default=1
+        Channels of the volumes.
+    widths : sequence of int, default=(16, 32, 32, 64)
+        Maps of each convolution.
+    grid : sequence of three int, default=(4, 4, 4)
+        Cells along each axis, over the whole field of view. Where there are fewer voxels than cells,
+        neighboring cells are the same.
+
+    Attributes
+    ----------
+    n_features : int
+        Length of the embedding of one region, the last of `widths`.
+    n_regions : int
+        Number of cells. That of cell (i, j, k) is ``(i * grid[1] + j) * grid[2] + k``, counted from
+        left, back and bottom in volumes that nidl_dcl prepares.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        widths: Sequence[int] = (16, 32, 32, 64),
+        grid: Sequence[int] = (4, 4, 4),
+    ) -> None:
+        super().__init__()
+        if len(grid) != 3 or min(grid) < 1:
+            raise ValueError(f"grid must be three numbers of cells of 1 or more, got {grid!r}.")
+        self.arguments = {"in_channels": in_channels, "widths": [*widths], "grid": [*grid]}
+        pairs = enumerate(pairwise([in_channels, *widths]))
+        self.convolutions = nn.Sequential(*(_convolution(*pair, 2 - i % 2) for i, pair in pairs))
+        self.pool = _GridMean(grid)
+        self.n_features, self.n_regions = widths[-1], math.prod(grid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return embeddings of shape (n, n_regions, n_features)."""
+        maps: Tensor = self.pool(self.convolutions(x))
+        return maps.flatten(2).transpose(1, 2)
 
 
 class _MonaiEncoder(nn.Module):
@@ -120,27 +160,63 @@ class ProjectionHead(nn.Module):
     ----------
     input_dim, hidden_dim, output_dim : int
         Lengths of the embedding, the hidden layer and the projection.
+    n_regions : int, optional
+        With a number, the embedding has so many regions. The layers are shared by all of them, and a
+        learned vector of each, `region_bias`, is added before; it tells the layers which region it is.
     """
 
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
+    region_bias: nn.Parameter | None
+
+    def __init__(
+        self, input_dim: int, hidden_dim: int, output_dim: int, n_regions: int | None = None
+    ) -> None:
         super().__init__()
+        bias = None if n_regions is None else nn.Parameter(torch.zeros(n_regions, input_dim))
+        self.register_parameter("region_bias", bias)
         self.layers = nn.Sequential(
             nn.Linear(input_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, output_dim)
         )
 
     def forward(self, h: Tensor) -> Tensor:
-        """Project embeddings of shape (n, input_dim) to (n, output_dim)."""
-        z: Tensor = self.layers(h)
+        """Project embeddings (n, input_dim) or (n, regions, input_dim), along their last axis."""
+        z: Tensor = self.layers(h if self.region_bias is None else h + self.region_bias)
         return z
 
 
 ENCODERS: dict[str, type[nn.Module]] = {
     "cnn": StridedCNN,
+    "regional": RegionalEncoder,
     "resnet18": ResNet18,
     "resnet50": ResNet50,
     "densenet121": DenseNet121,
 }
 """The encoders that the command line knows by name."""
+
+
+def _convolution(n_in: int, n_out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(n_in, n_out, kernel_size=3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm3d(n_out),
+        nn.ReLU(inplace=True),
+    )
+
+
+class _GridMean(nn.Module):
+    """Mean in each cell of a grid: AdaptiveAvgPool3d with a deterministic gradient."""
+
+    def __init__(self, grid: Sequence[int]) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        for cells in self.grid:
+            # The first spatial axis becomes the last one, as means over the voxels of each cell.
+            n = x.shape[2]
+            voxel, cell = (torch.arange(k, device=x.device) for k in (n, cells))
+            low, high = cell * n // cells, -((cell + 1) * n // -cells)
+            inside = ((voxel >= low[:, None]) & (voxel < high[:, None])).to(x.dtype)
+            x = torch.tensordot(x, inside / inside.sum(1, keepdim=True), dims=([2], [1]))
+        return x
 
 
 class _GlobalMean(nn.Module):

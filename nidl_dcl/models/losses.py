@@ -6,6 +6,7 @@ similarity :math:`s_i^+` and temperature :math:`\tau`,
 .. math:: L_i = -w_i\, s_i^+ / \tau + \log \sum_j \exp(s_{ij} / \tau),
 
 where :math:`j` runs over both views of the other N-1 samples (Yeh et al., ECCV 2022, eq. 6 and 7).
+With several regions, it is the mean over regions of the loss in each (Chaitanya et al., NeurIPS 2020).
 Gathering from several processes is left to the caller, who passes global views and its own rows.
 """
 
@@ -39,6 +40,7 @@ class DCLLoss(nn.Module):
         Divides the cosine similarities; positive.
     pos_weight_fn : callable or None, default=None
         Takes both views, each of shape (n, d), returns the weight of each positive pair, shape (n,).
+        With regions it is called for each region, with the views of that region.
 
     Raises
     ------
@@ -76,9 +78,10 @@ class DCLLoss(nn.Module):
 
         Parameters
         ----------
-        z1, z2 : Tensor of shape (n, d)
-            The two views, row i of one being the positive of row i of the other. Half precision is
-            computed in single precision; zero rows have similarity 0 and gradient 0.
+        z1, z2 : Tensor of shape (n, d) or (n, regions, d)
+            The two views, row i of one being the positive of row i of the other. A region is
+            compared with the same region of the other samples alone. Half precision is computed in
+            single precision; zero rows have similarity 0 and gradient 0.
         rows : slice, optional
             Samples whose anchors count (both views of each); all samples by default. Negatives
             always come from the whole batch.
@@ -86,35 +89,42 @@ class DCLLoss(nn.Module):
         Returns
         -------
         Tensor
-            A scalar, the mean over the 2n anchors. With one sample there are no negatives: the log
-            term is dropped and a warning says so.
+            A scalar, the mean over the 2n anchors and over regions. With one sample there are no
+            negatives: the log term is dropped and a warning says so.
 
         Raises
         ------
         ValueError
-            If the views are not two matrices of one shape with at least one row.
+            If the views are not of one such shape with at least one row and one region.
         """
-        if z1.ndim != 2 or z1.shape != z2.shape or len(z1) == 0:
+        if z1.ndim not in (2, 3) or z1.shape != z2.shape or 0 in z1.shape[:-1]:
             raise ValueError(
-                "The views must be two matrices of one shape (n, d) with n >= 1, got "
-                f"{tuple(z1.shape)} and {tuple(z2.shape)}."
+                "The views must be two tensors of one shape (n, d) or (n, regions, d) with n and "
+                f"regions >= 1, got {tuple(z1.shape)} and {tuple(z2.shape)}."
             )
+        if z1.ndim == 3:
+            z1, z2 = z1.transpose(0, 1), z2.transpose(0, 1)
         with torch.autocast(z1.device.type, enabled=False):
             single = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
             # Nearly equal samples at a low temperature cancel to the fourth digit of single
             # precision; in a batch this small double precision costs next to nothing.
-            small = len(z1) <= _DOUBLE_ROWS and z1.device.type in ("cpu", "cuda")
+            small = z1.shape[-2] <= _DOUBLE_ROWS and z1.device.type in ("cpu", "cuda")
             inner = torch.float64 if small else single
             loss = self._mean(z1.to(inner), z2.to(inner), slice(None) if rows is None else rows)
             return loss.to(single)
 
     def _mean(self, z1: Tensor, z2: Tensor, rows: slice) -> Tensor:
+        """Return the loss of views of shape (n, d) or (regions, n, d)."""
         u1, u2 = unit_rows(z1), unit_rows(z2)
-        positive = (u1 * u2).sum(1) / self.temperature
+        positive = (u1 * u2).sum(-1) / self.temperature
         if self.pos_weight_fn is not None:
-            positive = positive * self.pos_weight_fn(z1, z2)
-        positive = positive[rows]
-        n = len(z1)
+            if z1.ndim == 2:
+                weight = self.pos_weight_fn(z1, z2)
+            else:
+                weight = torch.stack(list(map(self.pos_weight_fn, z1, z2)))
+            positive = positive * weight
+        positive = positive[..., rows]
+        n = z1.shape[-2]
         if n == 1:
             warnings.warn(
                 "The batch holds one sample, so there are no negatives and the log term of DCL is "
@@ -124,7 +134,8 @@ class DCLLoss(nn.Module):
             return -positive.mean()
         samples = torch.arange(n, device=z1.device)[rows]
         anchors = torch.cat([samples, samples + n])
-        negatives = _NegativesLogSumExp.apply(torch.cat([u1, u2]), anchors, self.temperature)
+        u = torch.cat([u1, u2], dim=-2)
+        negatives = _NegativesLogSumExp.apply(u, anchors, self.temperature)
         return negatives.mean() - positive.mean()
 
     def extra_repr(self) -> str:
@@ -185,30 +196,31 @@ class _VonMisesFisher:
 
 
 def unit_rows(z: Tensor) -> Tensor:
-    """Return the rows of `z`, shape (n, d), at length 1; rows of zeros stay zero, gradient included.
+    """Return the rows of `z`, shape (…, d), at length 1; rows of zeros stay zero, gradient included.
 
     Any finite length works: rows are scaled by their largest value before squaring.
     """
-    largest = z.detach().abs().amax(dim=1, keepdim=True)
+    largest = z.detach().abs().amax(dim=-1, keepdim=True)
     filled = largest != 0
     z = z / torch.where(filled, largest, 1)
-    length = z.norm(dim=1, keepdim=True)
+    length = z.norm(dim=-1, keepdim=True)
     return torch.where(filled, z / torch.where(filled, length, 1), 0)
 
 
 class _NegativesLogSumExp(torch.autograd.Function):
     """log sum exp of similarity / temperature over an anchor's negatives, by blocks of anchors.
 
-    The backward pass computes each block of similarities again instead of keeping it.
+    `u` has the shape (rows, d) or (regions, rows, d). The backward pass computes each block of
+    similarities again instead of keeping it.
     """
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, anchors: Tensor, temperature: float) -> Tensor:
         ctx.temperature = temperature
-        out = u.new_empty(len(anchors))
-        for at, _, s in _similarities(u, anchors, temperature):
-            largest = s.amax(dim=1, keepdim=True)
-            out[at] = s.sub_(largest).exp_().sum(1).log_().add_(largest[:, 0])
+        out = u.new_empty(*u.shape[:-2], len(anchors))
+        for _, at, _, s in _similarities(u, anchors, temperature):
+            largest = s.amax(dim=-1, keepdim=True)
+            out[at] = s.sub_(largest).exp_().sum(-1).log_().add_(largest[..., 0])
         ctx.save_for_backward(u, anchors, out)
         return out
 
@@ -216,36 +228,44 @@ class _NegativesLogSumExp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         u, anchors, out = ctx.saved_tensors
-        tempered = grad / ctx.temperature
+        tempered, total = grad / ctx.temperature, u.shape[-2]
         # With every sample an anchor, what i does to j and j to i is one product, if the exponentials
         # of all similarities fit one scale.
-        if len(anchors) == len(u) and 2 / ctx.temperature + math.log(len(u)) <= _ONE_SCALE:
+        if len(anchors) == total and 2 / ctx.temperature + math.log(total) <= _ONE_SCALE:
             top = out.amax()
             factor = tempered * (top - out).exp_()
             grad_u = torch.empty_like(u)
-            for at, _, s in _similarities(u, anchors, ctx.temperature):
-                s.sub_(top).exp_().mul_(factor[at, None] + factor)
-                torch.mm(s, u, out=grad_u[at])
+            for of, at, _, s in _similarities(u, anchors, ctx.temperature):
+                s.sub_(top).exp_().mul_(factor[at][..., None] + factor[of][..., None, :])
+                torch.matmul(s, u[of], out=grad_u[at])
             return grad_u, None, None
         grad_u = torch.zeros_like(u)
-        for at, block, s in _similarities(u, anchors, ctx.temperature):
-            s.sub_(out[at, None]).exp_().mul_(tempered[at, None])
-            grad_u.addmm_(s.T, u[block])
-            grad_u.index_add_(0, block, s @ u)
+        for of, at, block, s in _similarities(u, anchors, ctx.temperature):
+            s.sub_(out[at][..., None]).exp_().mul_(tempered[at][..., None])
+            part = grad_u[of]
+            (part.addmm_ if u.ndim == 2 else part.baddbmm_)(s.mT, u[of][..., block, :])
+            part.index_add_(-2, block, s @ u[of])
         return grad_u, None, None
 
 
 def _similarities(u: Tensor, anchors: Tensor, temperature: float) -> Any:
-    """Yield slices of the anchors, the anchors, similarities / temperature (own sample: -inf).
+    """Yield index of regions, index of their anchors, anchors, similarities / temperature (own: -inf).
 
-    All blocks are computed in one buffer, which the allocator would not reuse by itself.
+    All blocks are computed in one buffer, which the allocator would not reuse by itself. A block has
+    anchors of one region, or all anchors of several.
     """
-    total = len(u)
-    size = max(1, _BLOCK_VALUES // total)
-    buffer = u.new_empty(min(size, len(anchors)), total)
-    for number, block in enumerate(anchors.split(size)):
-        s = torch.mm(u[block], u.T, out=buffer[: len(block)]).div_(temperature)
-        line = torch.arange(len(block), device=u.device)
-        s[line, block] = -torch.inf
-        s[line, (block + total // 2) % total] = -torch.inf
-        yield slice(number * size, number * size + len(block)), block, s
+    total = u.shape[-2]
+    size = min(len(anchors), max(1, _BLOCK_VALUES // total))
+    many = max(1, _BLOCK_VALUES // (total * len(anchors)))
+    regions = [(slice(k, k + many),) for k in range(0, len(u), many)] if u.ndim == 3 else [()]
+    buffer = u.new_empty(*u[regions[0]].shape[:-2], size, total)
+    for of in regions:
+        part = u[of]
+        for number, block in enumerate(anchors.split(size)):
+            held = buffer[: len(part)] if u.ndim == 3 else buffer
+            s = torch.matmul(part[..., block, :], part.mT, out=held[..., : len(block), :])
+            s.div_(temperature)
+            line = torch.arange(len(block), device=u.device)
+            s[..., line, block] = -torch.inf
+            s[..., line, (block + total // 2) % total] = -torch.inf
+            yield of, (*of, slice(number * size, number * size + len(block))), block, s

@@ -51,6 +51,9 @@ _NOT_ARGUMENTS = (
 )
 """What is described apart from the arguments, or says where a model runs."""
 
+_MOST_REGIONS = 10**5
+"""Most regions of an encoder that a folder is believed."""
+
 _DISTRIBUTIONS = ("torch", "lightning", "monai", "nibabel", "pybids", "scikit-learn", "numpy")
 
 
@@ -212,6 +215,9 @@ def load_model(
         exposure=(description.get("exposure") or {}) if fitted else None,
         fitted=fitted,
     )
+    # An encoder need not state its number of regions. A damaged one must not ask for any memory.
+    n_regions = (description.get("n_features") or 0) // estimator.proj_input_dim
+    estimator._seen_regions = n_regions if 1 < n_regions <= _MOST_REGIONS else None
     return estimator
 
 

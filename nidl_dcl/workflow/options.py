@@ -98,7 +98,7 @@ class TrainingOptions:
     """Start from the weights of this model folder."""
 
     encoder: str = "cnn"
-    """cnn, resnet18, resnet50, densenet121, or package.module:Class of your own."""
+    """cnn, regional, resnet18, resnet50, densenet121, or package.module:Class of your own."""
 
     spacing: list[float] = field(default_factory=lambda: [4.0])
     """Voxel size in mm, one or three numbers."""

@@ -44,7 +44,14 @@ from nidl_dcl.data.transforms import (
     RandForegroundNoise,
     RandSpatial,
 )
-from nidl_dcl.data.views import STRENGTHS, MultiViewsTransform, TwoViews, draw_view, volume_views
+from nidl_dcl.data.views import (
+    STRENGTHS,
+    MultiViewsTransform,
+    PairedViews,
+    TwoViews,
+    draw_view,
+    volume_views,
+)
 from nidl_dcl.errors import UsageError
 
 KINDS = ("intensity", "probability", "signed")
@@ -412,6 +419,41 @@ def test_maps_get_no_gamma_no_bias_field_and_no_clipping(kind):
 def test_unknown_names_are_refused(strength, kind):
     with pytest.raises(UsageError, match="one of"):
         volume_views(strength, kind)
+
+
+def flips(flip):
+    """Return whether views 1 and 2 of 40 participants are flipped."""
+    volume = torch.zeros(1, 16, 16, 16)
+    volume[:, :8, 4:12, 4:12] = 1
+    views = TwoViews(volume_views("light", flip=flip))
+    pairs = [views(volume, key=(0, i)) for i in range(40)]
+    return [[bool(v[:, 8:].sum() > v[:, :8].sum()) for v in pair] for pair in pairs]
+
+
+def test_left_and_right_are_flipped_in_each_view_in_both_or_never():
+    assert {tuple(pair) for pair in flips("view")} == {(a, b) for a in (0, 1) for b in (0, 1)}
+    assert {tuple(pair) for pair in flips("pair")} == {(False, False), (True, True)}
+    assert {tuple(pair) for pair in flips("none")} == {(False, False)}
+    with pytest.raises(UsageError, match="flip is one of"):
+        volume_views(flip="both")
+
+
+def test_a_change_shared_by_a_pair_obeys_its_key_and_the_others_differ():
+    volume = torch.rand(1, 12, 12, 12)
+    views = TwoViews(pickle.loads(pickle.dumps(volume_views("strong", flip="pair"))))
+    first, second = views(volume, key=(0, "sub-01"))
+    again = views(volume, key=(0, "sub-01"))
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+    assert not torch.equal(first, second)
+
+
+def test_paired_views_by_themselves_draw_both_changes():
+    views = PairedViews(lambda x: x + torch.rand(1), lambda x: x + 10 * torch.randint(9, (1,)))
+    first, second = MultiViewsTransform(views, n_views=2)(torch.zeros(1))
+    assert first % 1 != second % 1
+    first, second = TwoViews(views)(torch.zeros(1), key=0)
+    torch.testing.assert_close(first % 10, second % 10)
 
 
 def test_the_documented_table_holds_the_limits_in_use():

@@ -38,3 +38,27 @@ def test_a_monitor_measures_what_it_kept_and_names_the_level_of_collapse() -> No
     assert monitor.kept == 1200
     assert found["collapse_loss"] == pytest.approx(math.log(798))
     assert found["alignment"] == found["effective_rank"] == 0
+
+
+def test_measures_of_regions_are_means_of_those_of_each() -> None:
+    h1, h2 = torch.randn(2, 20, 3, 4).unbind()
+    monitor = CollapseMonitor()
+    monitor.add(h1, h2, 20)
+    found = monitor.measure()
+    each = []
+    for k in range(3):
+        alone = CollapseMonitor()
+        alone.add(h1[:, k], h2[:, k], 20)
+        each.append(alone.measure())
+    for name, value in found.items():
+        assert value == pytest.approx(sum(m[name] for m in each) / 3, rel=1e-6), name
+
+
+def test_measuring_regions_is_limited_to_some_samples_and_regions() -> None:
+    monitor = CollapseMonitor()
+    for _ in range(20):
+        monitor.add(torch.randn(32, 1000, 2), torch.randn(32, 1000, 2), 32)
+    kept = torch.cat([h for h, _ in monitor.views])
+    assert kept.shape[0] == 128
+    assert 32 < kept.shape[1] <= 64
+    assert monitor.measure()["effective_rank"] == pytest.approx(2, abs=0.1)

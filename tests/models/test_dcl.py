@@ -20,7 +20,7 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from nidl_dcl import DCL, BIDSDataModule, DCLLoss, DCLWLoss
+from nidl_dcl import DCL, BIDSDataModule, DCLLoss, DCLWLoss, load_model
 from nidl_dcl.data.batches import single_view, two_views
 from nidl_dcl.data.datasets import TwoViewSamples
 from nidl_dcl.data.samplers import two_view_loader
@@ -468,6 +468,113 @@ def test_non_finite_rows_are_refused_by_number(rows):
     rows[4, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="Sample 4"):
         make().fit(torch.randn(20, 25)).transform(DataLoader(rows, batch_size=20))
+
+
+# -- regions ----------------------------------------------------------------------------------
+
+
+class Regional(nn.Sequential):
+    """Three regions of ten features, which it does not say."""
+
+    def __init__(self, n_in=25):
+        super().__init__(nn.Linear(n_in, 30), nn.Tanh(), nn.Unflatten(1, (3, 10)))
+
+
+class Stating(Regional):
+    """The same, which says so."""
+
+    n_regions = 3
+
+
+REGIONAL = {"encoder_kwargs": None, "views": Jitter(), "batch_size": 5}
+
+
+@pytest.mark.parametrize("encoder", [Regional, Stating])
+@pytest.mark.parametrize("sigma", [None, 0.5])
+def test_the_loss_of_an_encoder_of_regions_is_the_mean_of_that_of_each(encoder, sigma, rows):
+    model = make(encoder=encoder, weighting_sigma=sigma, **REGIONAL)
+    if encoder is Stating:
+        nn.init.normal_(model.projection_head.region_bias)
+    x1, x2 = rows, rows + 0.1 * torch.randn_like(rows)
+    out = model.training_step([x1, x2], 0)
+    bias = model.projection_head.region_bias if encoder is Stating else torch.zeros(3, 10)
+    z1, z2 = (
+        torch.stack(
+            [model.projection_head.layers(model.encoder(x)[:, k] + bias[k]) for k in range(3)]
+        )
+        for x in (x1, x2)
+    )
+    each = [model.loss(a, b) for a, b in zip(z1, z2, strict=True)]
+    torch.testing.assert_close(out["loss"], torch.stack(each).mean())
+    torch.testing.assert_close(out["z1"], z1.detach().transpose(0, 1))
+
+
+@pytest.mark.parametrize("encoder", [Regional, Stating])
+def test_embeddings_of_regions_stand_side_by_side_and_are_named(encoder, rows):
+    model = make(encoder=encoder, **REGIONAL)
+    start = model.encoder[0].weight.clone()
+    embedded = model.fit(rows).transform(rows)
+    assert not torch.equal(model.encoder[0].weight, start)
+    assert embedded.dtype == torch.float32
+    torch.testing.assert_close(embedded, model.encoder(rows).detach().flatten(1))
+    names = model.get_feature_names_out()
+    assert len(names) == len(set(names)) == 30
+    assert (names[12], names[29]) == ("dcl_region001_feature002", "dcl_region002_feature009")
+    table = model.set_output(transform="pandas").transform(rows.numpy())
+    assert list(table.columns) == list(names)
+
+
+def test_the_vectors_of_regions_are_learned_and_do_not_decay(rows):
+    model = make(encoder=Stating, optimizer="sgd", weight_decay=0.5, **REGIONAL).fit(rows)
+    bias = model.projection_head.region_bias
+    assert bias.shape == (3, 10)
+    assert (bias != 0).any()
+    decays = {id(p): g["weight_decay"] for g in model.optimizer.param_groups for p in g["params"]}
+    assert decays[id(bias)] == 0
+    assert not [n for n, _ in make().projection_head.named_parameters() if "region" in n]
+
+
+@pytest.mark.parametrize("encoder", [Regional, Stating])
+def test_a_folder_of_a_model_with_regions_gives_the_same_embeddings_and_names(
+    encoder, rows, tmp_path
+):
+    model = make(encoder=encoder, **REGIONAL).fit(rows)
+    again = load_model(model.save(tmp_path / "model"), encoder=encoder, **QUIET)
+    assert list(again.get_feature_names_out()) == list(model.get_feature_names_out())
+    assert torch.equal(again.transform(rows), model.transform(rows))
+
+
+def test_a_training_with_regions_resumes_and_takes_chunks(rows, tmp_path):
+    options = {**REGIONAL, "encoder": Stating, "max_epochs": 3}
+    whole = make(**options, callbacks=[SaveEachStep(tmp_path)]).fit(rows)
+    assert_identical(make(**options).fit(rows, ckpt_path=tmp_path / "5.ckpt"), whole)
+    chunked = make(**options, chunk_size=2).fit(rows)
+    torch.testing.assert_close(chunked.transform(rows), whole.transform(rows))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 2), (30,)])
+@pytest.mark.parametrize("stage", ["fit", "transform"])
+def test_an_output_that_is_neither_a_matrix_nor_regions_is_refused(shape, stage, rows):
+    flat = [nn.Flatten(0)] if shape == (30,) else [nn.Unflatten(1, shape)]
+    model = make(encoder=nn.Sequential(nn.Linear(25, 30), *flat), encoder_kwargs=None)
+    model.fitted = True
+    with pytest.raises(
+        ValueError, match=r"\(n, features\), or \(n, regions, features\), got Tensor"
+    ):
+        getattr(model, stage)(rows)
+
+
+def test_an_encoder_that_states_another_number_of_regions_is_an_error(rows):
+    class Wrong(Stating):
+        n_regions = 4
+
+    with pytest.raises(ValueError, match=r"n_regions=4 and returned Tensor\(20, 3, 10\)"):
+        make(encoder=Wrong, encoder_kwargs=None).fit(rows)
+
+
+def test_features_of_a_region_that_do_not_fit_the_head_are_an_error(rows):
+    with pytest.raises(ValueError, match="gives 10 features and the projection head takes 30"):
+        make(encoder=Regional, encoder_kwargs=None, proj_input_dim=30).fit(rows)
 
 
 # -- checkpoints ------------------------------------------------------------------------------

@@ -6,7 +6,15 @@ from torch import nn
 from torch.nn import functional
 
 from nidl_dcl import DCL
-from nidl_dcl.models.encoders import ENCODERS, ProjectionHead, StridedCNN, _BlockPool, _GlobalMean
+from nidl_dcl.models.encoders import (
+    ENCODERS,
+    ProjectionHead,
+    RegionalEncoder,
+    StridedCNN,
+    _BlockPool,
+    _GlobalMean,
+    _GridMean,
+)
 
 
 @pytest.mark.parametrize("name", sorted(ENCODERS))
@@ -14,7 +22,8 @@ def test_an_encoder_gives_as_many_features_as_it_states(name: str) -> None:
     encoder = ENCODERS[name]().eval()
     with torch.no_grad():
         out = encoder(torch.randn(1, 1, 40, 48, 40))
-    assert out.shape == (1, encoder.n_features)
+    regions = [encoder.n_regions] if name == "regional" else []
+    assert out.shape == (1, *regions, encoder.n_features)
     assert torch.isfinite(out).all()
 
 
@@ -44,6 +53,36 @@ def test_pooling_equals_torchs_where_blocks_fit() -> None:
     torch.testing.assert_close(_GlobalMean()(x), functional.adaptive_avg_pool3d(x, 1).flatten(1))
 
 
+@pytest.mark.parametrize("size", [(8, 8, 8), (9, 17, 33), (2, 3, 5), (1, 2, 4)])
+def test_means_in_a_grid_equal_torchs_adaptive_pooling(size: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, *size)
+    torch.testing.assert_close(
+        _GridMean((4, 3, 2))(x), functional.adaptive_avg_pool3d(x, (4, 3, 2))
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (9, 8, 13), (40, 48, 40)])
+def test_the_regional_encoder_takes_any_size_from_8_voxels(size: tuple[int, ...]) -> None:
+    encoder = RegionalEncoder(2, widths=(4, 6, 5), grid=(2, 3, 4))
+    assert encoder(torch.randn(2, 2, *size)).shape == (2, 24, 5)
+
+
+def test_a_region_sees_its_place_alone() -> None:
+    encoder = RegionalEncoder(grid=(2, 3, 4)).eval()
+    x = torch.randn(1, 1, 64, 72, 80)
+    changed = x.clone()
+    changed[..., 44:, 34:38, 72:] += 1  # within cell (1, 1, 3), 10 voxels from its borders
+    with torch.no_grad():
+        difference = (encoder(changed) - encoder(x)).abs().amax(dim=(0, 2))
+    assert difference.nonzero().flatten().tolist() == [(1 * 3 + 1) * 4 + 3]
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (4, 0, 4)])
+def test_a_grid_that_is_none_is_refused(grid: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="three numbers"):
+        RegionalEncoder(grid=grid)
+
+
 def test_pooling_leaves_an_axis_of_one_voxel_and_drops_an_odd_end() -> None:
     assert _BlockPool("max")(torch.randn(1, 1, 1, 5, 2)).shape == (1, 1, 1, 2, 1)
 
@@ -51,6 +90,18 @@ def test_pooling_leaves_an_axis_of_one_voxel_and_drops_an_odd_end() -> None:
 def test_the_projection_head_names_its_layers_as_the_reference_does() -> None:
     names = set(ProjectionHead(4, 8, 2).state_dict())
     assert names == {f"layers.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+
+
+def test_a_head_of_regions_adds_a_vector_of_each_before_layers_that_all_share() -> None:
+    head = ProjectionHead(4, 8, 2, n_regions=3)
+    names = {name for name, _ in head.named_parameters()}
+    assert names - set(ProjectionHead(4, 8, 2).state_dict()) == {"region_bias"}
+    h = torch.randn(5, 3, 4)
+    torch.testing.assert_close(head(h), torch.stack([head.layers(h[:, k]) for k in range(3)], 1))
+    with torch.no_grad():
+        head.region_bias[1] = 1.0
+    torch.testing.assert_close(head(h)[:, 1], head.layers(h[:, 1] + 1))
+    torch.testing.assert_close(head(h)[:, 2], head.layers(h[:, 2]))
 
 
 def test_a_head_that_does_not_fit_is_an_error_with_both_numbers() -> None:

@@ -222,7 +222,12 @@ def test_wrong_arguments_are_value_errors(make):
 
 
 @pytest.mark.parametrize(
-    "shapes", [((3, 4), (2, 4)), ((3, 4), (3, 5)), ((0, 4), (0, 4)), ((4,), (4,))]
+    "shapes",
+    [
+        *(((3, 4), (2, 4)), ((3, 4), (3, 5)), ((0, 4), (0, 4)), ((4,), (4,))),
+        *(((3, 2, 4), (3, 4, 4)), ((0, 2, 4), (0, 2, 4)), ((3, 0, 4), (3, 0, 4))),
+        *(((3, 2, 4), (3, 4)), ((3, 2, 2, 4), (3, 2, 2, 4))),
+    ],
 )
 def test_unequal_or_empty_views_are_value_errors(shapes):
     with pytest.raises(ValueError, match="one shape"):
@@ -253,21 +258,73 @@ def test_own_weighting_function():
     torch.testing.assert_close(doubled, DCLLoss()(a, b) - cosine)
 
 
+@pytest.mark.parametrize("block_values", [2**21, 2 * 14**2, 3 * 14])
+@pytest.mark.parametrize("rows", [None, slice(1, 3)])
+@pytest.mark.parametrize("sigma", [None, 0.5])
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_the_loss_of_regions_is_the_mean_of_that_of_each(
+    temperature, sigma, rows, block_values, monkeypatch
+):
+    ours = DCLLoss(temperature) if sigma is None else DCLWLoss(sigma, temperature)
+    g = torch.Generator().manual_seed(0)
+    a, b = (
+        torch.randn(7, 5, 4, generator=g, dtype=torch.float64, requires_grad=True) for _ in "ab"
+    )
+    each = torch.stack([ours(a[:, k], b[:, k], rows=rows) for k in range(5)]).mean()
+    wanted = torch.autograd.grad(each, (a, b))
+    monkeypatch.setattr(loss_module, "_BLOCK_VALUES", block_values)
+    together = ours(a, b, rows=rows)
+    torch.testing.assert_close(together, each, rtol=1e-12, atol=1e-12)
+    for x, y in zip(torch.autograd.grad(together, (a, b)), wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-10)
+
+
+def test_one_region_is_as_none_in_single_precision():
+    a, b = (x.detach().float() for x in pair(300, 8))
+    torch.testing.assert_close(DCLLoss()(a[:, None], b[:, None]), DCLLoss()(a, b))
+
+
+def test_a_weighting_function_gets_one_region_at_a_time():
+    seen = []
+
+    def weigh(z1, z2):
+        seen.append((z1, z2))
+        return torch.full((len(z1),), float(len(seen)))
+
+    a, b = torch.randn(2, 6, 3, 4).unbind()
+    DCLLoss(pos_weight_fn=weigh)(a, b)
+    assert len(seen) == 3
+    for k, (z1, z2) in enumerate(seen):
+        torch.testing.assert_close(z1, a[:, k], check_dtype=False)
+        torch.testing.assert_close(z2, b[:, k], check_dtype=False)
+
+
+def test_one_sample_of_several_regions_drops_the_log_term():
+    a, b = torch.randn(2, 1, 3, 4).unbind()
+    with pytest.warns(UserWarning, match="no negatives"):
+        value = DCLLoss()(a, b)
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=2).mean()
+    assert value.item() == pytest.approx(-cosine.item() / 0.1, rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in other units there")
 def test_memory_grows_with_the_batch_and_not_with_its_square() -> None:
     script = (
         "import resource, torch\n"
         "from nidl_dcl import DCLLoss\n"
-        "def rise(n):\n"
-        "    z1, z2 = (torch.randn(n, 128, requires_grad=True) for _ in range(2))\n"
+        "def rise(*shape):\n"
+        "    z1, z2 = (torch.randn(shape, requires_grad=True) for _ in range(2))\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "    DCLLoss()(z1, z2).backward()\n"
         "    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024\n"
-        "rise(300)  # what libraries take at their first call\n"
-        "print(rise(8192))\n"
+        "rise(300, 128)  # what libraries take at their first call\n"
+        "print(rise(8192, 128))\n"
+        "print(rise(1024, 64, 16))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert float(done.stdout) < 150  # MB; one matrix of similarities would take 1024
+    alone, regional = map(float, done.stdout.split())
+    assert alone < 150  # MB; one matrix of similarities would take 1024
+    assert regional < 150  # the matrices of all regions would take 1024

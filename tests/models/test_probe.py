@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.model_selection import GroupKFold, KFold, cross_val_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -67,6 +67,17 @@ def test_the_last_score_is_that_of_the_fitted_estimator(rows: torch.Tensor) -> N
         cv=GroupKFold(5),
         scoring="balanced_accuracy",
     )
+    assert probe.scores == [(4, pytest.approx(expected.mean()))]
+
+
+def test_embeddings_of_regions_are_side_by_side(rows: torch.Tensor) -> None:
+    encoder = nn.Sequential(nn.Linear(6, 12), nn.Unflatten(1, (3, 4)))
+    probe = Probe(Ridge(), rows, rows[:, 0].numpy(), scoring="r2", cv=3)
+    options = {**make(probe).get_params(), "encoder": encoder}
+    features = DCL(**options).fit(rows).transform(rows).numpy()
+    assert features.shape == (24, 12)
+    folds = KFold(3, shuffle=True, random_state=0)
+    expected = cross_val_score(Ridge(), features, rows[:, 0].numpy(), cv=folds, scoring="r2")
     assert probe.scores == [(4, pytest.approx(expected.mean()))]
 
 
