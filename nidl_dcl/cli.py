@@ -416,10 +416,7 @@ def _launch(
     """
     if config is not None:
         read_options(config)  # refuses what the library would unfold without end
-        app.config = (
-            _ENVIRONMENT,
-            Yaml(config, use_commands_as_keys=False, search_parents=False),
-        )
+        app.config = (_ENVIRONMENT, Yaml(config, use_commands_as_keys=False, search_parents=False))
     else:
         app.config = (_ENVIRONMENT,)
     words = _command_first(tokens)

@@ -124,7 +124,7 @@ def write_brain(folder: Path, scan: Scan, outcome: Outcome) -> dict[str, Any]:
     return record
 
 
-def _measures(outcome: Outcome) -> dict[str, float] | None:
+def _measures(outcome: Outcome) -> dict[str, float | None] | None:
     if outcome.measures is None:
         return None
     return {
