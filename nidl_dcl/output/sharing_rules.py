@@ -161,8 +161,12 @@ class SharingRules:
         return made
 
     def _preprocessed(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Share the measures of preprocessing, without the names of pictures, which are of single heads."""
-        return self._images(table).assign(figure="n/a")
+        """Share verdicts and measures; other columns, such as names of files, are emptied."""
+        from nidl_dcl.preprocessing.measures import MEASURES  # nilearn takes seconds to import
+
+        made = self._images(table)
+        shared = {"participant_id", "session_id", "run", "source", "status", "code", *MEASURES}
+        return made.assign(**{str(name): "n/a" for name in made if name not in shared})
 
     def _plane(self, table: pd.DataFrame) -> pd.DataFrame:
         """Share the embeddings in two dimensions, of the phenotypes only what was predicted."""
