@@ -34,7 +34,17 @@ _OPTIONS = (
     *("accelerator", "batch_size", "chunk_size", "confounds", "devices", "encoder", "group"),
     *("harmonize", "holdout", "intensity", "learning_rate", "max_epochs", "max_skipped"),
     *("model_name", "n_participants", "nprocs", "num_nodes", "other_people", "parquet"),
-    *("precision", "preset", "random_seed", "select", "shape", "site", "spacing", "strategy"),
+    *(
+        "precision",
+        "preprocess",
+        "preset",
+        "random_seed",
+        "select",
+        "shape",
+        "site",
+        "spacing",
+        "strategy",
+    ),
     *("strict", "target", "temperature", "threads", "validate", "views", "views_on_device"),
 )
 """Options that hold no path, no id and no name of a computer."""
@@ -245,7 +255,7 @@ class SharingRules:
         return model_card(description).encode("utf-8", "backslashreplace")
 
     def _run(self, content: _Json) -> _Json:
-        commands = ("pretrain", "embed", "predict", "report", "study", "demo")
+        commands = ("preprocess", "pretrain", "embed", "predict", "report", "study", "demo")
         facts = ("name", "started", "seconds", "resumed_from_step", "skipped")
 
         def known_of(run: _Json) -> _Json:
