@@ -34,7 +34,17 @@ _OPTIONS = (
     *("accelerator", "batch_size", "chunk_size", "confounds", "devices", "encoder", "group"),
     *("harmonize", "holdout", "intensity", "learning_rate", "max_epochs", "max_skipped"),
     *("model_name", "n_participants", "nprocs", "num_nodes", "other_people", "parquet"),
-    *("precision", "preset", "random_seed", "select", "shape", "site", "spacing", "strategy"),
+    *(
+        "precision",
+        "preprocess",
+        "preset",
+        "random_seed",
+        "select",
+        "shape",
+        "site",
+        "spacing",
+        "strategy",
+    ),
     *("strict", "target", "temperature", "threads", "validate", "views", "views_on_device"),
 )
 """Options that hold no path, no id and no name of a computer."""
@@ -161,8 +171,12 @@ class SharingRules:
         return made
 
     def _preprocessed(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Share the measures of preprocessing, without the names of pictures, which are of single heads."""
-        return self._images(table).assign(figure="n/a")
+        """Share verdicts and measures; other columns, such as names of files, are emptied."""
+        from nidl_dcl.preprocessing.measures import MEASURES  # nilearn takes seconds to import
+
+        made = self._images(table)
+        shared = {"participant_id", "session_id", "run", "source", "status", "code", *MEASURES}
+        return made.assign(**{str(name): "n/a" for name in made if name not in shared})
 
     def _plane(self, table: pd.DataFrame) -> pd.DataFrame:
         """Share the embeddings in two dimensions, of the phenotypes only what was predicted."""
@@ -241,7 +255,7 @@ class SharingRules:
         return model_card(description).encode("utf-8", "backslashreplace")
 
     def _run(self, content: _Json) -> _Json:
-        commands = ("pretrain", "embed", "predict", "report", "study", "demo")
+        commands = ("preprocess", "pretrain", "embed", "predict", "report", "study", "demo")
         facts = ("name", "started", "seconds", "resumed_from_step", "skipped")
 
         def known_of(run: _Json) -> _Json:

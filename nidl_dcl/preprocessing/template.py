@@ -10,12 +10,13 @@ from nilearn import datasets
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from nidl_dcl.bids.presets import PREPROCESSED_SPACE
 from nidl_dcl.preprocessing.shrinking import shrink
 from nidl_dcl.volumes.reading import Float32
 
 __all__ = ["SPACE", "Template", "load_template"]
 
-SPACE = "MNI152NLin2009aSym"
+SPACE = PREPROCESSED_SPACE
 """BIDS name of the template's space."""
 
 

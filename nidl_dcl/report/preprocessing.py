@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nidl_dcl.bids.presets import PREPROCESSED_SPACE
+from nidl_dcl.data import preprocessed
 from nidl_dcl.io.atomic import keep_bytes
 from nidl_dcl.report.html import (
     Gallery,
@@ -27,16 +29,14 @@ from nidl_dcl.report.html import (
 from nidl_dcl.report.plots import RASTER_ABOVE, draw_strips
 from nidl_dcl.report.reader import Results
 
-TABLE = "desc-preproc_measures.tsv"
+TABLE = f"{preprocessed.TABLE}.tsv"
 """Has a row for each image; lies in the output of preprocessing alone, else in `_WITHIN`."""
 
-_WITHIN = "derivatives/preproc/"
-
-_SPACE = "MNI152NLin2009aSym"
+_WITHIN = f"derivatives/{preprocessed.DERIVATIVE}/"
 
 _DONE = {
-    "align": f"aligned to {_SPACE} by an affine transform",
-    "rigid": f"aligned to {_SPACE} by rotation and translation",
+    "align": f"aligned to {PREPROCESSED_SPACE} by an affine transform",
+    "rigid": f"aligned to {PREPROCESSED_SPACE} by rotation and translation",
     "strip": "left in their own space",
 }
 """Mode of the stage to what was done beyond bias correction and brain extraction."""
@@ -160,7 +160,7 @@ def show_preprocessing(results: Results, gallery: Gallery, title: str) -> dict[s
     mode = str(about.get("Mode") or "")
     found: dict[str, Any] = {
         "mode": mode,
-        "space": _SPACE,
+        "space": PREPROCESSED_SPACE,
         "n_images": len(table),
         **{status: int((table["status"] == status).sum()) for status in _STATUSES},
         "sentence": _sentence(table, mode),

@@ -14,7 +14,7 @@ import pytest
 
 from nidl_dcl.bids.index import find_images, index_bids
 from nidl_dcl.bids.layout import layout
-from nidl_dcl.bids.presets import PRESETS
+from nidl_dcl.bids.presets import PREPROCESSED_SPACE, PRESETS
 from nidl_dcl.errors import UsageError
 
 
@@ -337,6 +337,17 @@ MNI = "space-MNI152NLin2009cAsym"
 CAPS = "subjects/sub-1/ses-M00/t1_linear/sub-1_ses-M00_space-MNI152NLin2009cSym"
 LAYOUTS = {
     "mp2rage": (["sub-1/anat/sub-1_UNIT1.nii.gz"], ["sub-1/anat/sub-1_inv-1_MP2RAGE.nii.gz"]),
+    "preprocessed": (
+        [f"sub-1/anat/sub-1_space-{PREPROCESSED_SPACE}_desc-preproc_T1w.nii.gz"],
+        [
+            "sub-1/anat/sub-1_desc-preproc_T1w.nii.gz",
+            f"sub-1/anat/sub-1_{MNI}_desc-preproc_T1w.nii.gz",
+        ],
+    ),
+    "preprocessed-native": (
+        ["sub-1/anat/sub-1_desc-preproc_T1w.nii.gz"],
+        [f"sub-1/anat/sub-1_space-{PREPROCESSED_SPACE}_desc-preproc_T1w.nii.gz"],
+    ),
     "fmriprep-mni": (
         [
             f"sub-1/anat/sub-1_{MNI}_desc-preproc_T1w.nii.gz",

@@ -21,7 +21,7 @@ from made_images import SHAPE, brain, save, save_mgh
 
 from nidl_dcl import BIDSDataModule
 from nidl_dcl.bids.index import find_images
-from nidl_dcl.bids.presets import PRESETS
+from nidl_dcl.bids.presets import PREPROCESSED_SPACE, PRESETS
 from nidl_dcl.data.views import RandBiasField, RandContrast, volume_views
 from nidl_dcl.errors import UsageError
 from nidl_dcl.workflow.inputs import index
@@ -29,6 +29,7 @@ from nidl_dcl.workflow.options import DataOptions, RunOptions
 
 MNI = "space-MNI152NLin2009cAsym"
 LIN6 = "space-MNI152NLin6Asym"
+OURS = f"_space-{PREPROCESSED_SPACE}"
 
 
 def prep(who: str, *, session: str = "", space: str = f"_{MNI}", gm: bool = False) -> list[str]:
@@ -63,6 +64,8 @@ FOUND: dict[str, list[list[str]]] = {
         ["sub-1/anat/sub-1_UNIT1.nii.gz"],
         ["sub-2/ses-a/anat/sub-2_ses-a_acq-highres_UNIT1.nii.gz"],
     ],
+    "preprocessed": [prep("sub-1", space=OURS), prep("sub-2", session="ses-1", space=OURS)],
+    "preprocessed-native": [prep("sub-1", space=""), prep("sub-2", session="ses-1", space="")],
     "fmriprep-mni": [
         prep("sub-1"),
         prep("sub-2", session="ses-1"),
@@ -110,6 +113,13 @@ OTHERS: dict[str, list[str]] = {
         ),
         "sub-1/anat/sub-1_UNIT1.json",
     ],
+    "preprocessed": [
+        "sub-1/anat/sub-1_desc-brain_mask.nii.gz",
+        f"sub-1/anat/sub-1_from-T1w_to-{PREPROCESSED_SPACE}_mode-image_xfm.txt",
+        "desc-preproc_measures.tsv",
+        "figures/sub-1_desc-preproc_T1w.png",
+    ],
+    "preprocessed-native": ["desc-preproc_measures.tsv", *prep("sub-1", space=OURS)],
     "fmriprep-mni": [
         *prep("sub-1", space=""),
         *prep("sub-1", space=f"_{LIN6}"),

@@ -452,6 +452,8 @@ def test_preprocessed_heads_and_their_pictures_are_never_given_away(
     rows = rows.assign(status=["ok", "warn", "skip"], code=["ok", "misaligned", "no_brain"])
     rows["message"] = "No brain of sub-1 was found in /asylum."
     rows["figure"] = [f"figures/{who}_T1w.png" for who in names]
+    rows["brain"] = [f"{who}/anat/{who}_desc-preproc_T1w.nii.gz" for who in names]
+    rows["date"] = 20240131
     rows["overlap"], rows["upright"] = [0.95, 0.875, 0.625], 0.75
     write_tsv(out / base / "desc-preproc_measures.tsv", rows)
     write_json(out / base / "desc-preproc_measures.json", {"Mode": "align"})
@@ -480,11 +482,11 @@ def test_preprocessed_heads_and_their_pictures_are_never_given_away(
     assert "2 of 3 images of 3 participants" in shown
     assert "Left out, as this output was made to be shared: pictures of single heads" in shown
     measures = table(given / base / "desc-preproc_measures.tsv")
-    assert set(measures["figure"]) == set(measures["message"]) == {"n/a"}
+    assert (measures[["figure", "message", "brain", "date"]] == "n/a").all(axis=None)
     assert sorted(measures["overlap"]) == ["0.625", "0.875", "0.95"]
     assert measures["participant_id"].str.fullmatch("sub-[0-9a-f]{16}").all()
     for name, raw in contents(given):
-        assert not re.search(rb"sub-\d\b|bedlam|asylum|t1w\.", raw.lower()), name
+        assert not re.search(rb"sub-\d\b|bedlam|asylum|t1w\.|20240131", raw.lower()), name
 
 
 def test_a_copy_names_no_dataset(tmp_path: Path) -> None:

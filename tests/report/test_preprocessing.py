@@ -19,8 +19,6 @@ from report.test_browser import TEXTS, as_hex
 from report.test_build import HOSTILE, SECTIONS, Page
 
 from nidl_dcl.io.formats import write_json, write_text, write_tsv
-from nidl_dcl.preprocessing.template import SPACE
-from nidl_dcl.report import preprocessing
 from nidl_dcl.report.build import write_report
 from nidl_dcl.report.plots import draw_strips
 from nidl_dcl.report.preprocessing import TABLE
@@ -362,10 +360,6 @@ def test_hostile_names_run_nothing(tmp_path: Path) -> None:
 def test_the_same_files_give_the_same_pages(folder: Path, everyone: Page) -> None:
     assert write_report(folder).read_text()
     assert (folder / "figures/preprocessing.html").read_text() == everyone.source
-
-
-def test_the_template_is_the_one_of_preprocessing() -> None:
-    assert preprocessing._SPACE == SPACE  # not imported there: nilearn comes with it
 
 
 def write_many(folder: Path, n: int) -> Path:
