@@ -32,11 +32,15 @@ from nidl_dcl.bids.index import find_images
 from nidl_dcl.bids.presets import PRESETS
 from nidl_dcl.bids.recode import decode
 from nidl_dcl.bids.subject_ids import match_ids
+from nidl_dcl.bids.synthetic import write_demo_dataset
 from nidl_dcl.bids.tables import read_table
 from nidl_dcl.data.views import STRENGTHS, draw_view
 from nidl_dcl.evaluation.metrics import classification_scores, regression_scores
 from nidl_dcl.models.encoders import ENCODERS
 from nidl_dcl.models.losses import unit_rows
+from nidl_dcl.preprocessing import verdict
+from nidl_dcl.preprocessing.measures import MEASURES
+from nidl_dcl.preprocessing.verdict import PREPROCESSING_CODES
 from nidl_dcl.report import predictions as scorecard
 from nidl_dcl.status import Code
 from nidl_dcl.workflow.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
@@ -46,7 +50,17 @@ DOCS = REPOSITORY / "docs"
 PAGES = [*REPOSITORY.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("decisions/*.md")]
 TUTORIALS = sorted(DOCS.glob("tutorials/*.py"))
 README = (REPOSITORY / "README.md").read_text("utf-8")
-COMMANDS = ["index", "pretrain", "embed", "predict", "report", "study", "demo", "share"]
+COMMANDS = [
+    "index",
+    "preprocess",
+    "pretrain",
+    "embed",
+    "predict",
+    "report",
+    "study",
+    "demo",
+    "share",
+]
 CODES = set(get_args(Code))
 """All that the program can write: the type checker lets no other word through."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*[a-z]")
@@ -218,6 +232,49 @@ def test_every_documented_code_is_that_of_a_fault_and_the_other_way_round() -> N
     assert {(status, code) for status, code, _ in mask_faults().values()} <= shown
 
 
+def test_every_code_of_preprocessing_is_documented_with_what_to_do() -> None:
+    text = section(page("when_things_go_wrong.md"), "## Codes of preprocessing")
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| .+ \| .+ \|$", text, flags=re.MULTILINE)
+    assert [code for code, _ in rows] == list(PREPROCESSING_CODES)
+    limits = (*verdict._OF_ANY, *verdict._OF_ALIGNED, *verdict._OF_OTHERS)
+    both = {limit.code for limit in limits}
+    assert {code for code, statuses in rows if statuses == "`warn`, `skip`"} == both
+
+
+def limit_of(limits: Iterable[Any], measure: str, field: str) -> str:
+    """Return how a page tells from where on a measure is odd, or too odd."""
+    return ", ".join(
+        f"{'below' if limit.warn > limit.skip else 'above'} {getattr(limit, field):g}"
+        for limit in limits
+        if limit.measure == measure
+    )
+
+
+def test_the_measures_of_preprocessing_are_documented_with_their_limits() -> None:
+    aligned = (*verdict._OF_ANY, *verdict._OF_ALIGNED)
+    codes = {limit.measure: limit.code for limit in aligned}
+    found = table("measures", "preprocessing.md")
+    assert found == [
+        [
+            f"`{name}`",
+            text,
+            limit_of(aligned, name, "warn"),
+            limit_of(aligned, name, "skip"),
+            f"`{codes[name]}`",
+        ]
+        for name, text in MEASURES.items()
+    ]
+    others = verdict._OF_OTHERS
+    assert table("strip", "preprocessing.md") == [
+        [
+            f"`{limit.measure}`",
+            limit_of(others, limit.measure, "warn"),
+            limit_of(others, limit.measure, "skip"),
+        ]
+        for limit in others
+    ]
+
+
 def test_the_columns_of_tables_are_documented() -> None:
     from nidl_dcl.bids.index import INPUT_COLUMNS
     from nidl_dcl.output.embeddings import COLUMNS
@@ -280,8 +337,6 @@ def test_every_example_is_run_or_says_why_not() -> None:
 @runs("README.md")
 @pytest.mark.slow
 def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nidl_dcl.bids.synthetic import write_demo_dataset
-
     monkeypatch.chdir(tmp_path)
     write_demo_dataset(tmp_path / "my_dataset", n_participants=16, seed=0)
     (example,) = examples("README.md")
@@ -662,9 +717,9 @@ def test_the_examples_of_views_of_your_own_run() -> None:
 # Use your own BIDS dataset ----------------------------------------------------------------------
 
 
-def table(name: str) -> list[list[str]]:
-    """Return the rows of a marked table of your_dataset.md, without its head."""
-    text = page("your_dataset.md").split(f"<!-- {name} -->\n")[1].split("<!--")[0]
+def table(name: str, file: str = "your_dataset.md") -> list[list[str]]:
+    """Return the rows of a marked table of a page, without its head."""
+    text = page(file).split(f"<!-- {name} -->\n")[1].split("<!--")[0]
     return [
         [cell.strip() for cell in line.strip("|").split(" | ")]
         for line in text.strip().splitlines()[2:]
@@ -866,7 +921,11 @@ def test_files_named_to_those_who_carry_on_exist(file: Path) -> None:
 
 FILES = page("files.md").replace("`…", "`desc-<model><Target>_occlusion")
 CODE = re.compile(r"`([^`\n]+)`")
-PLACES = ("", "figures/", "models/desc-<model>/")
+PLACES = tuple(
+    f"{derivative}{folder}"
+    for derivative in ("", "derivatives/preproc/")
+    for folder in ("", "figures/", "models/desc-<model>/")
+)
 WORDS = {
     "<model>": "[a-z]+",
     "<Target>": "[A-Z][A-Za-z]*",
@@ -888,10 +947,10 @@ def matches(name: str, path: str) -> bool:
 
 def is_documented(path: str) -> bool:
     """Whether files.md names a file of an output folder."""
-    names = {place + name for name in CODE.findall(FILES) for place in PLACES}
-    return any(
-        matches(name, path) for name in names if re.search(r"[\w>…]\.\w|^\.\w+$|^CHANGES$", name)
-    )
+    names = {
+        name for name in CODE.findall(FILES) if re.search(r"[\w>…]\.\w|^\.\w+$|^CHANGES$", name)
+    }
+    return any(matches(place + name, path) for name in names for place in PLACES)
 
 
 def words_about(path: str) -> set[str]:
@@ -938,7 +997,11 @@ def outputs(
         ):
             assert give("study", *words) == 0
         assert give("share", "MY_OUTPUT", "SHARED", "--key-file", "key") == 0
-    return {name: folder / name for name in ("MY_OUTPUT", "OTHER_OUTPUT", "SHARED")}
+        write_demo_dataset(Path("HEADS"), n_participants=3)
+        words = ["HEADS", "PREPROCESSED/derivatives/preproc", "--preprocess", "align"]
+        assert give("preprocess", *words, "--nprocs", "1") == 0
+    names = ("MY_OUTPUT", "OTHER_OUTPUT", "SHARED", "PREPROCESSED")
+    return {name: folder / name for name in names}
 
 
 def written(outputs: dict[str, Path]) -> list[tuple[str, Path]]:
@@ -947,7 +1010,7 @@ def written(outputs: dict[str, Path]) -> list[tuple[str, Path]]:
         (path.relative_to(folder).as_posix(), path)
         for folder in outputs.values()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] != ".work"
+        if path.is_file() and ".work" not in path.relative_to(folder).parts
     ]
     assert len(found) > 200
     return found
@@ -992,7 +1055,8 @@ def test_every_column_that_is_written_is_documented(outputs: dict[str, Path]) ->
 def test_every_key_that_is_written_is_documented(outputs: dict[str, Path]) -> None:
     unknown = set()
     for path, file in written(outputs):
-        if file.suffix == ".json" and path != "dataset_description.json":  # BIDS says what is in it
+        # BIDS says what is in a description of a dataset.
+        if file.suffix == ".json" and file.name != "dataset_description.json":
             named = words_about(path) | words_about(path.removesuffix(".json") + ".tsv")
             for key in json.loads(file.read_text("utf-8")):
                 name = re.sub("^probability_.*", "probability_<class>", key)

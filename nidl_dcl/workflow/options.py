@@ -54,7 +54,7 @@ class DataOptions:
     """JSON file of entities and values; null is none, "*" is any."""
 
     preset: str = "raw-t1w"
-    """Which images: raw-t1w, mp2rage, fmriprep-mni, fmriprep-native, fmriprep-gm, clinica-t1-linear, brainprep-quasiraw, openbhb-vbm, openbhb-quasiraw, cat12-vbm, freesurfer."""
+    """Which images: raw-t1w, mp2rage, preprocessed, preprocessed-native, fmriprep-mni, fmriprep-native, fmriprep-gm, clinica-t1-linear, brainprep-quasiraw, openbhb-vbm, openbhb-quasiraw, cat12-vbm, freesurfer."""
 
     derivatives: list[str] = field(default_factory=list)
     """Folders of derivatives (images of the preset, brain masks), as PATH or NAME=PATH."""
@@ -172,7 +172,7 @@ class PredictionOptions:
     """Columns whose linear effect is removed from the features, learned inside the folds."""
 
     site: str | None = None
-    """Column of sites or scanners; default: the first called site, scanner, site_id, center or center."""
+    """Column of sites or scanners; default: the first called site, scanner, site_id, center or centre."""
 
     harmonize: bool = False
     """Harmonize features by site (ComBat, package pycombat), learned inside the folds."""
@@ -207,7 +207,7 @@ class RunOptions:
     """Where prepared volumes and features are kept; default OUTPUT_DIR/.work (index: none)."""
 
     nprocs: int | None = None
-    """Number of loading workers; changes no result. Default: 0, or measured where there is a GPU."""
+    """Number of loading workers, and of images that are preprocessed at a time; changes no result. Default: 0, or measured where there is a GPU; for images, as many as cores and memory allow."""
 
     threads: int | None = None
     """Threads of torch; recorded, since it may change the last digits."""
