@@ -70,7 +70,7 @@ _OF_ANY = (
 _OF_ALIGNED = (
     _Limit("correlation", 0.3, -0.1, "contrast", "Inside, it correlates with a T1w by {:.2f}."),
     _Limit("overlap", 0.90, 0.85, "misaligned", "Its overlap with the template's is {:.2f}."),
-    _Limit("upright", 0.85, 0.78, "misaligned", "Its correlation with the template is {:.2f}."),
+    _Limit("upright", 0.85, 0.72, "misaligned", "Its correlation with the template is {:.2f}."),
     _Limit("lead", 0.17, 0.12, "misaligned", "Another orientation is nearly as good (by {:.2f})."),
     _Limit("determinant", 0.7, 0.5, "misaligned", "It is made {:.2f} times as large."),
     _Limit("determinant", 3.0, 4.5, "misaligned", "It is made {:.2f} times as large."),

@@ -29,9 +29,6 @@ def test_a_smooth_field_is_taken_out():
     assert left.std() < 0.3 * np.log(field[mask]).std()
     applied = np.log(corrected[mask] / (template.data * field)[mask])
     assert abs(applied.mean()) < 0.02
-    np.testing.assert_array_equal(
-        corrected, correct_bias_field(template.data * field, mask, affine)
-    )
 
 
 def test_an_image_with_too_little_brain_stays_as_it_is():
