@@ -133,6 +133,11 @@ def preprocess_scans(
     _refuse_other_mode(folder, mode)
     index = _index(output.bids_dir, table, folder)
     scans = _scans(index, mode)
+    if others := sorted({scan.suffix for scan in scans} - {"T1w"}):
+        _LOGGER.info(
+            f"Brain extraction and registration are made for T1w, and these are {' '.join(others)}: "
+            "look at the report, at images with the code 'contrast' first."
+        )
     with output.stage("preprocess") as entry:
         records, computed = _records(scans, folder, nprocs)
         entry["skipped"] = computed == 0
