@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,20 @@ def make_heads(tmp_path: Path) -> Callable[..., Path]:
     return lambda name="bids", n=10, **more: write_heads(tmp_path / name, n, **more)
 
 
-def give(*words: object) -> int:
-    """Give a command in this process and return its exit status; what it sets is put back."""
+def predict_quickly(patch: pytest.MonkeyPatch) -> None:
+    """Let the stage `predict` repeat and permute less than it does; tests of evaluation do not."""
+    from nidl_dcl.workflow import predict
+
+    for name in ("predict_phenotype", "site_audit"):
+        quick = partial(getattr(predict, name), n_repeats=2, n_permutations=19)
+        patch.setattr(predict, name, quick)
+
+
+def give(*words: object, live: bool = False) -> int:
+    """Give a command in this process and return its exit status; what it sets is put back.
+
+    A study writes its page at the end alone, if not `live`, and predicts quickly.
+    """
     from nidl_dcl.cli import main
 
     argv = [str(word) for word in words]
@@ -126,6 +139,10 @@ def give(*words: object) -> int:
     try:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             patch.setattr(sys, "argv", ["nidl-dcl", *argv])  # it names the log and is recorded
+            if {"study", "predict", "group"} & {*argv}:
+                predict_quickly(patch)
+                if not live:
+                    patch.setattr("nidl_dcl.report.live.LivePage.write", lambda *args, **more: None)
             with pytest.raises(SystemExit) as ended:
                 main(argv)
     finally:
@@ -154,9 +171,9 @@ class Done:
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Return the command line as a function, in this process; what it sets is put back."""
 
-    def call(*words: object) -> Done:
+    def call(*words: object, live: bool = False) -> Done:
         capsys.readouterr()
-        status = give(*words)
+        status = give(*words, live=live)
         text = capsys.readouterr()
         return Done(status, text.out, text.err)
 

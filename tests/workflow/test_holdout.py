@@ -289,6 +289,7 @@ def test_too_few_held_out_or_left_have_their_answers(
     assert "held out" in many.err
 
 
+@pytest.mark.slow
 def test_families_are_held_out_whole_by_all_stages(
     cohort: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
