@@ -26,10 +26,7 @@ def cohort(n=60, d=8, seed=0):
     return x, 50 + 10 * signal, np.where(signal > 0, "M", "F"), [f"sub-{i:03}" for i in range(n)]
 
 
-@pytest.mark.parametrize(
-    ("which", "metric", "chance"),
-    [(1, "r", 0.0), (2, "roc_auc", 0.5)],
-)
+@pytest.mark.parametrize(("which", "metric", "chance"), [(1, "r", 0.0), (2, "roc_auc", 0.5)])
 @pytest.mark.slow
 def test_over_many_shuffles_p_is_uniform_and_the_score_is_chance(which, metric, chance):
     data = cohort(n=42, d=4)

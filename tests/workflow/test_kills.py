@@ -173,14 +173,7 @@ def test_files_that_are_written_together_are_all_old_or_all_new_wherever_the_wri
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "after",
-    [
-        "_embeddings.npy",
-        "Age_metrics.json",
-        ".svg",
-    ],
-)
+@pytest.mark.parametrize("after", ["_embeddings.npy", "Age_metrics.json", ".svg"])
 def test_a_study_killed_between_two_files_of_a_stage_writes_the_others_when_it_goes_on(
     after: str,
     whole: Study,
