@@ -206,7 +206,7 @@ def test_held_out_rows_decide_about_nothing_in_the_cross_validation(apart, targe
         assert after.metrics["holdout"]["n_dropped"] == 2
 
 
-@pytest.mark.parametrize("target", ["age", "sex"])
+@pytest.mark.parametrize("target", ["age", pytest.param("sex", marks=pytest.mark.slow)])
 def test_held_out_participants_are_scored_by_one_read_out_of_all_others(apart, target):
     result = predicted(apart, target)
 
