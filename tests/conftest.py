@@ -127,10 +127,11 @@ def predict_quickly(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(predict, name, quick)
 
 
-def give(*words: object, live: bool = False) -> int:
+def give(*words: object, page: str = "last") -> int:
     """Give a command in this process and return its exit status; what it sets is put back.
 
-    A study writes its page at the end alone, if not `live`, and predicts quickly.
+    A study predicts quickly and writes its page at the end alone, for a `page` that is "live" as
+    always, and for "none" never: most of the time goes into pictures.
     """
     from nidl_dcl.cli import main
 
@@ -141,8 +142,10 @@ def give(*words: object, live: bool = False) -> int:
             patch.setattr(sys, "argv", ["nidl-dcl", *argv])  # it names the log and is recorded
             if {"study", "predict", "group"} & {*argv}:
                 predict_quickly(patch)
-                if not live:
+                if page != "live":
                     patch.setattr("nidl_dcl.report.live.LivePage.write", lambda *args, **more: None)
+                if page == "none":
+                    patch.setattr("nidl_dcl.workflow.study.report", lambda study: None)
             with pytest.raises(SystemExit) as ended:
                 main(argv)
     finally:
@@ -171,9 +174,9 @@ class Done:
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Return the command line as a function, in this process; what it sets is put back."""
 
-    def call(*words: object, live: bool = False) -> Done:
+    def call(*words: object, page: str = "last") -> Done:
         capsys.readouterr()
-        status = give(*words, live=live)
+        status = give(*words, page=page)
         text = capsys.readouterr()
         return Done(status, text.out, text.err)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import many_processes as scenarios
@@ -85,15 +86,25 @@ def read(folder, name, rank):
     return torch.load(folder / f"{name}-{rank}.pt", weights_only=False)
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def group(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """Return a function that starts a number of processes, once, and returns what reads their files."""
+
+    @cache
+    def start(processes):
+        folder = tmp_path_factory.mktemp(f"processes-{processes}")
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+        names = [*STEPS, *OTHERS] if processes == 2 else BY_THREE
+        launch(folder, [*torchrun, SCRIPT, folder, "ddp", processes, *names])
+        return lambda name: [read(folder, name, rank) for rank in range(processes)]
+
+    return start
+
+
+@pytest.fixture(params=[2, 3])
+def group(request, launched):
     """Return the number of processes, and what each gave for a scenario."""
-    processes = request.param
-    folder = tmp_path_factory.mktemp(f"processes-{processes}")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-    names = [*STEPS, *OTHERS] if processes == 2 else BY_THREE
-    launch(folder, [*torchrun, SCRIPT, folder, "ddp", processes, *names])
-    return processes, lambda name: [read(folder, name, rank) for rank in range(processes)]
+    return request.param, launched(request.param)
 
 
 def one(name, processes, folder):

@@ -150,7 +150,7 @@ def test_a_study_has_a_page_before_its_first_stage(
 
     monkeypatch.setattr("nidl_dcl.workflow.study.pretrain", pretrain)
     words = ("study", heads_made, tmp_path / "out", "--target", "age", "--spacing", "8")
-    done = run(*words, live=True)
+    done = run(*words, page="live")
     assert done.status == 2
     (page,) = seen
     assert "Not finished: in progress since" in page

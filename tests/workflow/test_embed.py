@@ -192,6 +192,6 @@ def test_a_study_of_some_participants_keeps_the_rows_of_the_others(
     out = shutil.copytree(whole, tmp_path / "out")
     done = run("study", heads_made, out, "--target", "sex", "--model",
                whole / "models" / "desc-dcl", "--participant-label",
-               *[f"{i:02d}" for i in range(1, 9)])  # fmt: skip
+               *[f"{i:02d}" for i in range(1, 9)], page="none")  # fmt: skip
     assert done.status == 0, done.err
     check_collected(out, whole)

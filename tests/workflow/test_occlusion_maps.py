@@ -381,7 +381,7 @@ def test_a_readout_with_confounds_has_a_map_of_its_own(run, copied):
 def test_nobody_held_out_is_looked_at(make_heads, run, tmp_path):
     bids, out = make_heads("bids", 16), tmp_path / "out"
     words = ("--spacing", "8", "--max-epochs", "1", "--holdout", "0.3", "--occlusion")
-    assert run("study", bids, out, "--target", "sex", *words).status == 0
+    assert run("study", bids, out, "--target", "sex", *words, page="none").status == 0
     split = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")["split"]
     about = json.loads((out / "figures/desc-dclSex_occlusion.json").read_text())
     assert (split == "holdout").any()
