@@ -16,6 +16,8 @@ help:  ## Show this list
 demo: $(READY)  ## Make a synthetic BIDS dataset, run a study on it in demo/, show the table
 	$(BIN)/nidl-dcl demo demo
 
+# Many tests start Python anew, which would compile every module again without files of byte code.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY)  ## Run all tests on all cores; ARGS="-m 'not slow'" runs the quick ones
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 

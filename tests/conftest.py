@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,21 @@ def make_heads(tmp_path: Path) -> Callable[..., Path]:
     return lambda name="bids", n=10, **more: write_heads(tmp_path / name, n, **more)
 
 
-def give(*words: object) -> int:
-    """Give a command in this process and return its exit status; what it sets is put back."""
+def predict_quickly(patch: pytest.MonkeyPatch) -> None:
+    """Let the stage `predict` repeat and permute less than it does; tests of evaluation do not."""
+    from nidl_dcl.workflow import predict
+
+    for name in ("predict_phenotype", "site_audit"):
+        quick = partial(getattr(predict, name), n_repeats=2, n_permutations=19)
+        patch.setattr(predict, name, quick)
+
+
+def give(*words: object, page: str = "last") -> int:
+    """Give a command in this process and return its exit status; what it sets is put back.
+
+    A study predicts quickly and writes its page at the end alone, for a `page` that is "live" as
+    always, and for "none" never: most of the time goes into pictures.
+    """
     from nidl_dcl.cli import main
 
     argv = [str(word) for word in words]
@@ -128,6 +142,12 @@ def give(*words: object) -> int:
     try:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             patch.setattr(sys, "argv", ["nidl-dcl", *argv])  # it names the log and is recorded
+            if {"study", "predict", "group"} & {*argv}:
+                predict_quickly(patch)
+                if page != "live":
+                    patch.setattr("nidl_dcl.report.live.LivePage.write", lambda *args, **more: None)
+                if page == "none":
+                    patch.setattr("nidl_dcl.workflow.study.report", lambda study: None)
             with pytest.raises(SystemExit) as ended:
                 main(argv)
     finally:
@@ -156,9 +176,9 @@ class Done:
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Return the command line as a function, in this process; what it sets is put back."""
 
-    def call(*words: object) -> Done:
+    def call(*words: object, page: str = "last") -> Done:
         capsys.readouterr()
-        status = give(*words)
+        status = give(*words, page=page)
         text = capsys.readouterr()
         return Done(status, text.out, text.err)
 

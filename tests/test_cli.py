@@ -321,20 +321,13 @@ def test_an_output_that_cannot_be_written_names_the_path(
     assert "closed" in done.err
 
 
-@pytest.mark.slow
-def test_a_second_writer_exits_with_4(heads_made: Path, tmp_path: Path) -> None:
+def test_a_second_writer_exits_with_4(run: Any, heads_made: Path, tmp_path: Path) -> None:
     from nidl_dcl.output.folder import Output
 
     with Output(heads_made, tmp_path / "out").writing():
-        done = subprocess.run(
-            [*COMMAND, "study", heads_made, tmp_path / "out", "--target", "age", *SMALL],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert done.returncode == 4
-    assert f"process {os.getpid()}" in done.stderr
+        done = run("study", heads_made, tmp_path / "out", "--target", "age", *SMALL)
+    assert done.status == 4
+    assert f"process {os.getpid()}" in done.err
     record = json.loads((tmp_path / "out" / "logs" / "run.json").read_text())
     assert record["exit_status"] == 0
 

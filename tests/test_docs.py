@@ -355,6 +355,7 @@ def test_the_short_example_of_the_quick_start_runs() -> None:
 
 @runs("estimator.md")
 @pytest.mark.filterwarnings("ignore:.*many workers.*", "ignore:.*loader shuffles.*")
+@pytest.mark.slow
 def test_the_examples_of_the_estimators_page_run() -> None:
     names: dict[str, Any] = {}
     for example in examples("estimator.md"):
@@ -674,7 +675,9 @@ def test_the_pictures_of_views_were_drawn_with_the_limits_in_use(make_images: An
         assert re.search(rf"!\[[^]]{{30,}}\]\(images/{name}\)", page("views.md"))
 
 
-@pytest.mark.parametrize("name", ["views-light.png", "views-blur.png"])
+@pytest.mark.parametrize(
+    "name", ["views-light.png", pytest.param("views-blur.png", marks=pytest.mark.slow)]
+)
 def test_a_picture_of_views_is_drawn_the_same_again(make_images: Any, name: str) -> None:
     draw = dict(make_images.pictures())[name]
     x = torch.rand(1, 80, 96, 80, generator=torch.Generator().manual_seed(0))
@@ -874,6 +877,7 @@ def folders() -> list[Path]:
     return [file.parent for file in sorted((REPOSITORY / "nidl_dcl").glob("*/__init__.py"))]
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_layers_shows_each_folder_and_what_it_is_for() -> None:
     draw = script("draw_architecture")
     texts = re.findall(r"<text[^>]*>([^<]+)<", draw.draw_layers())

@@ -166,7 +166,7 @@ VALUES = st.recursive(
 NAMES = st.sampled_from(["run", "session", "suffix", "extension", "t1w", "desc"]) | st.text()
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=80, deadline=None)
 @given(st.dictionaries(NAMES, VALUES, max_size=4))
 def test_any_filter_is_read_or_refused(filters: dict[str, Any]) -> None:
     try:
@@ -460,7 +460,7 @@ def test_a_part_of_a_model_that_is_no_file_is_refused_at_once(
 
 @settings(
     derandomize=True,
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -545,7 +545,7 @@ PATCHES = st.lists(st.tuples(st.integers(0, 359), st.binary(min_size=1, max_size
 
 @settings(
     derandomize=True,
-    max_examples=250,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -583,7 +583,7 @@ def test_any_header_is_an_image_or_a_fault_with_a_code(
     path.unlink()
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=80, deadline=None)
 @given(st.binary(max_size=700), st.sampled_from([".nii", ".nii.gz", ".mgz", ".npy"]))
 def test_any_bytes_are_an_image_or_a_fault_with_a_code(
     tmp_path_factory: pytest.TempPathFactory, raw: bytes, ending: str

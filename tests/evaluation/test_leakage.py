@@ -26,10 +26,8 @@ def cohort(n=60, d=8, seed=0):
     return x, 50 + 10 * signal, np.where(signal > 0, "M", "F"), [f"sub-{i:03}" for i in range(n)]
 
 
-@pytest.mark.parametrize(
-    ("which", "metric", "chance"),
-    [(1, "r", 0.0), pytest.param(2, "roc_auc", 0.5, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("which", "metric", "chance"), [(1, "r", 0.0), (2, "roc_auc", 0.5)])
+@pytest.mark.slow
 def test_over_many_shuffles_p_is_uniform_and_the_score_is_chance(which, metric, chance):
     data = cohort(n=42, d=4)
     rng = np.random.default_rng(5)
@@ -176,7 +174,7 @@ def predicted(data, target):
     )
 
 
-@pytest.mark.parametrize("target", ["age", "sex"])
+@pytest.mark.parametrize("target", ["age", pytest.param("sex", marks=pytest.mark.slow)])
 def test_held_out_rows_decide_about_nothing_in_the_cross_validation(apart, target):
     rng = np.random.default_rng(9)
     held_out = apart["held_out"]
@@ -208,7 +206,7 @@ def test_held_out_rows_decide_about_nothing_in_the_cross_validation(apart, targe
         assert after.metrics["holdout"]["n_dropped"] == 2
 
 
-@pytest.mark.parametrize("target", ["age", "sex"])
+@pytest.mark.parametrize("target", ["age", pytest.param("sex", marks=pytest.mark.slow)])
 def test_held_out_participants_are_scored_by_one_read_out_of_all_others(apart, target):
     result = predicted(apart, target)
 

@@ -294,16 +294,15 @@ def test_workers_change_no_result(rows, workers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_the_way_workers_start_changes_no_result(method, rows, tmp_path):
+def test_the_way_workers_start_changes_no_result(rows, tmp_path):
     script = (
         "import sys, torch\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_dcl import Jitter, make\n"
         "if __name__ == '__main__':\n"
-        f"    torch.multiprocessing.set_start_method({method!r})\n"
+        "    torch.multiprocessing.set_start_method('spawn')\n"
         "    rows = torch.randn(20, 25, generator=torch.Generator().manual_seed(0))\n"
-        "    model = make(views=Jitter(), num_workers=3, max_epochs=1).fit(rows)\n"
+        "    model = make(views=Jitter(), num_workers=2, max_epochs=1).fit(rows)\n"
         f"    torch.save(model.transform(rows), {str(tmp_path / 'found.pt')!r})\n"
     )
     (tmp_path / "script.py").write_text(script)
@@ -642,7 +641,7 @@ def test_a_run_resumed_after_any_step_equals_an_uninterrupted_one(
     whole = saving.fit(rows, None, rows[:6])
     steps = len(list(tmp_path.glob("*.ckpt")))
     assert steps == {1: 15, 2: 9}[accumulated]
-    for step in range(1, steps):
+    for step in range(1, steps, 1 if workers == 0 else 4):
         again = make(**options, num_workers=workers)
         again.fit(rows, None, rows[:6], ckpt_path=tmp_path / f"{step}.ckpt")
         assert_identical(again, whole)

@@ -84,6 +84,7 @@ def test_the_callers_encoder_is_not_changed(rows):
     assert torch.equal(encoder.weight, before)
 
 
+@pytest.mark.slow
 def test_pipeline_and_cross_val_predict_with_two_jobs(rows):
     pipeline = make_pipeline(small(), Ridge())
     predicted = cross_val_predict(pipeline, rows, rows[:, 0], cv=2, n_jobs=2)

@@ -174,6 +174,7 @@ def write_output(
             },
             site=sites if site else None,
             ids=images.assign(seen=np.arange(n) % 8 > 0),
+            n_repeats=2,
             n_permutations=20,
         )
         stem = f"desc-dcl{target.capitalize()}"

@@ -149,7 +149,8 @@ def test_a_study_has_a_page_before_its_first_stage(
         raise UsageError("It ends here.")
 
     monkeypatch.setattr("nidl_dcl.workflow.study.pretrain", pretrain)
-    done = run("study", heads_made, tmp_path / "out", "--target", "age", "--spacing", "8")
+    words = ("study", heads_made, tmp_path / "out", "--target", "age", "--spacing", "8")
+    done = run(*words, page="live")
     assert done.status == 2
     (page,) = seen
     assert "Not finished: in progress since" in page

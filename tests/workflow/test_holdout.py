@@ -109,7 +109,9 @@ def cohort(heads_writer: Callable[..., Path], tmp_path_factory: pytest.TempPathF
 def studied(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the output of a study with participants held out, that no test may change."""
     out = tmp_path_factory.mktemp("study") / "out"
-    assert give("study", cohort, out, "--target", "age", "--holdout", "0.4", *SHORT) == 0
+    assert (
+        give("study", cohort, out, "--target", "age", "--holdout", "0.4", *SHORT, page="none") == 0
+    )
     return out
 
 
@@ -261,11 +263,11 @@ def test_a_model_of_another_dataset_brings_no_share_along(
     bids, out = make_heads(n=24, first=60, masks=False), tmp_path / "out"
     model = studied / "models" / "desc-dcl"
     words = ("study", bids, out, "--target", "sex", "--model", model, "--mask", "none")
-    assert run(*words).status == 0
+    assert run(*words, page="none").status == 0
     assert metrics_of(out, "Sex")["holdout"] is None
     assert not (out / "logs" / "holdout.tsv").exists()
     again = tmp_path / "again"
-    assert run(*words[:2], again, *words[3:], "--holdout", "0.4").status == 0
+    assert run(*words[:2], again, *words[3:], "--holdout", "0.4", page="none").status == 0
     metrics = metrics_of(again, "Sex")
     assert metrics["holdout"]["n_participants"] >= 5
     assert metrics["holdout"]["n_participants"] + metrics["n_participants"] == 24
@@ -276,7 +278,7 @@ def test_too_few_held_out_or_left_have_their_answers(
 ) -> None:
     bids, model = make_heads(n=12, first=60, masks=False), studied / "models" / "desc-dcl"
     words = ("--target", "sex", "--model", model, "--mask", "none")
-    few = run("study", bids, tmp_path / "few", *words, "--holdout", "0.2")
+    few = run("study", bids, tmp_path / "few", *words, "--holdout", "0.2", page="none")
     assert few.status == 0
     last = metrics_of(tmp_path / "few", "Sex")["holdout"]
     assert 0 < last["n_participants"] < 5
@@ -289,6 +291,7 @@ def test_too_few_held_out_or_left_have_their_answers(
     assert "held out" in many.err
 
 
+@pytest.mark.slow
 def test_families_are_held_out_whole_by_all_stages(
     cohort: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -334,7 +337,7 @@ def test_those_who_share_an_image_count_once_and_are_of_one_side(
         )
     model = studied / "models" / "desc-dcl"
     given = ("--target", "age", "--model", model, "--mask", "none", "--holdout", "0.4")
-    done = run("study", bids, tmp_path / "out", *given)
+    done = run("study", bids, tmp_path / "out", *given, page="none")
     assert done.status == 0, done.err
     assert "6 participants are 3 by their images" in done.err
     assert "contradict" in done.err
@@ -369,7 +372,7 @@ def test_a_model_that_keeps_less_of_whom_it_saw_is_still_used_and_claims_less(
     description["provenance"]["source"] = cohort.name
     file.write_text(json.dumps(description))
     words_given = ("study", cohort, copied, "--target", "sex", *SHORT)
-    done = run(*words_given)
+    done = run(*words_given, page="none")
     assert done.status == 0, done.err
     exposure = metrics_of(copied, "Sex")["exposure"]
     assert exposure["by_image"] is None

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,13 @@ def test_tasks_that_do_not_fit_the_options_are_refused_with_both_numbers(
 
 @pytest.mark.slow
 def test_a_job_array_and_its_merge_embed_everyone(
-    cluster: dict[str, str], heads_made: Path, tmp_path: Path
+    cluster: dict[str, str], heads_made: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
     trained, out = tmp_path / "trained", tmp_path / "out"
     small = ("--spacing", "8", "--max-epochs", "1", "--batch-size", "8")
-    words = ["nidl-dcl", "pretrain", heads_made, trained, *small]
-    subprocess.run([*map(str, words)], env=cluster, check=True, capture_output=True, timeout=200)
+    assert run("pretrain", heads_made, trained, *small).status == 0
     model = trained / "models" / "desc-dcl"
-    cluster["FAKE_SLURM"] = "1 1 3"
+    cluster["FAKE_SLURM"] = "1 1 2"
     for script in ("embed_array.sh", "embed_merge.sh"):
         done = sbatch(cluster, script, heads_made, out, model)
         assert done.returncode == 0, done.stderr
@@ -120,7 +120,7 @@ def test_a_preempted_job_is_put_back_and_goes_on(
     cluster: dict[str, str], heads_made: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    words: list[Any] = ["pretrain", heads_made, out, *SMALL, "--max-epochs", "60"]
+    words: list[Any] = ["pretrain", heads_made, out, *SMALL, "--max-epochs", "30"]
     job = subprocess.Popen(
         ["sbatch", str(SCRIPTS / "requeue.sh"), *map(str, words)],
         env=cluster, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
