@@ -56,6 +56,12 @@ class PreprocessedImages:
     measures: pd.DataFrame
     kept: list[tuple[str, int]]
 
+    @property
+    def suffixes(self) -> list[str]:
+        """The contrasts of the brains, such as T1w."""
+        names = self.scans["brain"].dropna().str.extract(r"_([a-zA-Z0-9]+)\.[^/]*$", expand=False)
+        return sorted(set(names)) or ["T1w"]
+
     def in_place_of_scans(self, index: DatasetIndex) -> DatasetIndex:
         """Return the index of the derivative with what became of the scans.
 

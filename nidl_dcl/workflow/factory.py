@@ -68,6 +68,7 @@ def image_table(
         which = {
             "preset": preset_of(preprocessed.mode),
             "derivatives": [f"{DERIVATIVE}={preprocessed.folder}"],
+            "filters": {"suffix": preprocessed.suffixes},
         }
     return ImageTable(
         bids_dir,

@@ -214,6 +214,19 @@ def test_two_contrasts_that_would_share_names_are_refused(run: Any, own: Any) ->
     assert "one contrast at a time" in refused.err
 
 
+def test_another_contrast_is_preprocessed_if_asked_for_and_said(run: Any, own: Any) -> None:
+    bids, _ = own
+    scan = min(bids.glob("sub-*/ses-01/anat/*_T1w.nii.gz"))
+    shutil.copy(scan, scan.with_name(scan.name.replace("T1w", "PDw")))
+    filters, out = bids.parent / "filters.json", bids.parent / "o"
+    filters.write_text('{"suffix": "PDw"}')
+    words = ("--bids-filter-file", filters, "--nprocs", "1", "--max-skipped", "0")
+    asked = run("preprocess", bids, out, *words)
+    assert asked.status == 0, asked.err
+    assert "made for T1w, and these are PDw" in asked.err
+    assert tables(out)[1]["path"].dropna().str.endswith("_desc-preproc_PDw.nii.gz").sum() == 1
+
+
 def test_a_dry_run_measures_one_image_and_writes_nothing(
     run: Any, dataset: Path, tmp_path: Path
 ) -> None:
