@@ -119,7 +119,7 @@ def test_the_watch_sees_what_is_forbidden(tmp_path: Path) -> None:
         [sys.executable, "-c", script],
         env=environment(tmp_path, tmp_path / "bids"),
         check=True,
-        timeout=60,
+        timeout=300,
     )
     said = [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()]
     for event in ("socket.getaddrinfo", "socket.connect", "socket.sendto", "open", "os.mkdir"):

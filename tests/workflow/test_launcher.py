@@ -29,7 +29,7 @@ def started(*words: object, by: tuple[str, ...] = ("-m",), **more: str) -> subpr
     )  # fmt: skip
 
 
-def finished(process: subprocess.Popen[str], seconds: float = 150) -> tuple[int, str, str]:
+def finished(process: subprocess.Popen[str], seconds: float = 600) -> tuple[int, str, str]:
     """Return status, output and messages."""
     try:
         out, err = process.communicate(timeout=seconds)
@@ -159,7 +159,7 @@ def test_one_failing_process_ends_all_with_a_message(
         "study", heads_made, tmp_path / "out", "--target", "sex", "--max-epochs", "9", *words, *TWO,
         FAIL_RANK=rank, FAIL_HOW=how, NIDL_DCL_TIMEOUT="5" if how == "SIGSTOP" else "60",
     )  # fmt: skip
-    status, _, err = finished(process, 120)
+    status, _, err = finished(process, 300)
     assert status == 1, err
     assert said in err
     assert "Traceback" not in err
@@ -178,13 +178,13 @@ def test_two_processes_stopped_by_sigterm_write_a_checkpoint_and_go_on(
 
     out = tmp_path / "out"
     process = command(out)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list(out.glob(".work/checkpoints-*/step-*.ckpt"))) < 2:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    status, _, err = finished(process, 60)
+    status, _, err = finished(process, 300)
     assert status == 143, err
     assert err.count("goes on from here") == 1
     assert status_of(out) == 143
@@ -205,7 +205,7 @@ def test_a_second_command_meets_the_lock_and_leaves_with_4(
 
     with Output(heads_made, tmp_path / "out").writing():
         process = started("study", heads_made, tmp_path / "out", "--target", "sex", *OPTIONS, *TWO)
-        status, _, err = finished(process, 60)
+        status, _, err = finished(process, 300)
     assert status == 4, err
     assert err.count("is being written by") == 1
 
