@@ -136,7 +136,7 @@ class Study:
                     f"{way} in {stage}: ended by itself, {process.returncode}: {said}"
                 )
             return None
-        said = process.communicate(timeout=120)[1]
+        said = process.communicate(timeout=300)[1]
         last = (self.log(before).splitlines() or ["nothing was logged yet"])[-1]
         if last.endswith("Done: exit status 0."):
             return None  # while Python was taken down

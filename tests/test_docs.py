@@ -113,7 +113,7 @@ def help_of() -> dict[str, str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=300,
         env={"COLUMNS": "200", "PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8"},
         encoding="utf-8",
     )

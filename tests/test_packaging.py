@@ -36,7 +36,7 @@ def build(source: Path, folder: Path, *kinds: str) -> Path:
         [sys.executable, "-m", "build", "--no-isolation", *kinds, "--outdir", folder, source],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr + done.stdout
@@ -133,7 +133,7 @@ def test_the_installed_wheel_runs_a_demo_far_from_the_repository(
 ) -> None:
     where = tmp_path / "site"
     install = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target")
-    subprocess.run([sys.executable, *install, where, wheel], check=True, timeout=120)
+    subprocess.run([sys.executable, *install, where, wheel], check=True, timeout=300)
     home = tmp_path / "home"
     home.mkdir()
 

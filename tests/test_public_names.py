@@ -38,7 +38,7 @@ def loaded_after(code: str) -> set[str]:
     """Return which of the heavy modules a fresh interpreter has loaded after running `code`."""
     script = f"{code}\nimport sys; print(*(m for m in {HEAVY!r} if m in sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300
     )
     return set(done.stdout.split())
 

@@ -134,4 +134,4 @@ def test_a_program_ends_while_workers_of_a_loader_wait(end, tmp_path):
         "loader = two_view_loader(samples, 2, num_workers=2)\n"
         f"for batch in loader:\n    {end or 'pass'}\n"
     )
-    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=120)
+    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=300)

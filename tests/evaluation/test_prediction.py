@@ -322,6 +322,7 @@ def test_one_seen_image_makes_the_participant_seen():
     assert list(result.predictions["seen_in_pretraining"][:3]) == [True, True, False]
 
 
+@pytest.mark.slow
 def test_site_is_audited_against_chance_and_can_be_computed_once():
     x, age, _, people = _cohort(n=60)
     site = np.array(["a", "b", "c"])[np.arange(60) % 3]

@@ -98,6 +98,7 @@ def test_a_new_site_is_predicted_by_a_model_tuned_on_the_others(result):
     assert "Trained without the site that is tested" in new["sentence"]
 
 
+@pytest.mark.slow
 def test_a_participant_at_two_sites_is_tested_at_both_and_learnt_from_at_neither():
     x, y, site = _sites()
     people = np.array(PEOPLE, dtype=object)
@@ -164,6 +165,7 @@ def test_one_site_or_none_gives_a_sentence_and_no_scores(site):
     assert found.get("leave_one_site_out") is None
 
 
+@pytest.mark.slow
 def test_harmonization_helps_where_sites_hide_the_signal():
     x, y, site = _sites()
     x = 10 * x * np.where(site == "a", 1, 3)[:, None]
@@ -317,6 +319,7 @@ def _assert_close(found, expected):
         )
 
 
+@pytest.mark.slow
 def test_held_out_rows_decide_nothing_and_are_adjusted_by_what_the_others_taught():
     x, y, site = _sites()
     held_out = np.arange(N) >= 70

@@ -306,7 +306,7 @@ def test_the_way_workers_start_changes_no_result(rows, tmp_path):
         f"    torch.save(model.transform(rows), {str(tmp_path / 'found.pt')!r})\n"
     )
     (tmp_path / "script.py").write_text(script)
-    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=120)
+    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=300)
     alone = make(views=Jitter(), max_epochs=1).fit(rows).transform(rows)
     assert torch.equal(torch.load(tmp_path / "found.pt"), alone)
 
@@ -657,7 +657,7 @@ def test_a_run_killed_by_the_system_goes_on_and_ends_the_same(rows, tmp_path):
         f"saving = SaveEachStep(pathlib.Path({str(tmp_path)!r}), killed_after=8)\n"
         "make(**WARM, callbacks=[saving]).fit(rows, None, rows[:6])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
     whole = make(**WARM).fit(rows, None, rows[:6])
     again = make(**WARM, num_workers=1).fit(rows, None, rows[:6], ckpt_path=tmp_path / "8.ckpt")

@@ -24,6 +24,7 @@ from nidl_dcl.evaluation.retrieval import retrieve_participants
 from nidl_dcl.io.formats import write_json, write_npy, write_text, write_tsv
 from nidl_dcl.report.build import write_report
 from nidl_dcl.report.plots import draw_slices
+from nidl_dcl.report.training import _collapse
 
 HOSTILE = "<script>document.title='PWNED'</script><img src=x onerror=\"document.title='PWNED'\">"
 SECTIONS = (
@@ -62,7 +63,6 @@ def write_output(
     name: str = "Demo study",
     hostile: str = "",
     volumes: np.ndarray | None = None,
-    site: bool = True,
 ) -> Path:
     """Write what a finished study leaves, with invented numbers."""
     rng = np.random.default_rng(0)
@@ -172,7 +172,7 @@ def write_output(
                 "untrained": features[:, 2:5] + 0.2 * features[:, :3],
                 "voxels": features + rng.standard_normal(features.shape),
             },
-            site=sites if site else None,
+            site=sites,
             ids=images.assign(seen=np.arange(n) % 8 > 0),
             n_repeats=2,
             n_permutations=20,
@@ -440,9 +440,9 @@ def test_each_picture_is_also_a_file_with_its_numbers_beside_it(study: Path, pag
     assert shown == {path.read_bytes() for path in (study / "figures").glob("*.png")}
 
 
-def test_each_view_is_drawn_from_its_volume_alone(study: Path, tmp_path: Path) -> None:
-    shutil.copytree(study, tmp_path, dirs_exist_ok=True)
-    write_report(tmp_path)
+def test_each_view_is_drawn_from_its_volume_alone(study: Path, page: Page, tmp_path: Path) -> None:
+    rest = shutil.ignore_patterns("logs", "desc-*.json", "desc-*.svg", "embedding_2d.*")
+    shutil.copytree(study, tmp_path, dirs_exist_ok=True, ignore=rest)
     before = {path.name: path.read_bytes() for path in (tmp_path / "figures").glob("*.png")}
     volumes = np.load(study / "figures/views.npy")
     volumes[1, 2] = volumes[1, 2, ::-1] * 0.5
@@ -501,9 +501,8 @@ def test_the_report_has_nothing_to_compute_with() -> None:
     assert computing <= {"nidl_dcl.evaluation.metrics"}
 
 
-def test_the_same_files_give_the_same_page(study: Path) -> None:
-    first = write_report(study).read_bytes()
-    assert write_report(study).read_bytes() == first
+def test_the_same_files_give_the_same_page(study: Path, page: Page) -> None:
+    assert write_report(study).read_text("utf-8") == page.source
 
 
 @pytest.mark.parametrize(
@@ -579,8 +578,8 @@ BROKEN = {
 }
 
 
-def test_a_broken_file_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
-    write_output(tmp_path, n=24, site=False)
+def test_a_broken_file_is_named_and_the_rest_is_shown(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("figures"))
     for name, text in BROKEN.items():
         write_text(tmp_path / name, text)
     page = Page(write_report(tmp_path))
@@ -611,14 +610,12 @@ def test_long_tables_are_cut_with_a_word_about_the_rest(tmp_path: Path) -> None:
 
 
 def test_collapse_is_said_in_plain_words(tmp_path: Path) -> None:
-    head = "epoch,loss/train,effective_rank,collapse_loss"
-    for row, words in (
-        ("4,4.13,1.1,4.127", "The encoder has collapsed"),
-        ("4,3.1,1.4,4.127", "nearly collapsed"),
-        ("4,3.1,9.5,4.127", "No sign of collapse"),
-    ):
-        write_text(tmp_path / "logs/metrics.csv", f"{head}\n{row}\n")
-        assert words in Page(write_report(tmp_path)).text
+    words = "The encoder has collapsed"
+    for loss, rank, verdict in ((4.13, 1.1, words), (3.1, 1.4, "nearly"), (3.1, 9.5, "No sign")):
+        assert verdict in _collapse(loss, 4.127, rank)["verdict"]
+    curves = "epoch,loss/train,effective_rank,collapse_loss\n4,4.13,1.1,4.127\n"
+    write_text(tmp_path / "logs/metrics.csv", curves)
+    assert words in Page(write_report(tmp_path)).text
 
 
 def test_ten_thousand_participants_stay_small(tmp_path: Path) -> None:

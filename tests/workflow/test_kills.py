@@ -371,7 +371,7 @@ def test_a_file_that_may_not_grow_further_is_a_full_disk(heads_made: Path, tmp_p
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
     )
     assert done.returncode == 1, done.stderr
@@ -454,7 +454,7 @@ def test_a_signal_whose_exception_python_ignores_comes_again(heads_made: Path) -
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True, text=True, check=False, timeout=50,
+        capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 143
     assert done.stderr == "nidl-dcl: Terminated. The same command goes on from here.\n"

@@ -48,7 +48,7 @@ def sbatch(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["sbatch", str(SCRIPTS / script), *map(str, words)],
-        env=cluster, capture_output=True, text=True, timeout=200, check=False,
+        env=cluster, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
 
@@ -125,13 +125,13 @@ def test_a_preempted_job_is_put_back_and_goes_on(
         ["sbatch", str(SCRIPTS / "requeue.sh"), *map(str, words)],
         env=cluster, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 300
     while len(list(out.glob(".work/checkpoints-*/step-*.ckpt"))) < 2:
         assert job.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(int((tmp_path / "pids").read_text()), signal.SIGTERM)
-    said = job.communicate(timeout=100)[1]
+    said = job.communicate(timeout=300)[1]
     assert job.returncode == 143, said
     assert "goes on from here" in said
     assert (tmp_path / "scontrol").read_text().startswith("requeue ")
