@@ -61,7 +61,7 @@ BY_THREE = ("array", "accumulated", "data_module", "transforms", "not_a_number",
 BY_TWO = pytest.mark.parametrize("group", [2], indirect=True)
 
 
-def launch(folder, command, timeout=300):
+def launch(folder, command, timeout=600):
     """Run a command to its end, or kill it with all that it started."""
     free = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     environment = {**free, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
