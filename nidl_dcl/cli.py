@@ -533,7 +533,9 @@ def _open(
 def _refuse_dry_run(run: RunOptions) -> None:
     """Refuse it where nothing answers it, before anything is written."""
     if run.dry_run:
-        raise UsageError("--dry-run is for pretrain, embed and study; nothing was done.")
+        raise UsageError(
+            "--dry-run is for preprocess, pretrain, embed and study; nothing was done."
+        )
 
 
 class _ProcessesEnded(SystemExit):

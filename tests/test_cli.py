@@ -43,10 +43,10 @@ def test_the_version_is_printed(run: Any) -> None:
         (["study", "BIDS", "--target", "age", "OUT"], "OUTPUT_DIR is missing. Give folders first"),
         (
             ["predict", "BIDS", "OUT", "--target", "age", "--dry-run"],
-            "for pretrain, embed and study",
+            "for preprocess, pretrain, embed and study",
         ),
-        (["report", "BIDS", "BIDS", "--dry-run"], "for pretrain, embed and study"),
-        (["demo", "OUT", "--dry-run"], "for pretrain, embed and study"),
+        (["report", "BIDS", "BIDS", "--dry-run"], "for preprocess, pretrain, embed and study"),
+        (["demo", "OUT", "--dry-run"], "for preprocess, pretrain, embed and study"),
         (["demo"], "OUTPUT_DIR is missing. See nidl-dcl demo --help."),
         (["study", "BIDS", "OUT", "--target", "age", "--max-epoch", "3"], "--max-epoch"),
         (["study", "BIDS", "OUT", "--target", "age", "--max-epochz", "3"], "--max-epochs"),

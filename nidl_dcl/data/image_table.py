@@ -74,6 +74,8 @@ class ImageTable:
         How the phenotype tables were read.
     preprocessing : {"none", "strip", "rigid", "align"}
         What the program did to the images before. Known after `check`.
+    links : dict of str to Path
+        The datasets that `source` refers to, by name. Known after `check`.
     matches : DataFrame
         Whom the rows of the phenotype tables belong to.
     """
@@ -124,6 +126,7 @@ class ImageTable:
         self._phenotype_columns: list[str] = []
         self._intensity = intensity
         self._sidecars: Mapping[str, Any] = {}
+        self.links: dict[str, Path] = {}
         self._images: pd.DataFrame | None = None
         self._inputs: pd.DataFrame | None = None
 
@@ -209,6 +212,8 @@ class ImageTable:
             images = index.images.drop(columns="brain_ml", errors="ignore")
             index = replace(index, images=images)
         self.root = index.root
+        homes = index.images["source"].str.extract("^bids:([^:]+):", expand=False)
+        self.links = {name: index.links[name] for name in sorted(set(homes))}
         images = index.images.reset_index(drop=True)
         found = check_images(
             self.root, images, self.intensity, self.file_cache, min(8, cpu_count()), self.progress

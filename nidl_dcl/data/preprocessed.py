@@ -48,6 +48,8 @@ class PreprocessedImages:
         What was measured of each scan, for a table.
     kept : list of (str, int)
         How many scans each step of their selection left.
+    links : dict of str to Path
+        The datasets of the scans and of their masks, by name.
     """
 
     mode: Mode
@@ -55,6 +57,7 @@ class PreprocessedImages:
     scans: pd.DataFrame
     measures: pd.DataFrame
     kept: list[tuple[str, int]]
+    links: dict[str, Path]
 
     @property
     def suffixes(self) -> list[str]:

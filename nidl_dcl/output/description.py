@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +33,21 @@ def _name_of(bids_dir: Path) -> str:
         return str(read_json(bids_dir / "dataset_description.json")["Name"])
     except (OSError, ValueError, KeyError, TypeError):
         return bids_dir.name
+
+
+def add_links(folder: Path, links: Mapping[str, Path]) -> None:
+    """Name datasets that BIDS URIs in a derivative refer to, beside those that are named already."""
+    file = folder / "dataset_description.json"
+    description = read_json(file)
+    known = description.setdefault("DatasetLinks", {})
+    new = {
+        name: os.path.relpath(path, folder)
+        for name, path in links.items()
+        if name not in known and path != folder
+    }
+    if new:
+        known.update(new)
+        write_json(file, description)
 
 
 def describe_copy(folder: Path, link: str) -> None:

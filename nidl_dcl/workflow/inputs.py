@@ -18,6 +18,7 @@ from nidl_dcl.data.preprocessed import DERIVATIVE
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import keep_tsv, to_tsv
+from nidl_dcl.output.description import add_links
 from nidl_dcl.output.folder import Output
 from nidl_dcl.output.selection import Selection, as_text, merge_inputs, merge_matches
 from nidl_dcl.volumes.preparation import Preparation
@@ -167,6 +168,7 @@ class Study:
             write_measures(table.preprocessed, self.output.bids_dir, self.selection)
         if not (self.output.is_held and table.is_indexed):
             return
+        add_links(self.output.path, table.links)
         for name, found, merge in (
             ("inputs.tsv", table.inputs, merge_inputs),
             ("phenotypes.tsv", table.matches, merge_matches),

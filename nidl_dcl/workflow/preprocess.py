@@ -26,7 +26,7 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import keep_tsv, read_json, write_json
 from nidl_dcl.models.serialization import read_description
-from nidl_dcl.output.description import describe_brains
+from nidl_dcl.output.description import add_links, describe_brains
 from nidl_dcl.output.folder import check_paths
 from nidl_dcl.output.selection import Selection, as_text
 from nidl_dcl.workflow.factory import image_table, refuse_changes
@@ -49,6 +49,7 @@ _COLUMNS = {
     "message": "Why",
     "figure": "Picture of the scan and of the brain",
     "brain": "The brain, if it may be used",
+    "mask": "The brain mask that was given; n/a: it was found here",
 }
 
 _GB_EACH = 2.0
@@ -148,6 +149,7 @@ def preprocess_scans(
         scans=_with_records(index, records),
         measures=_measures(index, scans, records),
         kept=index.kept,
+        links=index.links,
     )
 
 
@@ -337,6 +339,7 @@ def _measures(
     for image, scan, record in zip(images, scans, records, strict=True):
         measures = record["measures"] or {}
         told = [record[name] for name in ("status", "code", "message", "figure", "brain")]
+        told.append(scan.mask_source)
         rows.append([*image, scan.source, *told, *(measures.get(name) for name in MEASURES)])
     return pd.DataFrame(rows, columns=[*_COLUMNS, *MEASURES])
 
@@ -356,6 +359,8 @@ def write_measures(brains: PreprocessedImages, bids_dir: Path, selection: Select
     from nidl_dcl.preprocessing.measures import MEASURES
 
     describe_brains(brains.folder, bids_dir)
+    masks = brains.measures["mask"].dropna().str.extract("^bids:([^:]+):", expand=False)
+    add_links(brains.folder, {name: brains.links[name] for name in sorted(set(masks))})
     file, table = brains.folder / f"{TABLE}.tsv", as_text(brains.measures)
     if selection and file.is_file():
         before = pd.read_csv(

@@ -116,6 +116,7 @@ def test_the_output_is_a_derivative_that_the_official_validator_accepts(done: Pa
     description = json.loads((done / "dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative"
     assert description["Name"].startswith("Preprocessed images of")
+    assert description["DatasetLinks"].keys() == {"raw", "brainmask"}
 
 
 def test_a_second_run_does_nothing_again_but_what_has_changed(run: Any, own: Any) -> None:
@@ -329,13 +330,16 @@ def test_a_model_of_aligned_brains_aligns_the_heads_that_it_embeds(
     assert (origin.preprocessing, origin.space, origin.stripped) == ("align", SPACE, True)
     out = tmp_path / "out"
     given = ("embed", dataset, out, "--model", model, "--nprocs", "1")
-    assert (
-        "trained on images in the space MNI152NLin2009aSym" in run(*given).err
-    )  # none, in the tests
-    embedded = run(*given, "--preprocess", "auto")
+    refused = run(*given, "--preprocess", "none")
+    assert refused.status == 2
+    assert "trained on images in the space MNI152NLin2009aSym" in refused.err
+    assert "--preprocess auto (or align) makes such images" in refused.err
+    embedded = run(*given)
     assert embedded.status == 0, embedded.err
     assert "Preprocessing, brain aligned" in embedded.err
     table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
+    links = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]
+    assert links["preproc"] == "derivatives/preproc"
     assert table["source"].str.startswith("bids:preproc:sub-").all()
     # The same brains, made by the command of their own beforehand.
     other = tmp_path / "other"
