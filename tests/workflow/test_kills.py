@@ -294,7 +294,7 @@ WRITES = {
     "inputs": ("logs/inputs.tsv", "*/inputs.tsv"),
     "record": ("report.html", "*/run.json"),
 }
-IN_PRETRAINING = ("cache", "checkpoint", "curve", "weights")
+IN_PRETRAINING = ("checkpoint", "curve", "weights")
 FAULTS = [
     (errno.ENOSPC, 1, "is full"),
     (errno.EDQUOT, 1, "is full"),
@@ -331,6 +331,8 @@ def test_a_disk_that_fails_in_any_stage_is_one_message_and_the_old_files_stay(
     words = ("study", heads_made, copied, *whole.options)
     if place in IN_PRETRAINING:
         words = ("pretrain", heads_made, copied, *SMALL)
+    elif place == "cache":
+        words = ("embed", heads_made, copied)
     replace = Path.replace
 
     def fail(self: Path, target: Path) -> Path:
