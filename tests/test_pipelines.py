@@ -47,6 +47,7 @@ def test_the_study_script_and_the_command_give_the_same_files(
     studied: Path, heads_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"target": ["age", "sex"], "spacing": [8.0], "max_epochs": 2, "batch_size": 8}
+    settings["preprocess"] = "none"  # variables, as the tests set one, are the command line's
     outs = {"script": tmp_path / "script", "command": studied}
     text = {"bids_dir": str(heads_made), "output_dir": str(outs["script"]), **settings}
     (tmp_path / "script.yaml").write_text(yaml.safe_dump(text))
