@@ -144,7 +144,7 @@ def test_the_installed_wheel_runs_a_demo_far_from_the_repository(
             env={"PATH": os.defpath, "HOME": str(home), "PYTHONPATH": str(where)},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stderr

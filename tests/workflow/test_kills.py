@@ -70,7 +70,7 @@ def test_a_study_that_is_killed_again_and_again_ends_as_one_that_is_not(
     assert give("study", heads_made, whole.out, *options) == 0
     study = Study(heads_made, tmp_path / "out", (*whole.options, "--nprocs", "2"))
     dice = random.Random(11)
-    plan = [("cache", "SIGKILL"), ("train", "group"), ("train", "worker")]
+    plan = [("train", "group"), ("train", "worker")]
     for stage, way in plan:
         study.kill(stage, way, dice.random())
     assert give("study", heads_made, study.out, *study.options) == 0

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from nidl_dcl.workflow.launcher import Rank, Team, find_rank, run_processes
 
 TESTS = Path(__file__).resolve().parents[1]
-OPTIONS = ("--spacing", "8", "--batch-size", "5", "--accelerator", "cpu", "--trust",
-           "encoders_for_tests", "--encoder", "encoders_for_tests:GroupNormed")  # fmt: skip
+OPTIONS = ("--spacing", "8", "--batch-size", "5", "--accelerator", "cpu", "--encoder",
+           "encoders_for_tests:GroupNormed")  # fmt: skip
+STUDY = ("--target", "sex", "--trust", "encoders_for_tests")
 TWO = ("--devices", "2", "--strategy", "ddp")
 
 
@@ -106,7 +107,7 @@ def test_every_process_knows_its_place(tmp_path: Path) -> None:
 def alone(heads_made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the output of a study by one process, of two optimizer steps."""
     out = tmp_path_factory.mktemp("alone") / "out"
-    words = ("study", heads_made, out, "--target", "sex", "--max-epochs", "1", *OPTIONS)
+    words = ("study", heads_made, out, "--max-epochs", "1", *OPTIONS, *STUDY)
     assert give(*words) == 0
     return out
 
@@ -117,7 +118,7 @@ def test_a_study_on_two_processes_equals_that_of_one(
 ) -> None:
     out = tmp_path / "out"
     words = (heads_made, out, "--max-epochs", "1", *OPTIONS, *TWO)
-    status, said, err = finished(started("study", *words, "--target", "sex"))
+    status, said, err = finished(started("study", *words, *STUDY))
     assert status == 0, err
     assert said.count("report.html") == 1
     assert err.count("Training encoders_for_tests") == 1
@@ -182,11 +183,9 @@ def test_one_failing_process_ends_all_with_a_message(
 def test_two_processes_stopped_by_sigterm_write_a_checkpoint_and_go_on(
     heads_made: Path, tmp_path: Path
 ) -> None:
-    words = ("pretrain", heads_made, "--max-epochs", "20", *[w for w in OPTIONS if w not in (
-        "--trust", "encoders_for_tests")], *TWO)  # fmt: skip
-
     out = tmp_path / "out"
-    process = started(words[0], words[1], out, *words[2:])
+    words = ("pretrain", heads_made, out, "--max-epochs", "20", *OPTIONS, *TWO)
+    process = started(*words)
     deadline = time.monotonic() + 300
     while len(list(out.glob(".work/checkpoints-*/step-*.ckpt"))) < 2:
         assert process.poll() is None, process.communicate()
@@ -197,7 +196,7 @@ def test_two_processes_stopped_by_sigterm_write_a_checkpoint_and_go_on(
     assert status == 143, err
     assert err.count("goes on from here") == 1
     assert status_of(out) == 143
-    status, _, err = finished(started(words[0], words[1], out, *words[2:]))
+    status, _, err = finished(started(*words))
     assert status == 0, err
     assert "Training resumes at step" in err
     assert (out / "models" / "desc-dcl" / "weights.safetensors").is_file()
@@ -210,7 +209,7 @@ def test_a_second_command_meets_the_lock_and_leaves_with_4(
     from nidl_dcl.output.folder import Output
 
     with Output(heads_made, tmp_path / "out").writing():
-        process = started("study", heads_made, tmp_path / "out", "--target", "sex", *OPTIONS, *TWO)
+        process = started("study", heads_made, tmp_path / "out", *OPTIONS, *STUDY, *TWO)
         status, _, err = finished(process, 300)
     assert status == 4, err
     assert err.count("is being written by") == 1
