@@ -422,8 +422,6 @@ def test_a_browser_shows_both_pages_whole(
 def test_five_thousand_images_load_as_they_come_into_view(browser: Browser, tmp_path: Path) -> None:
     write_many(tmp_path, 5000)
     tab = browser.open(tmp_path / "figures/preprocessing.html")
-    load = tab.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
-    assert load < 5000
     assert 4 <= len(tab.requests()) - 1 < 60
     tab.evaluate("document.querySelector('nav li:last-child a').click()")
     tab.evaluate("new Promise(done => setTimeout(done, 1500))")
