@@ -202,19 +202,6 @@ def test_two_processes_stopped_by_sigterm_write_a_checkpoint_and_go_on(
     assert (out / "models" / "desc-dcl" / "weights.safetensors").is_file()
 
 
-@pytest.mark.slow
-def test_a_second_command_meets_the_lock_and_leaves_with_4(
-    heads_made: Path, tmp_path: Path
-) -> None:
-    from nidl_dcl.output.folder import Output
-
-    with Output(heads_made, tmp_path / "out").writing():
-        process = started("study", heads_made, tmp_path / "out", *OPTIONS, *STUDY, *TWO)
-        status, _, err = finished(process, 300)
-    assert status == 4, err
-    assert err.count("is being written by") == 1
-
-
 def test_a_script_without_a_team_trains_in_one_process_or_is_told_so(heads_made: Path) -> None:
     from nidl_dcl.errors import UsageError
     from nidl_dcl.workflow.launcher import on_one_process
