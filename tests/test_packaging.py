@@ -151,7 +151,7 @@ def test_the_installed_wheel_runs_a_demo_far_from_the_repository(
         return done.stdout
 
     assert call("--version").strip() == __version__
-    said = call("demo", "out", "--n-participants", "16", "--max-epochs", "1", "--threads", "1")
+    said = call("demo", "out", "--n-participants", "10", "--max-epochs", "1", "--threads", "1")
     page = home / "out" / "study" / "report.html"
     assert said.splitlines()[-1] == str(page)
     assert "</html>" in page.read_text()
