@@ -367,6 +367,7 @@ def write_many(folder: Path, n: int) -> Path:
     return write_report(folder)
 
 
+@pytest.mark.slow
 def test_five_thousand_images_stay_small(tmp_path: Path) -> None:
     page = write_many(tmp_path, 5000)
     assert page.stat().st_size < 1_000_000

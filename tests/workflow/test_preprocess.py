@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SLOW
 
 from nidl_dcl.bids.synthetic import write_demo_dataset
 from nidl_dcl.bids.validator import validate
@@ -54,7 +55,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_demo_dataset(tmp_path_factory.mktemp("demo") / "bids", n_participants=3)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=SLOW)
 def done(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the output of `nidl-dcl preprocess`, that no test may change."""
     from conftest import give
