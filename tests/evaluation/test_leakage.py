@@ -15,6 +15,8 @@ from nidl_dcl.evaluation.metrics import roc_area
 from nidl_dcl.evaluation.prediction import predict_phenotype
 from nidl_dcl.evaluation.site_effects import site_audit
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"n_permutations": 19, "n_repeats": 2}
 
 

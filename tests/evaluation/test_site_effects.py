@@ -16,6 +16,8 @@ from nidl_dcl.evaluation.metrics import regression_scores
 from nidl_dcl.evaluation.prediction import predict_phenotype
 from nidl_dcl.evaluation.site_effects import site_audit
 
+pytestmark = pytest.mark.slow
+
 FEW = {"n_permutations": 19, "n_repeats": 2}
 N = 90
 PEOPLE = [f"sub-{i:02}" for i in range(N)]

@@ -14,6 +14,8 @@ from nidl_dcl.preprocessing.measures import overlap
 from nidl_dcl.preprocessing.pipeline import AlignedBrain, keep_size, preprocess_t1w
 from nidl_dcl.preprocessing.registration import TURNS
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("SimpleITK")
 
 

@@ -18,6 +18,8 @@ from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.formats import write_json, write_npy, write_text, write_tsv
 from nidl_dcl.report.build import write_report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -29,6 +29,8 @@ from soak import Study
 
 from nidl_dcl.models.callbacks import TrainingCurve, latest_valid_checkpoint
 
+pytestmark = pytest.mark.slow
+
 SMALL = TWO_EPOCHS
 
 
