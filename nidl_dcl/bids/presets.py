@@ -64,6 +64,7 @@ class Preset:
 PREPROCESSED_SPACE = "MNI152NLin2009aSym"
 """Space of the template that the program aligns to (nilearn's), by its BIDS name."""
 
+_PREPROC = ("preproc", "nidl_dcl", "nidl-dcl")
 _FMRIPREP = ("fmriprep", "smriprep")
 _MNI = "MNI152NLin2009cAsym"
 _OPENBHB = tuple(f"{split}derivatives/sub-*/ses-*" for split in ("", "train/", "val/"))
@@ -74,14 +75,14 @@ PRESETS: dict[str, Preset] = {
     "preprocessed": Preset(
         "`nidl-dcl preprocess`: T1w brains aligned to MNI space, skull-stripped",
         entities={"desc": "preproc", "space": PREPROCESSED_SPACE},
-        derivatives=("preproc", "nidl_dcl", "nidl-dcl"),
+        derivatives=_PREPROC,
         masks="own",
         stripped=True,
     ),
     "preprocessed-native": Preset(
         "`nidl-dcl preprocess --preprocess strip`: T1w brains in their own space, skull-stripped",
         entities={"desc": "preproc", "space": None},
-        derivatives=("preproc", "nidl_dcl", "nidl-dcl"),
+        derivatives=_PREPROC,
         masks="own",
         stripped=True,
     ),

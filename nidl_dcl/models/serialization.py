@@ -356,10 +356,10 @@ def import_module_class(path: str, trust: Iterable[str] = ()) -> type[nn.Module]
     return found
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python, nidl_dcl and the packages that results depend on."""
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python, nidl_dcl, the packages that results depend on, and `more`."""
     found = {"python": platform.python_version()}
-    for name in ("nidl_dcl", *_DISTRIBUTIONS):
+    for name in ("nidl_dcl", *_DISTRIBUTIONS, *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.metadata
 import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,9 +13,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from nidl_dcl._version import __version__
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.formats import read_json, write_json, write_text
+from nidl_dcl.models.serialization import versions
 from nidl_dcl.preprocessing.itk import transform_text
 from nidl_dcl.preprocessing.mosaic import draw_mosaic
 from nidl_dcl.preprocessing.pipeline import AlignedBrain, Outcome
@@ -159,7 +158,7 @@ def _write_images(folder: Path, scan: Scan, outcome: Outcome) -> None:
         "SkullStripped": True,
         "Preprocessing": scan.mode,
         "Steps": _steps(scan),
-        "Versions": _versions(),
+        "Versions": versions("SimpleITK", "deepbet", "nilearn", "scipy"),
         "Status": outcome.verdict.status,
         "Message": outcome.verdict.message or "n/a",
         "Measures": _measures(outcome),
@@ -176,15 +175,6 @@ def _steps(scan: Scan) -> list[str]:
     if scan.mode == "rigid":
         steps.append("rotation and translation of it alone, by polar decomposition")
     return steps
-
-
-def _versions() -> dict[str, str]:
-    names = ("SimpleITK", "deepbet", "nilearn", "torch", "scipy", "nibabel")
-    versions = {"nidl_dcl": __version__}
-    for name in names:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
 
 
 def _write_nifti(

@@ -6,7 +6,6 @@ this file.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,10 @@ from numpy.typing import NDArray
 
 from nidl_dcl.volumes.reading import Float32
 
-__all__ = ["LPS", "from_itk", "is_installed", "to_itk", "transform_text"]
+__all__ = ["LPS", "from_itk", "to_itk", "transform_text"]
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From mm of nibabel to mm of ITK, and back."""
-
-
-def is_installed() -> bool:
-    """Return whether SimpleITK can be imported."""
-    return importlib.util.find_spec("SimpleITK") is not None
 
 
 def to_itk(data: NDArray[Any], affine: NDArray[np.float64]) -> Any:

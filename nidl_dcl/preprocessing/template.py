@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from nilearn import datasets
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -56,6 +55,8 @@ def load_template(mm: int = 2) -> Template:
         data, affine = shrink(fine.data, fine.affine, mm)
         mask = shrink(fine.mask, fine.affine, mm)[0] > 0.5
     else:
+        from nilearn import datasets  # takes seconds to import
+
         image = datasets.load_mni152_template(resolution=mm)
         affine, data = image.affine, image.get_fdata(dtype=np.float32)
         mask = ndimage.binary_fill_holes(data > _BRAIN)

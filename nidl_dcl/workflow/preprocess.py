@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,19 +23,18 @@ from nidl_dcl.bids.presets import PRESETS
 from nidl_dcl.data.image_table import ImageTable
 from nidl_dcl.data.preprocessed import TABLE, Mode, PreprocessedImages
 from nidl_dcl.errors import UsageError
+from nidl_dcl.io.atomic import keep_bytes
 from nidl_dcl.io.console import log_progress
-from nidl_dcl.io.formats import keep_tsv, read_json, write_json
+from nidl_dcl.io.formats import keep_tsv, read_json, to_json
 from nidl_dcl.models.serialization import read_description
+from nidl_dcl.output.brains import Scan, read_record, target_of, write_brain
 from nidl_dcl.output.description import add_links, describe_brains
-from nidl_dcl.output.folder import check_paths
+from nidl_dcl.output.folder import Output, check_paths
 from nidl_dcl.output.selection import Selection, as_text
+from nidl_dcl.preprocessing.measures import MEASURES
+from nidl_dcl.preprocessing.pipeline import AlignedBrain, Outcome, keep_size, preprocess_t1w
 from nidl_dcl.workflow.factory import image_table, refuse_changes
 from nidl_dcl.workflow.options import DataOptions
-
-if TYPE_CHECKING:
-    from nidl_dcl.output.brains import Scan
-    from nidl_dcl.output.folder import Output
-    from nidl_dcl.preprocessing.pipeline import Outcome
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -163,8 +162,6 @@ def preprocessing_lines(bids_dir: Path, table: ImageTable, mode: Mode, folder: P
     table, mode, folder
         As in `preprocess_scans`.
     """
-    from nidl_dcl.output.brains import read_record
-
     scans = _scans(_index(bids_dir, table, folder), mode)
     missing = [scan for scan in scans if read_record(folder, scan) is None]
     masked = sum(scan.mask is not None for scan in scans)
@@ -219,8 +216,6 @@ def _refuse_other_mode(folder: Path, mode: str) -> None:
 
 def _scans(index: DatasetIndex, mode: str) -> list[Scan]:
     """Return what there is to preprocess, one for each image of the index."""
-    from nidl_dcl.output.brains import Scan, target_of
-
     scans = []
     for source, mask in index.images[["source", "mask_path"]].itertuples(index=False):
         home, _, inside = str(source).removeprefix("bids:").partition(":")
@@ -259,8 +254,6 @@ def _records(
     scans: Sequence[Scan], folder: Path, nprocs: int | None
 ) -> tuple[list[dict[str, Any]], int]:
     """Return what became of each scan, and how many were preprocessed now."""
-    from nidl_dcl.output.brains import read_record
-
     found = {scan.target: read_record(folder, scan) for scan in scans}
     missing = [scan for scan in scans if found[scan.target] is None]
     log_progress("preprocessing", len(scans) - len(missing), len(scans))
@@ -275,14 +268,10 @@ def _records(
 
 def preprocess_scan(scan: Scan, folder: Path) -> tuple[str, dict[str, Any]]:
     """Preprocess one scan and write its files; return its name and what became of it."""
-    from nidl_dcl.output.brains import write_brain
-
     return scan.target, write_brain(folder, scan, _preprocess(scan))
 
 
 def _preprocess(scan: Scan) -> Outcome:
-    from nidl_dcl.preprocessing.pipeline import AlignedBrain, keep_size, preprocess_t1w
-
     with _one_thread():
         outcome = preprocess_t1w(scan.path, mask=scan.mask, align=scan.mode != "strip")
         if scan.mode == "rigid" and isinstance(outcome.brain, AlignedBrain):
@@ -332,8 +321,6 @@ def _measures(
     index: DatasetIndex, scans: Sequence[Scan], records: Sequence[dict[str, Any]]
 ) -> pd.DataFrame:
     """Return what was measured of each scan."""
-    from nidl_dcl.preprocessing.measures import MEASURES  # nilearn takes seconds to import
-
     rows = []
     images = index.images[["participant_id", "session_id", "run"]].itertuples(index=False)
     for image, scan, record in zip(images, scans, records, strict=True):
@@ -356,8 +343,6 @@ def write_measures(brains: PreprocessedImages, bids_dir: Path, selection: Select
     selection : Selection
         What the run was restricted to; rows of other participants stay.
     """
-    from nidl_dcl.preprocessing.measures import MEASURES
-
     describe_brains(brains.folder, bids_dir)
     masks = brains.measures["mask"].dropna().str.extract("^bids:([^:]+):", expand=False)
     add_links(brains.folder, {name: brains.links[name] for name in sorted(set(masks))})
@@ -371,7 +356,8 @@ def write_measures(brains: PreprocessedImages, bids_dir: Path, selection: Select
         table = table.sort_values("source", key=lambda c: c.map(natural_key), ignore_index=True)
     keep_tsv(file, table)
     columns = {name: {"Description": text} for name, text in {**_COLUMNS, **MEASURES}.items()}
-    write_json(file.with_suffix(".json"), {"Mode": brains.mode, **columns})
+    sidecar = to_json({"Mode": brains.mode, **columns})
+    keep_bytes(file.with_suffix(".json"), sidecar.encode())
 
 
 def _summary(

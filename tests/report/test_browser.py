@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from browser import Browser, Tab, find_chromium
+from browser import Browser, Tab
 from colors import contrast
 from report.test_build import SECTIONS, write_output
 
@@ -52,15 +52,6 @@ PAYLOADS = (
     "\x1b[31m \x07 \x7f \x85 \u2028",
 )
 """What ids, columns and values may hold: HTML, handlers, CSS, SVG, templates, controls, bidi."""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    with Browser(program, tmp_path_factory.mktemp("chromium")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

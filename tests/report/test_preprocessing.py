@@ -6,13 +6,12 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from browser import Browser, find_chromium
+from browser import Browser
 from colors import contrast
 from PIL import Image
 from report.test_browser import TEXTS, as_hex
@@ -379,15 +378,6 @@ def test_five_thousand_images_stay_small(tmp_path: Path) -> None:
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    with Browser(program, tmp_path_factory.mktemp("chromium")) as started:
-        yield started
 
 
 @pytest.mark.slow
