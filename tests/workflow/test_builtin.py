@@ -34,7 +34,7 @@ ALIGNED = ("--preset", "preprocessed", "--preprocess", "auto")
 SHORT = ("--max-epochs", "1", "--batch-size", "8")
 
 
-def write_brains(folder: Path, n: int = 12) -> Path:
+def write_brains(folder: Path, n: int = 12, first: int = 0) -> Path:
     """Write a dataset of small masked brains of 4 mm, as `nidl-dcl preprocess` leaves them."""
     derivative = folder / "derivatives" / "preproc"
     text = {"Name": "Brains", "BIDSVersion": "1.10.0"}
@@ -42,7 +42,7 @@ def write_brains(folder: Path, n: int = 12) -> Path:
     grid = np.stack(np.indices((40, 48, 40))) - np.array([20, 24, 20])[:, None, None, None]
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = (-80, -96, -80)
-    for i in range(n):
+    for i in range(first, first + n):
         rng, name = np.random.default_rng(i), f"sub-{i:02d}"
         age = int(rng.integers(20, 80))
         size = np.array([17, 21, 16])[:, None, None, None] * rng.uniform(0.95, 1.05)
@@ -118,8 +118,8 @@ def test_the_same_study_again_by_its_configuration_does_nothing(
 def test_its_readout_is_applied_to_another_cohort(
     studied_with_it: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
-    others, out = write_brains(tmp_path / "bids", n=10), tmp_path / "out"
-    words = ("--model", "builtin", *ALIGNED, "--readout", studied_with_it, "--other-people")
+    others, out = write_brains(tmp_path / "bids", first=12), tmp_path / "out"
+    words = ("--model", "builtin", *ALIGNED, "--readout", studied_with_it)
     done = run("study", others, out, "--target", "age", *words, page="none")
     assert done.status == 0, done.err
     metrics = json.loads((out / "desc-dclAge_externalmetrics.json").read_text())
