@@ -10,7 +10,7 @@ FROM python:3.11-slim-bookworm
 LABEL org.opencontainers.image.title="nidl_dcl" \
       org.opencontainers.image.description="From a BIDS dataset of 3D brain MRI to embeddings and phenotype predictions" \
       org.opencontainers.image.version="0.1.0" \
-      org.opencontainers.image.licenses="BSD-3-Clause"
+      org.opencontainers.image.licenses="BSD-3-Clause AND CC-BY-SA-3.0"
 
 # Where pip looks, too. The index of PyTorch's CPU builds makes an image without CUDA libraries.
 ARG PIP_EXTRA_INDEX_URL

@@ -33,6 +33,7 @@ from nidl_dcl.errors import (
     exit_status,
 )
 from nidl_dcl.io.console import ConsoleHandler, handled_by
+from nidl_dcl.models.model_source import ModelSource
 from nidl_dcl.models.trust import refuse_untrusted
 from nidl_dcl.workflow.options import (
     DataOptions,
@@ -187,8 +188,10 @@ def embed(
     output_dir: _OutputDir,
     *,
     model: Annotated[
-        Path | None,
-        Parameter(help="Model folder; default: the one that pretrain wrote in OUTPUT_DIR."),
+        ModelSource | None,
+        Parameter(
+            help="Model folder, or builtin: the model that nidl_dcl ships; default: the one that pretrain wrote in OUTPUT_DIR."
+        ),
     ] = None,
     trust: _Trust = None,
     data: _Data = DataOptions(),  # noqa: B008
@@ -276,7 +279,10 @@ def study(
     *,
     target: _Target,
     model: Annotated[
-        Path | None, Parameter(help="An existing model folder: no pretraining.")
+        ModelSource | None,
+        Parameter(
+            help="An existing model folder, or builtin, the model that nidl_dcl ships: no pretraining."
+        ),
     ] = None,
     trust: _Trust = None,
     data: _Data = DataOptions(),  # noqa: B008

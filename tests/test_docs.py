@@ -38,6 +38,7 @@ from nidl_dcl.data.views import STRENGTHS, draw_view
 from nidl_dcl.evaluation.metrics import classification_scores, regression_scores
 from nidl_dcl.models.encoders import ENCODERS
 from nidl_dcl.models.losses import unit_rows
+from nidl_dcl.models.serialization import read_description
 from nidl_dcl.preprocessing import verdict
 from nidl_dcl.preprocessing.measures import MEASURES
 from nidl_dcl.preprocessing.verdict import PREPROCESSING_CODES
@@ -351,6 +352,19 @@ def test_the_short_example_of_the_quick_start_runs() -> None:
     names: dict[str, Any] = {}
     exec(example, names)
     assert names["features"].shape == (64, 4)
+
+
+@runs("builtin.md")
+def test_the_example_and_what_is_said_of_the_shipped_model_hold() -> None:
+    (example,) = examples("builtin.md")
+    names: dict[str, Any] = {}
+    exec(example, names)
+    about = read_description("builtin")
+    assert names["model"].fitted
+    assert about["encoder"]["class"] == "nidl_dcl.models.encoders:RegionalEncoder"
+    assert about["input_contract"]["origin"]["preprocessing"] == "align"
+    assert "--encoder regional" in page("builtin.md")
+    assert about["provenance"]["license"].replace("CC-BY-SA-", "CC BY-SA ") in page("builtin.md")
 
 
 @runs("estimator.md")

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,10 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel: Path) -> None
         about = {n.partition(".dist-info/")[2] for n in archive.namelist()} - {""}
     assert names == files_of_the_package()
     assert {"nidl_dcl/py.typed", "nidl_dcl/report/templates/report.html.jinja"} <= names
-    assert about == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
+    licenses = {f"licenses/{name}" for name in PROJECT["license-files"]}
+    assert about == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", *licenses}
+    model = ("LICENSE", "README.md", "model.json", "weights.safetensors")
+    assert {f"nidl_dcl/models/builtin/{name}" for name in model} <= names
 
 
 @pytest.mark.slow
@@ -127,21 +131,62 @@ def test_the_pinned_versions_install_on_the_first_release_of_each_python() -> No
     assert refused == []
 
 
-@pytest.mark.slow
-def test_the_installed_wheel_runs_a_demo_far_from_the_repository(
-    wheel: Path, tmp_path: Path
-) -> None:
-    where = tmp_path / "site"
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder that the wheel is installed in, and nothing can be written to."""
+    where = tmp_path_factory.mktemp("installed") / "site"
     install = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target")
     subprocess.run([sys.executable, *install, where, wheel], check=True, timeout=300)
+    for path in (where, *where.rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o222)
+    yield where
+    for path in (where, *where.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o200)
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_has_the_model_and_gives_copies_that_can_be_written(
+    site: Path, tmp_path: Path
+) -> None:
+    lines = [
+        "import sys",
+        "from pathlib import Path",
+        "from nidl_dcl import load_model",
+        "from nidl_dcl.models.model_source import folder_of",
+        "from nidl_dcl.workflow.embed import _copy_model",
+        "assert folder_of('builtin').parts[-3:] == ('nidl_dcl', 'models', 'builtin')",
+        "assert str(folder_of('builtin')).startswith(sys.argv[1])",
+        "assert load_model('builtin').fitted",
+        "_copy_model('builtin', Path('own'))",
+        "assert load_model('own').fitted",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), site],
+        cwd=tmp_path,
+        env={"PATH": os.defpath, "HOME": str(tmp_path), "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    copied = list((tmp_path / "own").iterdir())
+    assert {p.name for p in copied} == {"README.md", "model.json", "weights.safetensors"}
+    assert all(p.stat().st_mode & 0o200 for p in copied)
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_runs_a_demo_far_from_the_repository(
+    site: Path, tmp_path: Path
+) -> None:
     home = tmp_path / "home"
     home.mkdir()
 
     def call(*words: str) -> str:
         done = subprocess.run(
-            [sys.executable, where / "bin" / "nidl-dcl", *words],
+            [sys.executable, site / "bin" / "nidl-dcl", *words],
             cwd=home,
-            env={"PATH": os.defpath, "HOME": str(home), "PYTHONPATH": str(where)},
+            env={"PATH": os.defpath, "HOME": str(home), "PYTHONPATH": str(site)},
             capture_output=True,
             text=True,
             timeout=600,
@@ -164,7 +209,7 @@ def test_the_citation_file_is_of_this_version_and_names_the_method() -> None:
     assert known["cff-version"] == "1.2.0"
     assert known["title"] == PROJECT["name"]
     assert known["version"] == __version__
-    assert known["license"] == PROJECT["license"]
+    assert PROJECT["license"] == f"{known['license']} AND CC-BY-SA-3.0"  # of the model in it
     assert known["abstract"] == PROJECT["description"]
     assert [a["name"] for a in known["authors"]] == [a["name"] for a in PROJECT["authors"]]
     method = known["references"][0]

@@ -22,6 +22,9 @@ Yeh, C.-H., Hong, C.-Y., Hsu, Y.-C., Liu, T.-L., Chen, Y., LeCun, Y. (2022).
   Decoupled Contrastive Learning. ECCV 2022. doi:10.1007/978-3-031-19809-0_38"""
 """What to cite for the method, as the text of an item of a Markdown list."""
 
+TOLD_BY_OWNER = ("name", "license", "credits", "good_for", "not_for")
+"""Keys of ``provenance`` that hold what whoever wrote the model says of it, for everybody to read."""
+
 _SHOWN_ELSEWHERE = ("encoder", "preparation", "preset", "holdout", "group", "random_seed")
 
 
@@ -36,7 +39,9 @@ def model_card(description: Mapping[str, Any]) -> str:
     contract = description.get("input_contract")
     parts = list(filter(None, trainings(description.get("exposure") or {})))
     known = {k: v for k, v in config.items() if k not in _SHOWN_ELSEWHERE}
+    told = told_by_owner(provenance)
     head = {
+        **({"license": told["license"].lower()} if "license" in told else {}),
         "library_name": "nidl_dcl",
         "tags": [
             *("self-supervised-learning", "decoupled-contrastive-learning"),
@@ -51,6 +56,7 @@ def model_card(description: Mapping[str, Any]) -> str:
     )
     environment.filters["code"] = _code
     environment.filters["word"] = _word
+    environment.filters["prose"] = _prose
     return environment.get_template("model_card.md.jinja").render(
         head=yaml.safe_dump(head, sort_keys=False).strip(),
         encoder=encoder,
@@ -68,12 +74,32 @@ def model_card(description: Mapping[str, Any]) -> str:
         complete=bool(parts) and all("n_participants" in part for part in parts),
         names_hashed=any("participants" in part for part in parts),
         method=METHOD,
+        told=told,
     )
+
+
+def told_by_owner(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a provenance its owner wrote to be read: words, and lists of sentences."""
+    told: dict[str, Any] = {}
+    for name in TOLD_BY_OWNER:
+        value = provenance.get(name)
+        if name in ("name", "license"):
+            value = _word(value) if isinstance(value, str) else ""
+        else:
+            value = [v for v in value if isinstance(v, str)] if isinstance(value, list) else []
+        if value:
+            told[name] = value
+    return told
 
 
 def _word(value: Any) -> str:
     """Return a value for use within a sentence, without characters that could be markup."""
     return re.sub(r"[^\w.+-]", "", str(value or ""))
+
+
+def _prose(value: str) -> str:
+    """Return a sentence as Markdown on one line, without characters that could be markup."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", escape_control(value))
 
 
 def _code(value: Any) -> str:

@@ -36,6 +36,7 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.formats import read_json, write_json, write_text
 from nidl_dcl.models.model_card import model_card
+from nidl_dcl.models.model_source import folder_of
 from nidl_dcl.models.trust import TRUSTED, is_of
 from nidl_dcl.volumes.preparation import Preparation
 
@@ -78,7 +79,8 @@ def save_model(
     exposure : mapping, optional
         What pretraining saw.
     provenance : mapping, optional
-        Anything else to be kept, as JSON.
+        Anything else to be kept, as JSON. The card tells ``name``, ``license`` (an SPDX
+        identifier), and ``credits``, ``good_for`` and ``not_for`` (lists of sentences).
 
     Returns
     -------
@@ -125,8 +127,9 @@ def load_model(
 
     Parameters
     ----------
-    folder : path
-        The folder.
+    folder : path or "builtin"
+        The folder. The text ``"builtin"`` is the model that nidl_dcl ships, even where there is a
+        folder of that name, which ``"./builtin"`` means.
     encoder : nn.Module or class, optional
         Used in place of the one that the folder names; needed when that one cannot be rebuilt.
     trust : iterable of str
@@ -159,7 +162,7 @@ def load_model(
     >>> torch.equal(again.transform(x), model.transform(x))
     True
     """
-    folder = Path(folder)
+    folder = folder_of(folder)
     description = read_description(folder)
     weights = folder / "weights.safetensors"
     try:
@@ -303,9 +306,9 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     return dict(found)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: str | Path) -> dict[str, Any]:
     """Read `model.json`; a UsageError where it is missing, not JSON or of an unknown format."""
-    file = folder / "model.json"
+    file = folder_of(folder) / "model.json"
     if not file.is_file():
         raise UsageError(f"{folder} is not a model folder: model.json is missing.")
     try:
@@ -425,6 +428,6 @@ def is_plain(value: Any, sequences: Any = (list, tuple)) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-def weights_sha256(folder: Path) -> str:
+def weights_sha256(folder: str | Path) -> str:
     """Return the checksum of a model folder's weights; see `read_description`."""
     return str(read_description(folder)["sha256"]["weights.safetensors"])

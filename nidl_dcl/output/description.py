@@ -84,10 +84,21 @@ def _write_missing(folder: Path, title: str, readme: str, link: str) -> None:
             write_text(folder / file, text)
 
 
-def write_descriptions(folder: Path, label: str) -> None:
-    """Write the BIDS table that says what ``desc-<label>`` means."""
+def write_descriptions(folder: Path, label: str, model: str = "") -> None:
+    """Write the BIDS table that says what ``desc-<label>`` means.
+
+    Parameters
+    ----------
+    folder : Path
+        The output folder.
+    label : str
+        Of the model in file names.
+    model : str, optional
+        The word for a model that nidl_dcl ships.
+    """
     path, sidecar = folder / "descriptions.tsv", folder / "descriptions.json"
-    rows = {label: "Decoupled contrastive learning embeddings and their predictions"}
+    shipped = f" (the model {model} of nidl_dcl)" if model else ""
+    rows = {label: f"Decoupled contrastive learning embeddings{shipped} and their predictions"}
     if path.is_file():
         known = pd.read_csv(path, sep="\t", dtype=str)
         before = dict(zip(known["desc_id"].str[5:], known["description"], strict=True))

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from nidl_dcl.errors import NidlDclError, UsageError
 from nidl_dcl.evaluation.cohort import cohort_columns
 from nidl_dcl.io.formats import escape_control, read_json, to_json, to_npy, to_tsv
-from nidl_dcl.models.model_card import model_card
+from nidl_dcl.models.model_card import model_card, told_by_owner
+from nidl_dcl.models.model_source import BUILTIN
 from nidl_dcl.output.pseudonyms import Pseudonyms
 
 MARK = "logs/sharing.json"
@@ -244,9 +245,10 @@ class SharingRules:
             for name, value in content["arguments"].items()
             if not (isinstance(value, str) and ("/" in value or "\\" in value))
         }
-        config = (content.get("provenance") or {}).get("config", {})
+        before = content.get("provenance") or {}
+        provenance = {"config": before.get("config", {}), **told_by_owner(before)}
         exposure = _without_ids(content.get("exposure") or {})
-        made = {"exposure": exposure, "provenance": {"config": config}, "arguments": arguments}
+        made = {"exposure": exposure, "provenance": provenance, "arguments": arguments}
         return {**content, **made}
 
     def _card(self, file: Path) -> bytes:
@@ -275,6 +277,7 @@ class SharingRules:
         options = yaml.safe_load(file.read_text("utf-8"))
         kept = {"bids_dir": "BIDS_DIR", "output_dir": "OUTPUT_DIR"}
         kept |= {k: v for k, v in options.items() if k in _OPTIONS}
+        kept |= {k: v for k, v in options.items() if k in ("model", "init") and v == BUILTIN}
         text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
         return self.names.text(text).encode("utf-8", "backslashreplace")
 

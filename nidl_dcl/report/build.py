@@ -157,6 +157,7 @@ def write_report(
         "baselines": [describe_features(name) for name in names],
         "facts": _facts(context),
         "setting": _settings(results, context["run"]["options"]),
+        "credits": _credits(results),
     }
     context |= {"limits": _limits(context), "problems": list(dict.fromkeys(results.problems))}
     page = folder / "report.html"
@@ -355,6 +356,12 @@ def _settings(results: Results, options: Mapping[str, Any]) -> Callable[[str], A
     encoder = as_dict(stored.get("encoder")).get("class") or known.get("encoder")
     known["encoder"] = str(encoder).rpartition(":")[2].rpartition(".")[2] if encoder else None
     return known.get
+
+
+def _credits(results: Results) -> list[str]:
+    """Return whose data the model, or the one it started from, was trained on, in its own words."""
+    stored = results.json(f"models/desc-{results.model}/model.json")
+    return [str(s) for s in as_list(as_dict(stored.get("provenance")).get("credits"))]
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

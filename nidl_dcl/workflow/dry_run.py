@@ -22,9 +22,11 @@ from nidl_dcl.data.datasets import TwoViewSamples
 from nidl_dcl.data.preprocessed import DERIVATIVE
 from nidl_dcl.data.samplers import EpochBatches, two_view_loader
 from nidl_dcl.data.views import volume_views
+from nidl_dcl.models.model_source import ModelSource, folder_of
+from nidl_dcl.models.serialization import read_description
 from nidl_dcl.output.folder import check_paths
-from nidl_dcl.volumes.preparation import common_shape
-from nidl_dcl.workflow.factory import data_module, image_table, new_model
+from nidl_dcl.volumes.preparation import Preparation, common_shape
+from nidl_dcl.workflow.factory import check_training, data_module, image_table, new_model
 from nidl_dcl.workflow.inputs import input_lines
 from nidl_dcl.workflow.launcher import run_options
 from nidl_dcl.workflow.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
@@ -177,7 +179,7 @@ def dry_run(
     training: TrainingOptions | None,
     run: RunOptions,
     *,
-    model: Path | None = None,
+    model: ModelSource | None = None,
     targets: Sequence[str] | None = None,
     prediction: PredictionOptions | None = None,
 ) -> list[str]:
@@ -189,7 +191,7 @@ def dry_run(
         The dataset and the output folder.
     data, training, run
         Options; without `training`, nothing is to be trained.
-    model : Path, optional
+    model : Path or "builtin", optional
         Folder of the model that is used.
     targets, prediction : optional
         What is to be predicted; refused as `predict` would.
@@ -197,17 +199,28 @@ def dry_run(
     check_paths(bids_dir, output_dir)
     prediction = prediction or PredictionOptions()
     table = image_table(bids_dir, data)
-    mode = choose_mode(data, model or output_dir / "models" / f"desc-{run.model_name}")
-    before = []
+    source = model or output_dir / "models" / f"desc-{run.model_name}"
+    mode = choose_mode(data, source)
+    contract = None
+    if training is None:
+        before, contract = _read_model("model", source)
+    else:
+        check_training(training)
+        before = [] if training.init is None else _read_model("starts from", training.init)[0]
     if mode != "none":
-        before = preprocessing_lines(bids_dir, table, mode, output_dir / "derivatives" / DERIVATIVE)
+        before += preprocessing_lines(
+            bids_dir, table, mode, output_dir / "derivatives" / DERIVATIVE
+        )
         table = image_table(bids_dir, replace(data, mask="none"))
         if training is not None and not training.shape:  # that of the brains, which are masked
             x, y, z = training.spacing * (3 // len(training.spacing))
             training = replace(training, shape=list(common_shape((), (x, y, z), masked=True)))
     if targets is not None:
         check_targets(table, targets, prediction)
-    module = data_module(table, run, training=training, group=prediction.group)
+    made = training
+    if contract is not None and mode != "none":  # which the scans do not meet before that
+        made, contract = _like(contract), None
+    module = data_module(table, run, training=made, preparation=contract, group=prediction.group)
     module.hold_out(data.holdout or 0.0, prediction.group)
     if targets is not None:
         refuse_unusable(module.images, targets, prediction)
@@ -226,6 +239,24 @@ def dry_run(
     if training is not None:
         lines += _cost_lines(module, training, run)
     return [*lines, "nothing was written (--dry-run)"]
+
+
+def _read_model(what: str, source: ModelSource) -> tuple[list[str], Preparation | None]:
+    """Say what model is used; also return its input contract, if it has one."""
+    if not (folder_of(source) / "model.json").is_file():
+        return [], None
+    about = read_description(source)
+    kind = about["encoder"]["class"].rpartition(":")[2]
+    line = f"{what} {source}: {kind}, {about['n_features']} numbers an image"
+    if seen := (about.get("exposure") or {}).get("n_participants"):
+        line += f", trained on {seen} participants"
+    contract = about.get("input_contract")
+    return [line], Preparation.from_dict(contract) if contract else None
+
+
+def _like(contract: Preparation) -> TrainingOptions:
+    """Return options that prepare volumes of the same size."""
+    return TrainingOptions(spacing=[*contract.spacing], shape=[*(contract.shape or ())])
 
 
 def _cost_lines(module: BIDSDataModule, training: TrainingOptions, run: RunOptions) -> list[str]:

@@ -11,6 +11,7 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.models.inference import embed_volumes
+from nidl_dcl.models.model_source import BUILTIN, ModelSource, folder_of
 from nidl_dcl.models.serialization import load_model, read_description, weights_sha256
 from nidl_dcl.output.description import write_descriptions
 from nidl_dcl.output.embeddings import (
@@ -36,7 +37,7 @@ from nidl_dcl.workflow.preflight import refuse_another_model
 _LOGGER = logging.getLogger(__name__)
 
 
-def embed(study: Study, model_folder: Path | None = None) -> Embeddings:
+def embed(study: Study, model_folder: ModelSource | None = None) -> Embeddings:
     """Write one embedding per image; images embedded before are not computed again.
 
     Parameters
@@ -44,8 +45,9 @@ def embed(study: Study, model_folder: Path | None = None) -> Embeddings:
     study : Study
         Dataset, output folder and common options. Where it is restricted to participants or
         sessions, rows of the others stay as they are.
-    model_folder : Path, optional
-        The model; default: the one that `pretrain` wrote. Another one is copied into the output.
+    model_folder : Path or "builtin", optional
+        The model's folder; default: the one that `pretrain` wrote. Another one is copied into the
+        output.
 
     Returns
     -------
@@ -63,7 +65,7 @@ def embed(study: Study, model_folder: Path | None = None) -> Embeddings:
         table_there = (output.path / f"desc-{run.model_name}_embeddings.parquet").is_file()
         if run.parquet and (changed or not table_there):
             write_parquet(output.path, run.model_name, embeddings)
-        write_descriptions(output.path, run.model_name)
+        write_descriptions(output.path, run.model_name, BUILTIN if source == BUILTIN else "")
         entry["skipped"] = not changed and computed == 0
         if before is None or not study.selection:  # figures are of all
             draw_volumes(figures, module)
@@ -85,7 +87,7 @@ def embed(study: Study, model_folder: Path | None = None) -> Embeddings:
     return embeddings
 
 
-def cache_features(study: Study, model_folder: Path | None = None) -> None:
+def cache_features(study: Study, model_folder: ModelSource | None = None) -> None:
     """Compute the features of images into the work folder, without holding the output folder.
 
     Many jobs can do so at once, each for some participants; one `embed` of all then finds them.
@@ -94,7 +96,7 @@ def cache_features(study: Study, model_folder: Path | None = None) -> None:
     ----------
     study : Study
         Dataset, output folder and common options.
-    model_folder : Path, optional
+    model_folder : Path or "builtin", optional
         As `embed`.
     """
     source = _model_to_use(study, model_folder)
@@ -104,7 +106,7 @@ def cache_features(study: Study, model_folder: Path | None = None) -> None:
         entry["skipped"] = computed == 0
 
 
-def _model_to_use(study: Study, given: Path | None) -> Path:
+def _model_to_use(study: Study, given: ModelSource | None) -> ModelSource:
     """Return the folder of the model: the one given, or the output's own."""
     if given is None and not study.model_folder.exists():
         raise UsageError(
@@ -115,7 +117,7 @@ def _model_to_use(study: Study, given: Path | None) -> Path:
     return study.model
 
 
-def _open(study: Study, source: Path) -> tuple[Any, BIDSDataModule]:
+def _open(study: Study, source: ModelSource) -> tuple[Any, BIDSDataModule]:
     """Return the model, on one device, and the images prepared for it."""
     refuse_another_model(study.model_folder, source)
     model = load_model(source, trust=study.trust)
@@ -130,7 +132,7 @@ def _open(study: Study, source: Path) -> tuple[Any, BIDSDataModule]:
 
 
 def _compute(
-    study: Study, model: Any, module: BIDSDataModule, source: Path
+    study: Study, model: Any, module: BIDSDataModule, source: ModelSource
 ) -> tuple[Embeddings, int]:
     """Return the embeddings of a module's images, and how many had to be computed."""
     assert module.volumes is not None
@@ -150,13 +152,14 @@ def _compute(
     return Embeddings(table[list(COLUMNS)], matrix, config), computed
 
 
-def _copy_model(source: Path, own: Path) -> None:
+def _copy_model(source: ModelSource, own: Path) -> None:
     """Copy the model into the output, where it is not there."""
-    if own != source and not (own / "model.json").is_file():
+    folder = folder_of(source)
+    if own != folder and not (own / "model.json").is_file():
         own.mkdir(parents=True, exist_ok=True)
         for name in ("weights.safetensors", "README.md", "model.json"):
-            if name != "README.md" or (source / name).is_file():
-                write_bytes(own / name, (source / name).read_bytes())
+            if name != "README.md" or (folder / name).is_file():
+                write_bytes(own / name, (folder / name).read_bytes())
 
 
 def _merged(study: Study, before: Embeddings | None, now: Embeddings) -> Embeddings:

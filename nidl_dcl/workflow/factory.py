@@ -14,6 +14,7 @@ from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import read_json
 from nidl_dcl.models.dcl import DCL
 from nidl_dcl.models.encoders import ENCODERS
+from nidl_dcl.models.model_source import ModelSource
 from nidl_dcl.models.serialization import (
     import_module_class,
     load_model,
@@ -149,9 +150,16 @@ def check_training(training: TrainingOptions) -> None:
     UsageError
         Naming it.
     """
-    _encoder_class(training.encoder)
-    if training.init is not None:
-        read_description(training.init)
+    kind = _encoder_class(training.encoder)
+    if training.init is None:
+        return
+    stored = read_description(training.init)["encoder"]["class"].rpartition(":")[2]
+    names = {known.__qualname__: name for name, known in ENCODERS.items()}
+    if stored in names and kind.__qualname__ in names and stored != kind.__qualname__:
+        raise UsageError(
+            f"--init {training.init} has another architecture than --encoder {training.encoder}: "
+            f"give --encoder {names[stored]}."
+        )
 
 
 def new_model(training: TrainingOptions, seed: int) -> DCL:
@@ -196,7 +204,7 @@ def trusted_by_name(encoder: str) -> list[str]:
     return [package.partition(".")[0]] if colon else []
 
 
-def take_weights(model: DCL, folder: Path) -> None:
+def take_weights(model: DCL, folder: ModelSource) -> None:
     """Start `model` from the weights of a model folder.
 
     Raises
@@ -238,14 +246,14 @@ def training_config(
     return config
 
 
-def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], where: ModelSource) -> None:
     """Refuse to continue in an output that was made with another configuration.
 
     Parameters
     ----------
     before, now : mapping
         Configurations; fields that only one of them has do not count.
-    where : Path
+    where : Path or "builtin"
         What was made, for the message.
 
     Raises

@@ -18,6 +18,7 @@ from nidl_dcl.data.preprocessed import DERIVATIVE
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import keep_tsv, to_tsv
+from nidl_dcl.models.model_source import ModelSource
 from nidl_dcl.output.description import add_links
 from nidl_dcl.output.folder import Output
 from nidl_dcl.output.selection import Selection, as_text, merge_inputs, merge_matches
@@ -48,7 +49,7 @@ class Study:
         Column whose equal values (a family) stay on one side of every split.
     trust : sequence of str
         Packages whose encoders may be imported.
-    model : Path, optional
+    model : Path or "builtin", optional
         Folder of the model that is used; default: `model_folder`.
     brains : Path, optional
         Folder of the derivative of preprocessed images; default: ``derivatives/preproc`` in the
@@ -60,7 +61,7 @@ class Study:
     run: RunOptions = field(default_factory=RunOptions)
     group: str | None = None
     trust: Sequence[str] = ()
-    model: Path | None = None
+    model: ModelSource | None = None
     brains: Path | None = None
     _is_announced: bool = field(default=False, init=False, repr=False)
 
@@ -103,7 +104,7 @@ class Study:
 
     def data_module(
         self,
-        model: Path,
+        model: ModelSource,
         *,
         training: TrainingOptions | None = None,
         preparation: Preparation | None = None,
@@ -112,7 +113,7 @@ class Study:
 
         Parameters
         ----------
-        model : Path
+        model : Path or "builtin"
             Folder of the model that is trained or used.
         training : TrainingOptions, optional
             How it is trained.

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from nidl_dcl.errors import UsageError
+from nidl_dcl.models.model_source import BUILTIN, ModelSource
 from nidl_dcl.models.trust import refuse_untrusted
 
 
@@ -94,8 +95,8 @@ class DataOptions:
 class TrainingOptions:
     """How the encoder is trained."""
 
-    init: Path | None = None
-    """Start from the weights of this model folder."""
+    init: ModelSource | None = None
+    """Start from the weights of this model folder; builtin: of the model that nidl_dcl ships."""
 
     encoder: str = "cnn"
     """cnn, regional, resnet18, resnet50, densenet121, or package.module:Class of your own."""
@@ -249,7 +250,7 @@ class StudyOptions:
     bids_dir: Path
     output_dir: Path
     target: list[str] = field(default_factory=list)
-    model: Path | None = None
+    model: ModelSource | None = None
     trust: list[str] = field(default_factory=list)
     data: DataOptions = DataOptions()
     training: TrainingOptions = TrainingOptions()
@@ -269,6 +270,8 @@ _GONE = {"share": _SHARE, "share_key": _SHARE}
 _LARGEST = 10**6
 
 _OWN = ("bids_dir", "output_dir", "target", "model", "trust")
+
+_MODELS = ("model", "init")
 
 _PATHS = ("bids_dir", "output_dir", "model", "bids_filter_file", "init", "work_dir", "readout")
 
@@ -356,7 +359,7 @@ def read_study(file: str | Path, trust: Iterable[str] = ()) -> StudyOptions:
     for name, value in content.items():
         if kinds.get(name, "").startswith("list[") and not isinstance(value, list):
             value = [] if value is None else [value]
-        if name in _PATHS and value is not None:
+        if name in _PATHS and value is not None and not (name in _MODELS and value == BUILTIN):
             value = Path(str(value))
         if name == "phenotypes":
             value = [Path(str(v)) for v in value]
@@ -388,7 +391,8 @@ def study_yaml(options: StudyOptions) -> str:
     values: dict[str, Any] = {name: getattr(options, name) for name in _OWN}
     for name in _GROUPS:
         values.update(asdict(getattr(options, name)))
-    values["model"] = options.model and options.model.resolve()
+    if isinstance(options.model, Path):
+        values["model"] = options.model.resolve()
     values["readout"] = options.prediction.readout and options.prediction.readout.resolve()
     del values["dry_run"]
     return as_yaml(values)
@@ -401,7 +405,12 @@ def as_yaml(values: Mapping[str, Any]) -> str:
         if value is None or value == []:
             continue
         if isinstance(value, list | tuple):
-            value = [str(v) if isinstance(v, Path) else v for v in value]
-        plain[name] = str(value) if isinstance(value, Path) else value
+            value = [_path_text(v) if isinstance(v, Path) else v for v in value]
+        plain[name] = _path_text(value) if isinstance(value, Path) else value
     text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     return text
+
+
+def _path_text(path: Path) -> str:
+    """Return a path as text that is not taken for the model that nidl_dcl ships."""
+    return f"./{path}" if str(path) == BUILTIN else str(path)

@@ -17,6 +17,7 @@ from nidl_dcl.data.exposure import recognize, validated
 from nidl_dcl.errors import UsageError
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.formats import to_tsv, utc_now
+from nidl_dcl.models.model_source import ModelSource, folder_of
 from nidl_dcl.models.serialization import read_description
 from nidl_dcl.output.folder import Output
 from nidl_dcl.workflow.factory import refuse_changes
@@ -25,7 +26,9 @@ from nidl_dcl.workflow.options import RunOptions
 _LOGGER = logging.getLogger(__name__)
 
 
-def hold_out(module: BIDSDataModule, share: float | None, model: Path, group: str | None) -> None:
+def hold_out(
+    module: BIDSDataModule, share: float | None, model: ModelSource, group: str | None
+) -> None:
     """Hold out the share of participants that was asked for, else whom the model's training did.
 
     Parameters
@@ -34,7 +37,7 @@ def hold_out(module: BIDSDataModule, share: float | None, model: Path, group: st
         Divided anew.
     share : float or None
         As asked for; None: as the model was trained.
-    model : Path
+    model : Path or "builtin"
         Folder of the model, where it is trained already.
     group : str, optional
         Column whose equal values (a family) are held out together.
@@ -44,7 +47,7 @@ def hold_out(module: BIDSDataModule, share: float | None, model: Path, group: st
     UsageError
         When the model has seen one of them, or was trained on this dataset with another share.
     """
-    if not (model / "model.json").is_file():
+    if not (folder_of(model) / "model.json").is_file():
         module.hold_out(share or 0.0, group)
         return
     description = read_description(model)
@@ -179,7 +182,7 @@ def recorded_share(
     return float(config["holdout"]) if same else None
 
 
-def refuse_seen(images: pd.DataFrame, exposure: Mapping[str, Any], model: Path) -> None:
+def refuse_seen(images: pd.DataFrame, exposure: Mapping[str, Any], model: ModelSource) -> None:
     """Refuse to hold out participants whom a model has seen.
 
     Parameters
@@ -188,7 +191,7 @@ def refuse_seen(images: pd.DataFrame, exposure: Mapping[str, Any], model: Path) 
         Columns ``participant_id``, ``content`` and ``split``.
     exposure : mapping
         Of the model.
-    model : Path
+    model : Path or "builtin"
         Its folder, for the message.
 
     Raises

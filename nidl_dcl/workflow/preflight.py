@@ -17,6 +17,7 @@ from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation.confounds import encode_confounds, read_confounds, read_target_beside
 from nidl_dcl.evaluation.folds import make_design
 from nidl_dcl.evaluation.targets import target_labels
+from nidl_dcl.models.model_source import BUILTIN, ModelSource
 from nidl_dcl.models.serialization import read_description, weights_sha256
 from nidl_dcl.workflow.factory import refuse_changes
 from nidl_dcl.workflow.options import PredictionOptions, TrainingOptions
@@ -45,12 +46,14 @@ def known_shape(training: TrainingOptions, folder: Path) -> TrainingOptions:
     return replace(training, shape=list(contract.get("shape") or []))
 
 
-def refuse_another_model(own: Path, source: Path) -> None:
+def refuse_another_model(own: Path, source: ModelSource) -> None:
     """Refuse weights other than those that the output holds."""
     if (own / "model.json").is_file() and weights_sha256(own) != weights_sha256(source):
+        # Versions of nidl_dcl may ship different ones, and an output keeps its copy.
+        same = f" To go on with the one that is there: --model {own}." if source == BUILTIN else ""
         raise UsageError(
             f"{own} holds another model than {source}. Choose another --model-name or another "
-            "OUTPUT_DIR."
+            f"OUTPUT_DIR.{same}"
         )
 
 

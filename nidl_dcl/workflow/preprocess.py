@@ -26,6 +26,7 @@ from nidl_dcl.errors import UsageError
 from nidl_dcl.io.atomic import keep_bytes
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import keep_tsv, read_json, to_json
+from nidl_dcl.models.model_source import ModelSource, folder_of
 from nidl_dcl.models.serialization import read_description
 from nidl_dcl.output.brains import Scan, read_record, target_of, write_brain
 from nidl_dcl.output.description import add_links, describe_brains
@@ -63,14 +64,14 @@ def missing_packages() -> str:
     return f"it needs {' and '.join(missing)}: pip install 'nidl_dcl[preprocess]'"
 
 
-def choose_mode(data: DataOptions, model: Path) -> Mode:
+def choose_mode(data: DataOptions, model: ModelSource) -> Mode:
     """Return what is done to scans before anything else.
 
     Parameters
     ----------
     data : DataOptions
         ``preprocess`` and which images there are.
-    model : Path
+    model : Path or "builtin"
         Folder of the model that is used, if it is there: "auto" is as its images were.
 
     Raises
@@ -86,7 +87,7 @@ def choose_mode(data: DataOptions, model: Path) -> Mode:
         mode = data.preprocess
     elif not preset.is_native:
         return "none"
-    elif (model / "model.json").is_file():
+    elif (folder_of(model) / "model.json").is_file():
         contract = read_description(model)["input_contract"] or {}
         mode = (contract.get("origin") or {}).get("preprocessing", "none")
     elif preset.suffix != "T1w" or data.bids_filter_file is not None:
@@ -103,6 +104,10 @@ def choose_mode(data: DataOptions, model: Path) -> Mode:
             f"space. It is for {scans}."
         )
     if missing := missing_packages():
+        if data.preprocess == "auto":
+            raise UsageError(
+                f"The model {model} takes scans after --preprocess {mode}, and {missing}."
+            )
         raise UsageError(f"--preprocess {mode}: {missing}.")
     return mode
 

@@ -30,6 +30,7 @@ from nidl_dcl.models.callbacks import (
     step_of,
 )
 from nidl_dcl.models.dcl import DCL
+from nidl_dcl.models.model_card import told_by_owner
 from nidl_dcl.models.serialization import read_description, save_model
 from nidl_dcl.output.description import write_descriptions
 from nidl_dcl.randomness import key_seed
@@ -142,12 +143,16 @@ def pretrain(
         )
         team.broadcast(orders)
         model = _train(team, lambda: module, orders, run, live)
+        provenance: dict[str, Any] = {"config": config, "source": output.bids_dir.name}
+        if training.init is not None:  # whose terms go on to hold
+            first = told_by_owner(read_description(training.init)["provenance"] or {})
+            provenance |= {"credits": first["credits"]} if "credits" in first else {}
         save_model(
             model,
             folder,
             preparation=module.preparation,
             exposure=model.exposure,
-            provenance={"config": config, "source": output.bids_dir.name},
+            provenance=provenance,
         )
         _remove(checkpoints)
         write_descriptions(output.path, run.model_name)

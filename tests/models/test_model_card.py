@@ -75,6 +75,30 @@ def test_a_card_says_what_the_model_is_and_was_trained_on(of_images: Path) -> No
     assert f"nidl_dcl {__version__}" in sections["Citation"]
 
 
+def test_a_card_tells_what_its_owner_wrote_and_lets_none_of_it_be_markup(of_rows: Path) -> None:
+    told = {
+        "name": "mine",
+        "license": "CC-BY-4.0",
+        "credits": ["Of [the](http://x.org) <b>data_set</b>\n## Credits", 3],
+        "good_for": ["`looks`"],
+        "not_for": "no list",
+        "config": {},
+    }
+    text = model_card(describe(of_rows, provenance=told))
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == "cc-by-4.0"
+    assert "# `mine`, an encoder" in text
+    assert 'load_model("mine"' in text
+    assert "- \\`looks\\`\n" in text
+    assert "Not for:" not in text
+    assert r"- Of \[the\](http://x.org) \<b\>data\_set\</b\>" in text
+    assert "\n## Credits" not in text
+    assert "## License\n\nCC-BY-4.0.\n" in text
+    odd = {"name": 3, "license": ["x"], "credits": {"a": 1}, "good_for": [None], "not_for": None}
+    assert model_card(describe(of_rows, provenance=odd)) == model_card(
+        describe(of_rows, provenance={})
+    )
+
+
 def test_a_card_holds_no_id_path_or_hash(of_images: Path, heads_made: Path) -> None:
     text = (of_images / "README.md").read_text()
     exposure = describe(of_images)["exposure"]
