@@ -54,6 +54,7 @@ from nidl_dcl.data.views import volume_views
 from nidl_dcl.errors import NidlDclError, UsageError, exit_status
 from nidl_dcl.evaluation.baselines import Baseline
 from nidl_dcl.evaluation.bootstrap import bootstrap_groups
+from nidl_dcl.evaluation.metrics import METRIC_WORDS
 from nidl_dcl.models.dcl import DCL
 from nidl_dcl.models.encoders import RegionalEncoder
 from nidl_dcl.models.inference import embed_volumes
@@ -495,7 +496,7 @@ class Bench:
         scores = {first: metrics["scores"], **metrics["baselines"]}
         curves = metrics["learning_curve"] or {"n_participants": [], "scores": {}}
         sizes, points = [round(n) for n in curves["n_participants"]], curves["scores"]
-        if first in scores and points:
+        if points:
             points = {**points, first: points["embeddings"]}
         losses = {
             key: _losses(result.repeats["embeddings" if key == first else key][0], images, target, metrics)
@@ -662,7 +663,7 @@ def table_of(
         seconds = arms[name].seconds if name in arms else []
         row = {
             "features": name,
-            one.metric: f"{one.score:.{digits}f}",
+            "score": f"{one.score:.{digits}f}",
             "seeds": " ".join(f"{x:.{digits}f}" for x in one.scores) if len(one.scores) > 1 else "",
         }
         for reference in references:
@@ -699,6 +700,12 @@ def record_of(scored: Mapping[str, Scored], references: Sequence[str]) -> dict[s
         }
         for name, one in scored.items()
     }
+
+
+def title_of(target: str, scored: Mapping[str, Scored]) -> str:
+    """Return what the scores of a table are."""
+    one = next(iter(scored.values()))
+    return f"{target} ({METRIC_WORDS[one.metric]}), {one.n} participants"
 
 
 def _show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -793,8 +800,9 @@ def _draw(
             )
         for style, (name, value) in zip(("--", ":"), limits.items(), strict=True):
             axes.axhline(value, color="0.35", linestyle=style, linewidth=1, label=name)
-        word = "mean absolute error" if metric == "mae" else "balanced accuracy"
-        axes.set(xlabel="minutes of training", ylabel=f"{target}: {word}", xlim=(0, None))
+        axes.set(
+            xlabel="minutes of training", ylabel=f"{target}: {METRIC_WORDS[metric]}", xlim=(0, None)
+        )
         figure.legend(loc="outside upper left", ncols=5)
         for ending, more in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 150})):
             figure.savefig(file.with_suffix(f".{ending}"), **more)
@@ -874,7 +882,7 @@ def main(
                     measured = {name: arm for name, arm in found.items() if arm.features}
                     scored = bench.score(target, measured)
                     table = table_of(scored, found, ("voxels", "untrained"))
-                    _show(f"{target}, {next(iter(scored.values())).n} participants", table)
+                    _show(title_of(target, scored), table)
                     record["targets"][target] = record_of(scored, ("voxels", "untrained"))
                     rows += [{"target": target, **row} for row in table]
                 if "unseen" in arms:
@@ -882,7 +890,7 @@ def main(
                     for target in targets:
                         scored = bench.score_unseen(target, halves)
                         table = table_of(scored, {}, ("voxels", "untrained"))
-                        _show(f"{target}, by a model that never saw the participant", table)
+                        _show(f"{title_of(target, scored)}: by a model that never saw them", table)
                         record["unseen"][target] = record_of(scored, ("voxels", "untrained"))
                 if chosen:
                     _ablate(bench, chosen, targets, record)
@@ -923,7 +931,10 @@ def _ablate(
             alone = {name: arm for name, arm in arms.items() if not arm.brain_volume}
             scored |= {k: v for k, v in bench.score(target, alone).items() if k in alone}
         scored = {name: scored[name] for name in arms}
-        _show(f"{target}: one part of the recipe changed", table_of(scored, arms, ("as it is",)))
+        _show(
+            f"{title_of(target, scored)}: one part of the recipe changed",
+            table_of(scored, arms, ("as it is",)),
+        )
         record["ablation"][target] = record_of(scored, ("as it is",))
     record["recipes"] = {
         name: {**recipe.training, **recipe.views} for name, recipe in recipes.items()
