@@ -1001,7 +1001,9 @@ def _parse(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        main(**_parse())
+        found = main(**_parse())
+        if len(found) == 1:  # there was no dataset
+            measure.print_table(found)
     except NidlDclError as error:
         print(error, file=sys.stderr)
         sys.exit(exit_status(error))

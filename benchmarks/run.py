@@ -39,7 +39,7 @@ Written by `make bench`. Arms are timed in turn in one run; a ratio is the media
 the median with its range; processor time unless said, one thread unless said. A target is that of
 the project; a row without one is for comparison. Peers that are not installed are skipped
 (`make bench-peers` makes an environment with them). Quality is measured where `NIDL_DCL_IXI` names
-a dataset with age and sex, which takes an hour or more.
+a dataset with age and sex; it trains many networks and takes long.
 """
 
 
