@@ -50,15 +50,14 @@ class NibabelImages(Dataset[Any]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         import SimpleITK as sitk
-        from nidl.volume.transforms.preprocessing.intensity import RobustRescaling
-        from nidl.volume.transforms.preprocessing.spatial import CropOrPad, Resample
 
+        peer = measure.nidl_transforms("preprocessing")
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
         image = nib.load(self.paths[index])
         volume = image.get_fdata(dtype=np.float32)[None]
         if self.spacing != SPACING:
-            volume = CropOrPad(self.shape)(Resample(self.spacing)(volume, image.affine))
-        return torch.from_numpy(np.ascontiguousarray(RobustRescaling()(volume)))
+            volume = peer.CropOrPad(self.shape)(peer.Resample(self.spacing)(volume, image.affine))
+        return torch.from_numpy(np.ascontiguousarray(peer.RobustRescaling()(volume)))
 
 
 def main(rounds: int = 5) -> list[dict[str, Any]]:

@@ -5,7 +5,9 @@ Says nothing when run. A benchmark has a `main` that returns rows for `print_tab
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib
 import os
 import platform
 import statistics
@@ -132,6 +134,15 @@ def skipped(name: str, peer: str) -> dict[str, Any]:
     """Return a row that says that a peer is not installed."""
     empty = dict.fromkeys(("ours", "peer", "ratio", "target", "met"), "")
     return {"name": name, **empty, "note": f"{peer} is not installed"}
+
+
+@functools.cache  # not to be looked for at each image
+def nidl_transforms(part: str) -> Any:
+    """Return nidl's transforms of volumes: its module ``augmentation`` or ``preprocessing``."""
+    try:
+        return importlib.import_module(f"nidl.transforms.volume.{part}")
+    except ImportError:  # nidl 0.0.2, where nidl.transforms is no package
+        return importlib.import_module(f"nidl.volume.transforms.{part}")
 
 
 def machine(*packages: str) -> str:

@@ -28,6 +28,7 @@ NAMES = (
     "scale",
     "growth",
     "starting",
+    "quality",
 )
 PACKAGES = ("torch", "monai", "lightning", "nibabel", "pybids", "isal", "numpy", "nidl", "lightly")
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -37,7 +38,8 @@ HEAD = """\
 Written by `make bench`. Arms are timed in turn in one run; a ratio is the median over rounds, a time
 the median with its range; processor time unless said, one thread unless said. A target is that of
 the project; a row without one is for comparison. Peers that are not installed are skipped
-(`make bench-peers` makes an environment with them).
+(`make bench-peers` makes an environment with them). Quality is measured where `NIDL_DCL_IXI` names
+a dataset with age and sex; it trains many networks and takes long.
 """
 
 

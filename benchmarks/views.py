@@ -190,11 +190,7 @@ def stock(shape: tuple[int, ...]) -> Compose:
 def nidl(shape: tuple[int, ...]) -> Callable[[Any], Any]:
     import SimpleITK as sitk
 
-    try:
-        from nidl.transforms.volume import augmentation as peer
-    except ImportError:  # nidl 0.0.2
-        from nidl.volume.transforms import augmentation as peer
-
+    peer = measure.nidl_transforms("augmentation")
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     steps = [
         peer.RandomResizedCrop(shape, scale=SCALE, ratio=RATIO),

@@ -108,7 +108,7 @@ def cross_validate(
 
 def cross_validate_all(
     design: CVDesign, sources: Mapping[str, Sequence[Source]], counter: ProgressCounter
-) -> tuple[Array, list[float], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, Array], list[float], dict[str, dict[str, Any]]]:
     """Cross-validate the embeddings and everything they are compared with.
 
     Parameters
@@ -121,21 +121,24 @@ def cross_validate_all(
 
     Returns
     -------
-    predictions : ndarray, shape (n_repeats, n_used) or (n_repeats, n_used, n_classes)
-        Of the embeddings.
+    predictions : dict
+        Name to array, shape (n_sources, n_repeats, n_used) or (n_sources, n_repeats, n_used,
+        n_classes).
     strengths : list of float
-        What tuning chose for them in each fold.
+        What tuning chose for the embeddings in each fold.
     scores : dict
-        Name to scores with intervals; ``dummy`` follows the embeddings.
+        Name to scores with intervals; ``dummy``, which is in no other dict, follows the embeddings.
     """
     (source,) = sources["embeddings"]
-    predicted, folds, strengths = cross_validate(design, source, counter)
+    first, folds, strengths = cross_validate(design, source, counter)
+    predicted = {"embeddings": first[None]}
     found = {"embeddings": folds, "dummy": dummy_scores(design)}
     for name in [name for name in sources if name != "embeddings"]:
-        runs = [cross_validate(design, each, counter)[1] for each in sources[name]]
+        runs = [cross_validate(design, each, counter) for each in sources[name]]
+        predicted[name] = np.stack([run[0] for run in runs])
         found[name] = [
             {metric: float(np.mean([fold[metric] for fold in same])) for metric in same[0]}
-            for same in zip(*runs, strict=True)
+            for same in zip(*(run[1] for run in runs), strict=True)
         ]
     scores = {name: summarize(folds, design.ratio) for name, folds in found.items()}
     return predicted, strengths, scores

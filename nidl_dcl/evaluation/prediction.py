@@ -85,6 +85,11 @@ class PhenotypeResult:
         harmonization, which is learned for the sites of these rows alone.
     fitted_on : ndarray of int
         The rows it was fitted on.
+    repeats : dict
+        What `predictions` is the mean of, and the same of each baseline but ``dummy``, so that two can
+        be compared participant by participant: name to array, shape (n_sources, n_repeats,
+        n_images) of numbers or (n_sources, n_repeats, n_images, n_classes) of probabilities, NaN
+        where an image is not used.
     """
 
     metrics: dict[str, Any]
@@ -92,6 +97,7 @@ class PhenotypeResult:
     columns: dict[str, dict[str, Any]]
     readout: FittedReadout | None
     fitted_on: NDArray[np.intp]
+    repeats: dict[str, NDArray[np.float64]]
 
     def summary(self) -> dict[str, Any]:
         """Return one row of a table of targets.
@@ -284,7 +290,8 @@ def predict_phenotype(
         steps += n_sources * len(count_sites(design, located))
     counter = ProgressCounter(progress, steps)
 
-    predicted, strengths, scores = cross_validate_all(design, sources, counter)
+    every, strengths, scores = cross_validate_all(design, sources, counter)
+    predicted = every["embeddings"][0]
     own = scores.pop("embeddings")
     headline = compare(target, MAIN_METRIC[design.task], own, scores, design.ratio)
     last, holdout = score_held_out(phenotype, design, people, sources, seed)
@@ -360,7 +367,17 @@ def predict_phenotype(
             confounds=removed,
         )
     columns = describe_predictions(predictions, design, target)
-    return PhenotypeResult(metrics, predictions, columns, readout, design.rows)
+    repeats = {name: _by_image(found, design.rows, len(matrix)) for name, found in every.items()}
+    return PhenotypeResult(metrics, predictions, columns, readout, design.rows, repeats)
+
+
+def _by_image(
+    predicted: NDArray[np.float64], rows: NDArray[np.intp], n: int
+) -> NDArray[np.float64]:
+    """Return predictions of some rows as those of `n` images, NaN for the others."""
+    whole = np.full((*predicted.shape[:2], n, *predicted.shape[3:]), np.nan)
+    whole[:, :, rows] = predicted
+    return whole
 
 
 def _read_sources(

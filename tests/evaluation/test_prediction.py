@@ -74,6 +74,30 @@ def test_planted_classes_are_found(classification):
     assert classification.metrics["permutation"]["chance"] == pytest.approx(0.5, abs=0.05)
 
 
+def test_repeats_are_what_tables_and_scores_are_made_of(regression, classification):
+    found, table = regression.repeats, regression.predictions
+
+    assert {name: v.shape for name, v in found.items()} == {
+        "embeddings": (1, 5, 60),
+        "untrained": (3, 5, 60),
+        "voxels": (1, 5, 60),
+    }
+    assert found["embeddings"][0].mean(axis=0) == pytest.approx(table["prediction"])
+    errors = np.abs(found["untrained"] - table["target"].to_numpy()).mean()
+    assert errors == pytest.approx(regression.metrics["baselines"]["untrained"]["mae"]["mean"])
+    chances = classification.predictions[["probability_F", "probability_M"]]
+    assert classification.repeats["embeddings"][0].mean(axis=0) == pytest.approx(chances.to_numpy())
+
+
+def test_repeats_have_no_number_where_an_image_is_not_used():
+    x, age, _, people = _cohort()
+    age[7] = np.nan
+
+    found = predict_phenotype(x, age, people, **FEW, learning_curve=False).repeats["embeddings"]
+
+    assert np.flatnonzero(np.isnan(found[0, 0])).tolist() == [7]
+
+
 @pytest.mark.parametrize("which", [1, 2], ids=["number", "class"])
 def test_shuffled_labels_give_chance(which):
     data = _cohort(n=80)
