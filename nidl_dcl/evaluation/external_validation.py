@@ -196,7 +196,7 @@ def validate_externally(
     n, matrix = len(images), read_matrix(features, "features")
     people = read_people(groups, ids, n)
     refuse_non_finite(matrix, "features", people.table)
-    read_extra_features(extra_features, people.table, stored.target)
+    read_extra_features(extra_features, people.table, stored.target, matrix.shape[1])
     read = read_known_target(
         images[stored.target], name=stored.target, task=stored.task, labels=stored.linear.labels
     )

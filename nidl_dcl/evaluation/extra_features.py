@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation.features import Features, read_matrix, refuse_non_finite
 
-EXTRA_WEIGHT = 50
-"""How many columns of features the extra ones weigh as much as, taken together.
+_LEAST_WEIGHT, _SHARE = 50, 0.1
 
-The penalty would shrink a single column among hundreds of embeddings to nearly nothing.
-"""
+
+def extra_weight(n_features: int) -> int:
+    """Return how many columns of features the extra ones weigh as much as: a tenth, at least 50.
+
+    The penalty would shrink a single column among thousands of embeddings to nearly nothing.
+    """
+    return max(_LEAST_WEIGHT, round(_SHARE * n_features))
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +34,13 @@ class ExtraFeatures:
     ----------
     names : tuple of str
     matrix : ndarray, shape (n_images, n_columns)
+    weight : int
+        How many columns of features they weigh as much as, taken together.
     """
 
     names: tuple[str, ...]
     matrix: NDArray[np.float64]
+    weight: int = _LEAST_WEIGHT
 
     @property
     def name(self) -> str:
@@ -43,11 +50,11 @@ class ExtraFeatures:
     @property
     def scale(self) -> float:
         """What its standardized columns are multiplied by."""
-        return float(np.sqrt(EXTRA_WEIGHT / len(self.names)))
+        return float(np.sqrt(self.weight / len(self.names)))
 
     def rows(self, rows: NDArray[np.intp]) -> ExtraFeatures:
         """Return some of the rows."""
-        return ExtraFeatures(self.names, self.matrix[rows])
+        return ExtraFeatures(self.names, self.matrix[rows], self.weight)
 
     def as_source(self) -> Features:
         """Return the columns, standardized by training rows and weighted."""
@@ -59,15 +66,15 @@ class ExtraFeatures:
         return {
             "name": self.name,
             "columns": len(self.names),
-            "weight": EXTRA_WEIGHT,
+            "weight": self.weight,
             "sentence": f"The embeddings and every image baseline have extra features ({words}) beside "
-            f"their own, standardized inside the folds and with the weight of {EXTRA_WEIGHT} columns; "
+            f"their own, standardized inside the folds and with the weight of {self.weight} columns; "
             f"the baseline {self.name!r} has these alone.",
         }
 
 
 def read_extra_features(
-    table: pd.DataFrame | None, ids: pd.DataFrame, target: str
+    table: pd.DataFrame | None, ids: pd.DataFrame, target: str, n_features: int
 ) -> ExtraFeatures | None:
     """Return columns of numbers, checked; None without a table.
 
@@ -78,6 +85,8 @@ def read_extra_features(
         What names a row in messages.
     target : str
         A column of this name is refused.
+    n_features : int
+        Columns of the features that they stand beside.
 
     Raises
     ------
@@ -100,4 +109,6 @@ def read_extra_features(
             f"The extra features {', '.join(names)} must have names of their own, and none that of "
             f"the target {target!r}."
         )
-    return ExtraFeatures(names, refuse_non_finite(matrix, "extra features", ids))
+    return ExtraFeatures(
+        names, refuse_non_finite(matrix, "extra features", ids), extra_weight(n_features)
+    )

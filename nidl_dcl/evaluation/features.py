@@ -202,20 +202,20 @@ class FeaturesBeside:
     Attributes
     ----------
     source, block : Source
-    wide : bool
-        Whether the source gives principal component scores of wide data, whose scale is any: it is
-        changed such that a component has variance 1 on average, as a standardized column has.
+    columns : int, optional
+        How many standardized columns a source of wide data, whose scale is any, is made to weigh as
+        much as.
     """
 
     source: Source
     block: Source
-    wide: bool = False
+    columns: int | None = None
 
     def coordinates(self, train: Rows, test: Rows) -> tuple[Array, Array]:
         """Return both in the principal axes of the training rows."""
         known, new = self.source.coordinates(train, test)
-        if self.wide and known.size:
-            spread = np.sqrt((known**2).mean())
+        if self.columns is not None and known.any():
+            spread = np.sqrt((known**2).sum() / (len(known) * self.columns))
             known, new = known / spread, new / spread
         beside, beside_new = self.block.coordinates(train, test)
         return principal_axes(np.hstack([known, beside]), np.hstack([new, beside_new]))

@@ -29,7 +29,7 @@ from nidl_dcl.evaluation.cross_validation import (
     permutation_steps,
     permutation_test,
 )
-from nidl_dcl.evaluation.extra_features import EXTRA_WEIGHT, ExtraFeatures, read_extra_features
+from nidl_dcl.evaluation.extra_features import ExtraFeatures, read_extra_features
 from nidl_dcl.evaluation.features import (
     MAX_COMPONENTS,
     Column,
@@ -183,8 +183,8 @@ def predict_phenotype(
         Numbers to predict from beside the features, and beside those of every baseline (voxels: beside
         their components), such as the logarithm of the brain's volume in ml where the images were
         aligned and no longer have it. Standardized by the training rows of each fold; together they
-        weigh as much as 50 columns of features (`nidl_dcl.evaluation.extra_features.EXTRA_WEIGHT`),
-        whatever their units. Adds a baseline of their name: they alone.
+        weigh as much as a tenth of the columns of features, and as 50 at least, whatever their units.
+        Adds a baseline of their name: they alone.
     site : array-like, shape (n_images,), optional
         Scanner or site; adds how well it is decoded from the features, before and after
         harmonization, and how well the target is predicted within sites and at new sites. The name
@@ -261,7 +261,7 @@ def predict_phenotype(
     people = read_people(groups, ids, len(matrix), held_out)
     refuse_non_finite(matrix, "features", people.table)
     people.refuse_seen()
-    extra = read_extra_features(extra_features, people.table, target)
+    extra = read_extra_features(extra_features, people.table, target, matrix.shape[1])
     known = read_confounds(confounds, people.group, people.held_out, target)
     column = read_column(y, len(matrix), "y")
     phenotype = read_target_beside(
@@ -409,7 +409,8 @@ def _read_sources(
     def complete(source: Features | Components) -> Source:
         if block is None:
             return adjust(source)
-        return FeaturesBeside(adjust(source), block, wide=isinstance(source, Components))
+        columns = matrix.shape[1] if isinstance(source, Components) else None
+        return FeaturesBeside(adjust(source), block, columns)
 
     sources: dict[str, list[Source]] = {"embeddings": [complete(Features(matrix[rows]))]}
     for name, given in baselines.items():
@@ -434,7 +435,7 @@ def _describe_model(
     steps += [
         "Ridge" if design.task == "regression" else "LogisticRegression(class_weight='balanced')"
     ]
-    beside = f" and {extra.name} (weight of {EXTRA_WEIGHT} columns)" if extra else ""
+    beside = f" and {extra.name} (weight of {extra.weight} columns)" if extra else ""
     return (
         f"{', '.join(steps)} on {n_features} features{beside}; wide baselines: principal components "
         f"(at most {MAX_COMPONENTS}) learned in the folds, then the same readout"

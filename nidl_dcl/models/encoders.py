@@ -53,15 +53,16 @@ class StridedCNN(nn.Module):
 class RegionalEncoder(nn.Module):
     """Small convolutional encoder of a grid of regions, which keeps where things are.
 
-    Convolutions of 3 x 3 x 3 voxels, the first, third, … with stride 2, each followed by batch
-    normalization and ReLU, then the average of each map in each cell of the grid. With `DCL`, each
-    region is told apart from the same region of other participants.
+    Convolutions of 3 x 3 x 3 voxels, the first two with stride 2, each followed by batch
+    normalization and ReLU. A region's embedding is the average of each map of the last convolution
+    in its cell, then the averages of each map of the first convolution in the cell's eight parts.
+    With `DCL`, each region is told apart from the same region of other participants.
 
     Parameters
     ----------
     in_channels : int, default=1
         Channels of the volumes.
-    widths : sequence of int, default=(16, 32, 32, 64)
+    widths : sequence of int, default=(16, 32, 64)
         Maps of each convolution.
     grid : sequence of three int, default=(4, 4, 4)
         Cells along each axis, over the whole field of view. Where there are fewer voxels than cells,
@@ -70,16 +71,22 @@ class RegionalEncoder(nn.Module):
     Attributes
     ----------
     n_features : int
-        Length of the embedding of one region, the last of `widths`.
+        Length of the embedding of one region, ``widths[-1] + 8 * widths[0]``.
     n_regions : int
         Number of cells. That of cell (i, j, k) is ``(i * grid[1] + j) * grid[2] + k``, counted from
         left, back and bottom in volumes that nidl_dcl prepares.
+    coverage : Tensor, shape (2 * grid[0], 2 * grid[1], 2 * grid[2])
+        Share of each part of a cell that is not background (exactly 0), a running mean over the
+        batches of a training, as those of batch normalization. Embeddings are 0 in parts of which
+        less than a tenth is covered: they hardly vary, and standardized they would be loud noise.
     """
+
+    coverage: Tensor
 
     def __init__(
         self,
         in_channels: int = 1,
-        widths: Sequence[int] = (16, 32, 32, 64),
+        widths: Sequence[int] = (16, 32, 64),
         grid: Sequence[int] = (4, 4, 4),
     ) -> None:
         super().__init__()
@@ -87,14 +94,43 @@ class RegionalEncoder(nn.Module):
             raise ValueError(f"grid must be three numbers of cells of 1 or more, got {grid!r}.")
         self.arguments = {"in_channels": in_channels, "widths": [*widths], "grid": [*grid]}
         pairs = enumerate(pairwise([in_channels, *widths]))
-        self.convolutions = nn.Sequential(*(_convolution(*pair, 2 - i % 2) for i, pair in pairs))
-        self.pool = _GridMean(grid)
-        self.n_features, self.n_regions = widths[-1], math.prod(grid)
+        self.convolutions = nn.Sequential(
+            *(_convolution(*pair, 2 if i < 2 else 1) for i, pair in pairs)
+        )
+        parts = [2 * cells for cells in grid]
+        self.pool, self.pool_parts = _GridMean(grid), _GridMean(parts)
+        self.n_features, self.n_regions = widths[-1] + 8 * widths[0], math.prod(grid)
+        self.register_buffer("coverage", torch.ones(parts))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return embeddings of shape (n, n_regions, n_features)."""
-        maps: Tensor = self.pool(self.convolutions(x))
-        return maps.flatten(2).transpose(1, 2)
+        if self.training:
+            self._watch(x)
+        first = self.convolutions[0](x)
+        maps, parts = self.pool(self.convolutions[1:](first)), self.pool_parts(first)
+        if not self.training:
+            covered = self.coverage > _COVERED
+            parts = parts * covered
+            maps = maps * _by_cell(covered[None, None]).any(1).reshape(maps.shape[2:])
+        return torch.cat([maps.flatten(2).transpose(1, 2), _by_cell(parts)], dim=2)
+
+    @torch.no_grad()
+    def _watch(self, x: Tensor) -> None:
+        """Bring the coverage up to date."""
+        background = (x == 0).all(1, keepdim=True)
+        covered = self.pool_parts((~background).to(self.coverage.dtype)).mean((0, 1))
+        self.coverage.lerp_(covered, 0.1)
+
+
+_COVERED = 0.1
+"""Share of a part of a cell from which on its averages are used."""
+
+
+def _by_cell(parts: Tensor) -> Tensor:
+    """Return (n, maps, 2a, 2b, 2c) as (n, a * b * c, maps * 8)."""
+    n, c, d, h, w = parts.shape
+    cells = parts.reshape(n, c, d // 2, 2, h // 2, 2, w // 2, 2)
+    return cells.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, (d * h * w) // 8, c * 8)
 
 
 class _MonaiEncoder(nn.Module):

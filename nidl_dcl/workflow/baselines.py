@@ -108,6 +108,8 @@ def embed_untrained(
 def untrained_encoder(known: DCL, seed: int, number: int = 0) -> DCL:
     """Return a model like another before training, one of several by its number.
 
+    It leaves out the same regions: which are covered by the images is no matter of weights.
+
     Parameters
     ----------
     known : DCL
@@ -118,6 +120,9 @@ def untrained_encoder(known: DCL, seed: int, number: int = 0) -> DCL:
     own = {"random_state": key_seed(seed, "untrained", number), "devices": 1}
     fresh = DCL(**{**known.get_params(), **own})
     fresh.fitted = True
+    buffers = dict(known.encoder.named_buffers())
+    kept = {name: buffers[name] for name in buffers if name.rpartition(".")[2] == "coverage"}
+    fresh.encoder.load_state_dict(kept, strict=False)
     return fresh
 
 

@@ -26,7 +26,7 @@ from nidl_dcl.models.model_source import ModelSource, folder_of
 from nidl_dcl.models.serialization import read_description
 from nidl_dcl.output.folder import check_paths
 from nidl_dcl.volumes.preparation import Preparation, common_shape
-from nidl_dcl.workflow.factory import check_training, data_module, image_table, new_model
+from nidl_dcl.workflow.factory import check_training, data_module, image_table, in_epochs, new_model
 from nidl_dcl.workflow.inputs import input_lines
 from nidl_dcl.workflow.launcher import run_options
 from nidl_dcl.workflow.options import DataOptions, PredictionOptions, RunOptions, TrainingOptions
@@ -266,13 +266,14 @@ def _cost_lines(module: BIDSDataModule, training: TrainingOptions, run: RunOptio
         return [f"{people} participant to train on: at least 2 are needed"]
     cost = measure_cost(module, training, run)
     epoch = cost.steps * cost.step_seconds
+    epochs = in_epochs(training, people).max_epochs or 0
     return [
         (
             f"{people} participants to train on, {cost.steps} step{'s' * (cost.steps > 1)} per epoch, "
-            f"{training.max_epochs} epochs"
+            f"{epochs} epoch{'s' * (epochs > 1)}"
         ),
         (
-            f"about {_duration(epoch)} per epoch, {_duration(epoch * training.max_epochs)} in all "
+            f"about {_duration(epoch)} per epoch, {_duration(epoch * epochs)} in all "
             f"({cost.step_seconds:.2f} s a step on {cost.device}, measured)"
         ),
         (

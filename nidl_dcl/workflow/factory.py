@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.image_table import ImageTable
 from nidl_dcl.data.preprocessed import DERIVATIVE, PreprocessedImages, preset_of
+from nidl_dcl.data.samplers import EpochBatches
 from nidl_dcl.errors import UsageError
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import read_json
@@ -24,7 +27,10 @@ from nidl_dcl.models.serialization import (
 from nidl_dcl.volumes.preparation import Preparation
 from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
 
-_MODEL_RESULT = ("encoder", "views", "max_epochs", "batch_size", "temperature", "learning_rate")
+_MODEL_RESULT = (
+    *("encoder", "views", "max_steps", "max_epochs"),
+    *("batch_size", "temperature", "learning_rate"),
+)
 
 
 def image_table(
@@ -162,6 +168,14 @@ def check_training(training: TrainingOptions) -> None:
         )
 
 
+def in_epochs(training: TrainingOptions, participants: int) -> TrainingOptions:
+    """Return the options with the length in epochs, each a pass over so many participants."""
+    if training.max_epochs is not None:
+        return training
+    batches = len(EpochBatches(participants, training.batch_size, seed=None))
+    return replace(training, max_epochs=math.ceil(training.max_steps / batches))
+
+
 def new_model(training: TrainingOptions, seed: int) -> DCL:
     """Return an untrained estimator.
 
@@ -179,11 +193,11 @@ def new_model(training: TrainingOptions, seed: int) -> DCL:
     return DCL(
         kind,
         proj_input_dim=n_features,
-        proj_hidden_dim=n_features,
+        proj_hidden_dim=max(256, n_features),
         temperature=training.temperature,
         chunk_size=training.chunk_size,
         learning_rate=training.learning_rate,
-        lr_scheduler_kwargs={"warmup_epochs": training.max_epochs / 10},
+        lr_scheduler_kwargs={"warmup_epochs": (training.max_epochs or 1) / 10},
         random_state=seed,
     )
 

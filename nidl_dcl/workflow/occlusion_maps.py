@@ -189,7 +189,8 @@ def occlude(
     for task in missing:
         rows = task.design.rows
         used = untrained[rows].astype(np.float64)
-        extra = read_extra_features(study.cohort.extra_features, study.cohort.ids, task.target)
+        columns, ids = study.cohort.extra_features, study.cohort.ids
+        extra = read_extra_features(columns, ids, task.target, used.shape[1])
         beside = extra.rows(rows) if extra else None
         other = fit_readout(task.design, used, extra=beside, confounds=task.confounds)
         linear = task.stored.linear

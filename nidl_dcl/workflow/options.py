@@ -98,25 +98,28 @@ class TrainingOptions:
     init: ModelSource | None = None
     """Start from the weights of this model folder; builtin: of the model that nidl_dcl ships."""
 
-    encoder: str = "cnn"
-    """cnn, regional, resnet18, resnet50, densenet121, or package.module:Class of your own."""
+    encoder: str = "regional"
+    """regional, cnn, resnet18, resnet50, densenet121, or package.module:Class of your own."""
 
-    spacing: list[float] = field(default_factory=lambda: [4.0])
+    spacing: list[float] = field(default_factory=lambda: [3.0])
     """Voxel size in mm, one or three numbers."""
 
     shape: list[int] = field(default_factory=list)
     """Voxels along three axes; default: field of view / spacing."""
 
-    views: Literal["light", "default", "strong"] = "default"
+    views: Literal["light", "default", "strong"] = "light"
     """Strength of the augmentations that make the two views."""
 
     views_on_device: bool = False
     """Draw the views where the encoder is, such as on a GPU, and not in the loading workers."""
 
-    max_epochs: int = 60
-    """Passes over the participants."""
+    max_steps: int = 300
+    """Batches to train on, of few or many participants; the last pass over the participants is completed."""
 
-    batch_size: int = 32
+    max_epochs: int | None = None
+    """Passes over the participants, in place of a number of steps."""
+
+    batch_size: int = 16
     """Participants of a batch, all processes together."""
 
     chunk_size: int | None = None
@@ -125,7 +128,7 @@ class TrainingOptions:
     temperature: float = 0.1
     """Temperature of the loss."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Highest learning rate, reached after a tenth of the steps."""
 
     accelerator: str = "auto"
@@ -145,10 +148,11 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        for name, least in (("max_epochs", 1), ("batch_size", 2), ("num_nodes", 1)):
+        for name, least in (("max_steps", 1), ("batch_size", 2), ("num_nodes", 1)):
             _require(name, getattr(self, name), least)
-        if self.chunk_size is not None:
-            _require("chunk_size", self.chunk_size, 1)
+        for name in ("max_epochs", "chunk_size"):
+            if getattr(self, name) is not None:
+                _require(name, getattr(self, name), 1)
         for name in ("temperature", "learning_rate"):
             _require(name, getattr(self, name), 0, open_start=True)
         for name, lengths, said in (

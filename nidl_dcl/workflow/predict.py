@@ -22,7 +22,7 @@ from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.exposure import recognize, records_images
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation.cohort import cohort_columns
-from nidl_dcl.evaluation.extra_features import EXTRA_WEIGHT
+from nidl_dcl.evaluation.extra_features import extra_weight
 from nidl_dcl.evaluation.prediction import PhenotypeResult, predict_phenotype
 from nidl_dcl.evaluation.readout_file import ReadoutFile, readout_exists, readout_path
 from nidl_dcl.evaluation.site_effects import AuditedSites, site_audit
@@ -246,7 +246,8 @@ def _fingerprint(cohort: _Cohort, columns: Sequence[str]) -> str:
         digest.update(b"harmonize")
     digest.update(np.ascontiguousarray(embedded.features).tobytes())
     if embedded.extra_features is not None:
-        digest.update(f"{EXTRA_WEIGHT}{to_tsv(embedded.extra_features)}".encode())
+        weight = extra_weight(embedded.features.shape[1])
+        digest.update(f"{weight}{to_tsv(embedded.extra_features)}".encode())
     people = checksum(
         *(embedded.images[name] for name in ("person_id", "group_id")),
         cohort.held_out,

@@ -40,6 +40,7 @@ from nidl_dcl.workflow.factory import (
     check_training,
     data_module,
     image_table,
+    in_epochs,
     new_model,
     take_weights,
     training_config,
@@ -111,6 +112,7 @@ def pretrain(
                 f"{output.bids_dir}: contrastive training needs at least 2 participants, "
                 f"{people} is left for it."
             )
+        training = in_epochs(training, people)
         study.prepare(module)
         draw_volumes(study.figures, module)
         write_views(study.figures, module)

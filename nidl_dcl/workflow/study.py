@@ -206,7 +206,7 @@ def demo(
     run: RunOptions,
     *,
     n_participants: int,
-    max_epochs: int,
+    max_epochs: int | None,
     occlusion: bool = False,
     command: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], Study]:
@@ -218,8 +218,10 @@ def demo(
         Gets the dataset in ``bids/`` and the study in ``study/``.
     run : RunOptions
         Options.
-    n_participants, max_epochs : int
-        Size and length.
+    n_participants : int
+        Size of the dataset.
+    max_epochs : int, optional
+        Length of the training; default: as of `TrainingOptions`.
     occlusion : bool, default=False
         Also map where the readouts look.
     command : sequence of str

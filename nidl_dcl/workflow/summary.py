@@ -7,8 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from nidl_dcl.evaluation.extra_features import EXTRA_WEIGHT
-
 
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows of `predict` as a table to print, and one of external validity below it."""
@@ -51,7 +49,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
         tables.append(
             "Alignment takes the size of the brain out of the images. So the logarithm of its volume is "
             "predicted\nfrom, too, beside the embeddings, the untrained encoder's features and the "
-            f"voxels, with the weight of\n{EXTRA_WEIGHT} columns; 'brain volume' is that alone."
+            "voxels, with the weight of\na tenth of the columns; 'brain volume' is that alone."
         )
     return "\n\n".join(tables)
 

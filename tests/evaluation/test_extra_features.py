@@ -20,7 +20,7 @@ from nidl_dcl.data.image_table import ImageTable
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation.baselines import Baseline
 from nidl_dcl.evaluation.confounds import EncodedConfounds
-from nidl_dcl.evaluation.extra_features import EXTRA_WEIGHT, ExtraFeatures
+from nidl_dcl.evaluation.extra_features import ExtraFeatures, extra_weight
 from nidl_dcl.evaluation.features import Components, Features, FeaturesBeside
 from nidl_dcl.evaluation.harmonization import can_harmonize
 from nidl_dcl.evaluation.readout import fit_readout
@@ -50,22 +50,22 @@ def test_the_block_weighs_as_much_as_fifty_standardized_columns(columns: int) ->
     found = products(FeaturesBeside(Features(x), block))
 
     z, s = standardized(x), standardized(size)
-    assert (s[TRAIN] ** 2).sum() * EXTRA_WEIGHT / columns == pytest.approx(50 * 30)
+    assert (s[TRAIN] ** 2).sum() * 50 / columns == pytest.approx(50 * 30)
     np.testing.assert_allclose(found, z @ z[TRAIN].T + 50 / columns * s @ s[TRAIN].T)
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-3])
-def test_beside_voxels_it_weighs_fifty_components_whatever_the_unit_of_the_voxels(
+def test_beside_voxels_it_has_the_share_that_it_has_beside_the_embeddings_whatever_their_unit(
     unit: float,
 ) -> None:
     rng = np.random.default_rng(0)
     wide, size = rng.normal(size=(40, 500)), rng.normal(1400, 100, size=(40, 1))
     voxels = Components(unit**2 * wide @ wide.T)
 
-    found = products(FeaturesBeside(voxels, ExtraFeatures(("a",), size).as_source(), wide=True))
+    found = products(FeaturesBeside(voxels, ExtraFeatures(("a",), size).as_source(), columns=600))
 
     left = wide - wide[TRAIN].mean(axis=0)
-    variance = (left[TRAIN] ** 2).sum() / 30 / 29  # mean over the 29 components of 30 rows
+    variance = (left[TRAIN] ** 2).sum() / 30 / 600
     s = standardized(size)
     np.testing.assert_allclose(found, left @ left[TRAIN].T / variance + 50 * s @ s[TRAIN].T)
 
@@ -78,12 +78,17 @@ def test_test_rows_change_nothing_that_is_learned(wide: bool) -> None:
     def known(x: np.ndarray, size: np.ndarray) -> np.ndarray:
         source = Components(x @ x.T) if wide else Features(x)
         block = ExtraFeatures(("a",), size).as_source()
-        return FeaturesBeside(source, block, wide=wide).coordinates(TRAIN, TEST)[0]
+        return FeaturesBeside(source, block, 60 if wide else None).coordinates(TRAIN, TEST)[0]
 
     before = known(x, size)
     x[TEST] *= 100
     size[TEST] *= 100
     np.testing.assert_array_equal(known(x, size), before)
+
+
+@pytest.mark.parametrize(("n_features", "weight"), [(3, 50), (512, 51), (12288, 1229)])
+def test_it_weighs_a_tenth_of_the_columns_and_fifty_at_least(n_features: int, weight: int) -> None:
+    assert extra_weight(n_features) == weight
 
 
 def cohort(d: int = 300) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
@@ -122,7 +127,7 @@ def test_embeddings_and_every_baseline_are_given_it_and_it_is_a_baseline_alone()
     assert without.metrics["features"] == [{"name": "embeddings", "columns": 300}]
     text = summary_table([row])
     assert "brain volume" in text.splitlines()[0]
-    assert "with the weight of\n50 columns" in text
+    assert "with the weight of\na tenth of the columns" in text
     assert "brain volume" not in summary_table([before])
 
 
@@ -220,7 +225,7 @@ def test_the_readout_is_scikit_learns_with_a_weighted_column(kind: str) -> None:
         np.hstack([scaler.transform(a), of_size.transform(b) * 50**0.5])
         for a, b in ((x, size), (new, new_size[["size"]].to_numpy()))
     ]
-    total = x.shape[1] - 1 + EXTRA_WEIGHT  # one column is constant
+    total = x.shape[1] - 1 + 50  # one column is constant
     model = sklearn_model(kind, fitted.strength, len(x), total)[-1].fit(rows[0], y)
     expected = model.predict(rows[1]) if kind == "numbers" else model.predict_proba(rows[1])
     np.testing.assert_allclose(fitted.predict(new, extra=new_size), expected, atol=1e-6)
@@ -329,7 +334,7 @@ def test_brain_volumes_of_aligned_images_are_predicted_from(
     words = ("predict", heads_made, out, "--target", "age", "--occlusion")
     done = run(*words)
     assert done.status == 0, done.err
-    assert "with the weight of\n50 columns" in done.out
+    assert "with the weight of\na tenth of the columns" in done.out
 
     metrics = json.loads((out / "desc-dclAge_metrics.json").read_text())
     assert set(metrics["baselines"]) == {"dummy", "untrained", "voxels", "log_brain_volume"}

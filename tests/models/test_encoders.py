@@ -64,7 +64,39 @@ def test_means_in_a_grid_equal_torchs_adaptive_pooling(size: tuple[int, ...]) ->
 @pytest.mark.parametrize("size", [(8, 8, 8), (9, 8, 13), (40, 48, 40)])
 def test_the_regional_encoder_takes_any_size_from_8_voxels(size: tuple[int, ...]) -> None:
     encoder = RegionalEncoder(2, widths=(4, 6, 5), grid=(2, 3, 4))
-    assert encoder(torch.randn(2, 2, *size)).shape == (2, 24, 5)
+    assert encoder(torch.randn(2, 2, *size)).shape == (2, 24, 5 + 8 * 4)
+    assert encoder.n_features == 37
+
+
+def test_a_region_has_the_means_of_the_last_maps_and_of_the_first_ones_in_its_eight_parts() -> None:
+    encoder = RegionalEncoder(widths=(2, 3, 4), grid=(2, 2, 2)).eval()
+    x = torch.randn(3, 1, 32, 32, 32)
+    with torch.no_grad():
+        found = encoder(x).reshape(3, 2, 2, 2, -1)
+        first = encoder.convolutions[0](x)
+        last = encoder.convolutions(x)
+    cell = last[:, :, 4:, :4, 4:].mean((2, 3, 4))
+    part = first[:, :, 12:, :4, 8:12].mean((2, 3, 4))  # the last part along the first axis
+    torch.testing.assert_close(found[:, 1, 0, 1, :4], cell)
+    torch.testing.assert_close(found[:, 1, 0, 1, 4:].reshape(3, 2, 2, 2, 2)[:, :, 1, 0, 0], part)
+
+
+def test_regions_that_the_images_of_the_training_hardly_cover_are_0() -> None:
+    encoder = RegionalEncoder(widths=(2, 3, 4), grid=(2, 2, 2))
+    x = torch.rand(4, 1, 32, 32, 32) + 1
+    x[..., 16:, :, :] = 0
+    x[..., 16:18, :8, :8] = 1  # a quarter of one part
+    whole = torch.rand(4, 1, 32, 32, 32)
+    for _ in range(40):
+        assert encoder(x).count_nonzero() > 0
+    found = encoder.eval()(whole).reshape(4, 2, 2, 2, -1)
+    assert found[:, 0].abs().sum((0, 3)).all()
+    assert not found[:, 1, 0, 1].any()
+    assert not found[:, 1, 1].any()
+    parts = found[:, 1, 0, 0, 4:].reshape(4, 2, 8)
+    assert parts[:, :, 0].any()
+    assert not parts[:, :, 1:].any()
+    assert found[:, 1, 0, 0, :4].any()
 
 
 def test_a_region_sees_its_place_alone() -> None:
