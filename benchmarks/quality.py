@@ -108,6 +108,9 @@ TRAINED = {"global": Recipe(training={"encoder": "cnn"}), "regional": Recipe()}
 ARMS = ("voxels", "untrained", *TRAINED, "nidl", "unseen")
 
 
+LAST = RegionalEncoder().convolutions[-1][0].out_channels
+
+
 class Grid2(RegionalEncoder):
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__(in_channels, grid=(2, 2, 2))
@@ -134,9 +137,12 @@ def ablation(base: TrainingOptions) -> dict[str, Recipe]:
         "temperature doubled": Recipe(training={"temperature": base.temperature * 2}),
         "learning rate halved": Recipe(training={"learning_rate": base.learning_rate / 2}),
         "learning rate doubled": Recipe(training={"learning_rate": base.learning_rate * 2}),
-        "half as long": Recipe(training={"max_epochs": max(1, base.max_epochs // 2)}),
-        "twice as long": Recipe(training={"max_epochs": base.max_epochs * 2}),
-        "spacing 3 mm": Recipe(training={"spacing": [3.0]}),
+        "half as long": Recipe(training={"max_steps": max(1, base.max_steps // 2)}),
+        "twice as long": Recipe(training={"max_steps": base.max_steps * 2}),
+        "batches twice as large": Recipe(training={"batch_size": base.batch_size * 2}),
+        "spacing 4 mm": Recipe(training={"spacing": [4.0]}),
+        "embedding: last maps alone": Recipe(take=lambda regions: regions[..., :LAST]),
+        "embedding: first maps alone": Recipe(take=lambda regions: regions[..., LAST:]),
         "embedding: mean over regions": Recipe(take=lambda regions: regions.mean(axis=1)),
         "without brain volume": Recipe(brain_volume=False),
     }
