@@ -378,7 +378,7 @@ def demo(
     *,
     n_participants: Annotated[int, Parameter(help="Size of the dataset.")] = 120,
     max_epochs: Annotated[
-        int | None, Parameter(help="Length of the training; default: 300 steps.")
+        int | None, Parameter(help="Passes over the participants, in place of 300 steps.")
     ] = None,
     occlusion: Annotated[bool, Parameter(help="Also map where the readouts look.")] = False,
     run: _Run = RunOptions(),  # noqa: B008

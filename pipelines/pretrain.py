@@ -11,21 +11,21 @@ from __future__ import annotations
 import sys
 
 from nidl_dcl import DCL, BIDSDataModule
-from nidl_dcl.models.encoders import StridedCNN
+from nidl_dcl.models.encoders import RegionalEncoder
 
 
 def main(bids_dir: str, model_folder: str, max_epochs: int = 60) -> None:
     # Images are found by their BIDS names, checked, brain-masked where all have a mask, and
-    # brought to 4 mm. An epoch holds one image of each participant, as two views.
-    data = BIDSDataModule(bids_dir, spacing=4.0, views="default", batch_size=32, random_state=0)
+    # brought to 3 mm. An epoch holds one image of each participant, as two views.
+    data = BIDSDataModule(bids_dir, spacing=3.0, views="light", batch_size=16, random_state=0)
     print(f"{len(data.images)} images of {data.images['participant_id'].nunique()} participants")
 
     # The class, not an instance: its first weights are drawn under random_state, too.
     model = DCL(
-        StridedCNN,
-        proj_input_dim=512,
-        proj_hidden_dim=512,
-        learning_rate=1e-3,
+        RegionalEncoder,
+        proj_input_dim=RegionalEncoder().n_features,
+        proj_hidden_dim=256,
+        learning_rate=2e-3,
         lr_scheduler_kwargs={"warmup_epochs": max_epochs / 10},
         max_epochs=max_epochs,
         random_state=0,

@@ -111,7 +111,7 @@ class RegionalEncoder(nn.Module):
         if not self.training:
             covered = self.coverage > _COVERED
             parts = parts * covered
-            maps = maps * _by_cell(covered[None, None]).any(1).reshape(maps.shape[2:])
+            maps = maps * _by_cell(covered[None, None]).any(2).reshape(maps.shape[2:])
         return torch.cat([maps.flatten(2).transpose(1, 2), _by_cell(parts)], dim=2)
 
     @torch.no_grad()

@@ -341,7 +341,20 @@ def _limits(context: Mapping[str, Any]) -> list[str]:
         limits.append(
             "Images were not masked to the brain, so scores may come from skull, face or neck."
         )
+    elif _recipe_is_foreign(context["setting"]("origin")):
+        limits.append(
+            "Images were not aligned to a template, or are no T1-weighted scans. The default training "
+            "was chosen on aligned T1-weighted brains; masked but not aligned, its embeddings predicted "
+            "no better than voxels (docs: Representation)."
+        )
     return limits
+
+
+def _recipe_is_foreign(origin: Any) -> bool:
+    """Return whether a model's images are other ones than the default training was chosen on."""
+    known = as_dict(origin)
+    aligned = known.get("preprocessing") == "align" or known.get("space", "native") != "native"
+    return bool(known) and not (aligned and known.get("contrast") == "T1w")
 
 
 def _settings(results: Results, options: Mapping[str, Any]) -> Callable[[str], Any]:
