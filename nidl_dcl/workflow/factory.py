@@ -185,13 +185,16 @@ def new_model(training: TrainingOptions, seed: int) -> DCL:
         For an encoder that cannot be found or does not say how long its embedding is.
     """
     kind = _encoder_class(training.encoder)
-    n_features = getattr(kind(), "n_features", None)
+    example = kind()
+    n_features = getattr(example, "n_features", None)
     if not isinstance(n_features, int):
         raise UsageError(
             f"The encoder {training.encoder} must say the length of its embedding as n_features."
         )
     return DCL(
         kind,
+        # Kept with the model, since defaults may change.
+        getattr(example, "arguments", None),
         proj_input_dim=n_features,
         proj_hidden_dim=max(256, n_features),
         temperature=training.temperature,

@@ -241,7 +241,7 @@ def test_the_saved_configuration_runs_the_study_again(
         (["--max-epochs", "3"], "max_epochs"),
         (["--random-seed", "5"], "random_seed"),
         (["--spacing", "10"], "preparation"),
-        (["--views", "light"], "views"),
+        (["--views", "strong"], "views"),
         (["--mask", "none"], "preparation"),
     ],
 )
