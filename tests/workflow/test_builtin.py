@@ -35,12 +35,12 @@ SHORT = ("--max-epochs", "1", "--batch-size", "8")
 
 
 def write_brains(folder: Path, n: int = 12, first: int = 0) -> Path:
-    """Write a dataset of small masked brains of 4 mm, as `nidl-dcl preprocess` leaves them."""
+    """Write a dataset of small masked brains of 3.5 mm, as `nidl-dcl preprocess` leaves them."""
     derivative = folder / "derivatives" / "preproc"
     text = {"Name": "Brains", "BIDSVersion": "1.10.0"}
     rows = ["participant_id\tage"]
     grid = np.stack(np.indices((40, 48, 40))) - np.array([20, 24, 20])[:, None, None, None]
-    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine = np.diag([3.5, 3.5, 3.5, 1.0])
     affine[:3, 3] = (-80, -96, -80)
     for i in range(first, first + n):
         rng, name = np.random.default_rng(i), f"sub-{i:02d}"
