@@ -371,9 +371,18 @@ def fewer_samples_than_processes(run):
 
 def probed(run):
     x = rows(13)
-    probe = Probe(Ridge(), x, x[:, 0].numpy(), scoring="r2", every=1, cv=3)
+    probe = Probe(
+        Ridge(),
+        x,
+        x[:, 0].numpy(),
+        scoring="r2",
+        every=1,
+        cv=3,
+        untrained=True,
+        baselines={"rows": x.numpy()},
+    )
     model = run.make(callbacks=[probe]).fit(x)
-    return {"scores": probe.scores, "state": model.state_dict()}
+    return {"scores": probe.scores, "baselines": probe.baseline_scores, "state": model.state_dict()}
 
 
 def bare_steps(run):

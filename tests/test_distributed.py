@@ -275,6 +275,7 @@ def test_a_probe_scores_the_rows_of_all_processes_in_order(group, tmp_path):
     want = one("probed", processes, tmp_path)
     for got in found("probed"):
         assert got["scores"] == [(e, pytest.approx(s, abs=1e-4)) for e, s in want["scores"]]
+        assert got["baselines"] == pytest.approx(want["baselines"], abs=1e-4)
         assert_same(got["state"], want["state"])
 
 

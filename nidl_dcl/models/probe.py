@@ -5,6 +5,7 @@ The encoder and the random state are left unchanged: training with a probe ends 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -23,7 +24,9 @@ class Probe(L.Callback):
     """Callback that cross-validates a scikit-learn estimator on frozen embeddings, every few epochs.
 
     The mean score over the folds is logged as ``probe/<name>``, where loggers, ``ModelCheckpoint``
-    and ``EarlyStopping`` find it.
+    and ``EarlyStopping`` find it. Beside it stands what the training has to beat, if asked for: the
+    network before training, as ``probe/<name>_untrained``, and each baseline, as
+    ``probe/<name>_<baseline>``, on the same folds.
 
     Parameters
     ----------
@@ -43,16 +46,22 @@ class Probe(L.Callback):
         As in scikit-learn; by default the estimator's own score.
     cv : int, default=5
         Number of folds.
+    untrained : bool, default=False
+        Measure the network before the first epoch too. A fit that resumes keeps that measurement.
+    baselines : mapping of str to array of shape (n, features), optional
+        Other features of the same samples, such as ``{"voxels": voxels}``, scored once.
 
     Attributes
     ----------
     scores : list of (int, float)
         Epoch, from 1, and mean score.
+    baseline_scores : dict of str to float
+        Mean score of each baseline, and of the network before training as ``"untrained"``.
 
     Raises
     ------
     ValueError
-        In training, when `y` or `groups` has another length than `X`.
+        In training, when `y`, `groups` or a baseline has another length than `X`.
 
     Examples
     --------
@@ -81,6 +90,8 @@ class Probe(L.Callback):
         every: int = 5,
         scoring: Any = None,
         cv: int = 5,
+        untrained: bool = False,
+        baselines: Mapping[str, Any] | None = None,
     ) -> None:
         self.estimator = estimator
         self.X = X
@@ -90,21 +101,52 @@ class Probe(L.Callback):
         self.every = every
         self.scoring = scoring
         self.cv = cv
+        self.untrained = untrained
+        self.baselines = baselines
         self.scores: list[tuple[int, float]] = []
+        self.baseline_scores: dict[str, float] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in a checkpoint: several probes have one each."""
+        return self._generate_state_key(name=self.name)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the scores of the baselines: what a resumed fit cannot measure again."""
+        return dict(self.baseline_scores)
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Take the scores of the baselines from a checkpoint."""
+        self.baseline_scores = dict(state_dict)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Measure the baselines and, unless the fit resumes, the network as it is."""
+        if self.untrained and trainer.global_step == 0:
+            self.baseline_scores["untrained"] = self._measure(
+                embed_between_steps(pl_module, self.X), "X"
+            )
+        for name, features in (self.baselines or {}).items():
+            self.baseline_scores[name] = self._measure(np.asarray(features), f"baseline {name!r}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Measure after every `every` epochs, and after the last one."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every and epoch != trainer.max_epochs:
             return
-        features = embed_between_steps(pl_module, self.X)
+        score = self._measure(embed_between_steps(pl_module, self.X), "X")
+        self.scores.append((epoch, score))
+        found = {f"{self.name}_{name}": value for name, value in self.baseline_scores.items()}
+        for name, value in {**found, self.name: score}.items():
+            pl_module.log(f"probe/{name}", value, batch_size=1, sync_dist=True)
+
+    def _measure(self, features: np.ndarray, source: str) -> float:
         for what, values in (("y", self.y), ("groups", self.groups)):
             if values is not None and len(values) != (n := len(features)):
-                raise ValueError(f"The probe has {n} samples in X and {len(values)} in {what}.")
+                raise ValueError(
+                    f"The probe has {n} samples in {source} and {len(values)} in {what}."
+                )
         # One process scores, so that all log the same number.
-        score = first_value(self._score(features) if world()[0] == 0 else None)
-        self.scores.append((epoch, score))
-        pl_module.log(f"probe/{self.name}", score, batch_size=1, sync_dist=True)
+        return first_value(self._score(features) if world()[0] == 0 else None)
 
     def _score(self, features: np.ndarray) -> float:
         folds = KFold(self.cv, shuffle=True, random_state=0)

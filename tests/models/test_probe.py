@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold, KFold, cross_val_score
 from torch import nn
@@ -96,6 +98,49 @@ def test_checkpoints_and_early_stopping_can_follow_it(rows: torch.Tensor, tmp_pa
     patient = EarlyStopping(monitor="probe/age", mode="max", patience=50)
     make(probe, best, patient, default_root_dir=str(tmp_path)).fit(rows)
     assert float(best.best_model_score) == pytest.approx(max(s for _, s in probe.scores))
+
+
+def test_the_untrained_network_and_baselines_stand_beside_it(
+    rows: torch.Tensor, tmp_path: Path
+) -> None:
+    y = rows[:, 0].numpy()
+    options = {"name": "age", "scoring": "r2", "every": 2, "untrained": True}
+    probe = Probe(Ridge(), rows, y, baselines={"voxels": rows}, **options)
+    model = make(probe, logger=CSVLogger(tmp_path)).fit(rows)
+    folds = KFold(5, shuffle=True, random_state=0)
+    voxels = cross_val_score(Ridge(), rows.numpy(), y, cv=folds, scoring="r2").mean()
+    still = make(learning_rate=0.0, max_epochs=1).fit(rows).eval()
+    still.encoder[1].reset_running_stats()
+    before = cross_val_score(Ridge(), still.transform(rows).numpy(), y, cv=folds, scoring="r2")
+    assert probe.baseline_scores == {
+        "untrained": pytest.approx(before.mean(), abs=1e-5),
+        "voxels": pytest.approx(voxels),
+    }
+    assert [epoch for epoch, _ in probe.scores] == [2, 4]
+    table = pd.read_csv(next(tmp_path.rglob("metrics.csv")))
+    for name, value in probe.baseline_scores.items():
+        assert table[f"probe/age_{name}"].dropna().tolist() == [pytest.approx(value, abs=1e-5)] * 2
+    torch.testing.assert_close(model.state_dict(), make().fit(rows).state_dict(), rtol=0, atol=0)
+
+
+def test_a_resumed_fit_keeps_the_score_of_the_untrained_network(
+    rows: torch.Tensor, tmp_path: Path
+) -> None:
+    def probe(name: str) -> Probe:
+        return Probe(Ridge(), rows, rows[:, 0].numpy(), name=name, untrained=True, scoring=name)
+
+    first = [probe("r2"), probe("neg_mean_absolute_error")]
+    make(*first, ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)).fit(rows)
+    resumed = [probe("r2"), probe("neg_mean_absolute_error")]
+    make(*resumed).fit(rows, ckpt_path=str(tmp_path / "epoch=1.ckpt"))
+    assert [p.baseline_scores for p in resumed] == [p.baseline_scores for p in first]
+    assert first[0].baseline_scores != first[1].baseline_scores
+
+
+def test_a_baseline_of_another_length_is_an_error_that_names_it(rows: torch.Tensor) -> None:
+    probe = Probe(Ridge(), rows, rows[:, 0].numpy(), baselines={"voxels": rows[:7]})
+    with pytest.raises(ValueError, match=r"7 samples in baseline 'voxels' and 24 in y"):
+        make(probe).fit(rows)
 
 
 @pytest.mark.parametrize("what", ["y", "groups"])
