@@ -488,6 +488,7 @@ class Bench:
             images[target],
             images["group_id"],
             target=target,
+            scaling="shared",
             baselines={key: sources[keys[key]] for key in others},
             extra_features=beside,
             ids=images[["participant_id", "session_id", "run", "person_id"]],

@@ -24,9 +24,12 @@ def main(table: str, bids_dir: str, target: str) -> None:
         dtype={"participant_id": str},
     )
     images = embeddings.merge(people[["participant_id", target]], on="participant_id", how="left")
-    features = images.filter(regex=r"^dcl\d+$")
+    features = images.filter(regex=r"^dcl(\d|_region)")
     result = predict_phenotype(
-        features, images[target], images["participant_id"], target=target, random_state=0
+        *(features, images[target], images["participant_id"]),
+        target=target,
+        scaling="shared",
+        random_state=0,
     )
     for name, value in result.summary().items():
         print(f"{name}: {value}")

@@ -58,7 +58,7 @@ Comparison: TypeAlias = Baseline | Matrix | Sequence[Matrix]
 
 
 def read_baseline(
-    name: str, given: Comparison, rows: NDArray[np.intp], people: People
+    name: str, given: Comparison, rows: NDArray[np.intp], people: People, scaling: str = "each"
 ) -> list[Features | Components]:
     """Return the sources of a baseline, one per matrix.
 
@@ -72,6 +72,8 @@ def read_baseline(
         Those in use.
     people : People
         Of all rows. One that is held out is never subtracted from all.
+    scaling : {"each", "shared"}
+        As for `nidl_dcl.predict_phenotype`.
 
     Raises
     ------
@@ -96,5 +98,5 @@ def read_baseline(
             sources.append(Components(baseline.gram[np.ix_(rows, rows)]))
         else:
             matrix = refuse_non_finite(read_matrix(baseline.matrix, what), what, people.table)
-            sources.append(Features(matrix[rows]))
+            sources.append(Features(matrix[rows], scaling=scaling))
     return sources

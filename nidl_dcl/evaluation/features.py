@@ -118,6 +118,27 @@ class Source(Protocol):
         ...
 
 
+def fit_scaler(matrix: Array, scaling: str) -> StandardScaler:
+    """Return scikit-learn's StandardScaler of some rows.
+
+    Parameters
+    ----------
+    matrix : ndarray, shape (n_rows, n_features)
+    scaling : {"each", "shared"}
+        ``"each"`` divides each column by its own standard deviation. ``"shared"`` divides by the
+        square root of its variance plus the mean variance of all columns, times a number that leaves
+        the columns a variance of 1 on average. So columns that hardly vary, of which an embedding has
+        many, are not blown up; for columns of one kind and unit alone.
+    """
+    scaler = StandardScaler().fit(matrix)
+    varies = np.isclose(scaler.scale_**2, scaler.var_) & (scaler.var_ > 0)
+    if scaling == "shared" and varies.any():
+        variance = scaler.var_[varies]
+        shared = variance + variance.mean()
+        scaler.scale_[varies] = np.sqrt(shared * np.mean(variance / shared))
+    return scaler
+
+
 @dataclass(frozen=True)
 class Features:
     """A feature matrix, standardized by the training rows of each fold.
@@ -127,10 +148,13 @@ class Features:
     matrix : ndarray, shape (n_images, n_features)
     scale : float
         What the standardized columns are multiplied by.
+    scaling : {"each", "shared"}
+        As for `fit_scaler`.
     """
 
     matrix: Array
     scale: float = 1.0
+    scaling: str = "each"
 
     def coordinates(self, train: Rows, test: Rows) -> tuple[Array, Array]:
         """Return the standardized rows in the principal axes of the training rows.
@@ -142,7 +166,7 @@ class Features:
 
     def standardized(self, train: Rows, test: Rows) -> tuple[Array, Array]:
         """Return training and test rows, standardized by the training rows."""
-        scaler = StandardScaler().fit(self.matrix[train])
+        scaler = fit_scaler(self.matrix[train], self.scaling)
         known, new = (scaler.transform(self.matrix[rows]) for rows in (train, test))
         return known * self.scale, new * self.scale
 

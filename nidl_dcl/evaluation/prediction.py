@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -139,6 +139,7 @@ def predict_phenotype(
     *,
     target: str = "target",
     task: str = "auto",
+    scaling: Literal["each", "shared"] = "each",
     baselines: Mapping[str, Comparison] | None = None,
     extra_features: pd.DataFrame | None = None,
     site: Column | AuditedSites | None = None,
@@ -156,7 +157,7 @@ def predict_phenotype(
     """Predict a phenotype by a linear readout, cross-validated by participant.
 
     Regression is StandardScaler and Ridge, classification StandardScaler and class-balanced
-    LogisticRegression; scaling and the choice of the penalty happen inside the folds, on the same
+    LogisticRegression; scaling (see `scaling`) and the choice of the penalty happen inside the folds, on the same
     division of participants (`nidl_dcl.evaluation.linear_models.nested_cv_predict`). Rows are matched
     by position.
 
@@ -175,6 +176,11 @@ def predict_phenotype(
         Name of the phenotype.
     task : {"auto", "classification", "regression"}
         For the rules of ``"auto"`` see `nidl_dcl.evaluation.targets.read_target`.
+    scaling : {"each", "shared"}, default="each"
+        How features, and those of baselines, are standardized: each by its own standard deviation; or
+        by the square root of its variance plus the mean variance of all. The latter, which the command
+        takes, is for columns of one kind and unit, such as embeddings: those that hardly vary are not
+        blown up. See `nidl_dcl.evaluation.features.fit_scaler`.
     baselines : dict, optional
         Name to matrix, to several matrices (scores are averaged over them: three untrained seeds),
         or to a `nidl_dcl.evaluation.baselines.Baseline` (voxels). ``dummy`` is always there: the
@@ -256,6 +262,8 @@ def predict_phenotype(
     """
     check_counts(n_splits, n_repeats, n_permutations)
     check_shares(learning_curve)
+    if scaling not in ("each", "shared"):
+        raise UsageError(f"scaling is one of each, shared; got {scaling!r}.")
     seed = fresh_seed(random_state)
     matrix = read_matrix(features, "features")
     people = read_people(groups, ids, len(matrix), held_out)
@@ -279,7 +287,9 @@ def predict_phenotype(
         if labels is None:
             raise UsageError("Harmonization needs a site for the images, and there is none.")
         harmonized = labels[rows]
-    sources = _read_sources(matrix, baselines or {}, rows, people, extra, removed, harmonized)
+    sources = _read_sources(
+        *(matrix, baselines or {}, rows, people, extra, removed, harmonized, scaling)
+    )
     shares = learning_shares(design, learning_curve)
     located = None if labels is None else labels[design.rows]
     n_sources = sum(map(len, sources.values()))
@@ -317,7 +327,7 @@ def predict_phenotype(
             {"name": "embeddings", "columns": matrix.shape[1]},
             *([extra.describe()] if extra else []),
         ],
-        "model": _describe_model(design, matrix.shape[1], extra, removed, harmonize),
+        "model": _describe_model(design, matrix.shape[1], scaling, extra, removed, harmonize),
         "cv": {
             "scheme": "repeated k-fold by group, stratified by "
             + ("class" if design.task == "classification" else "rank of the target"),
@@ -365,6 +375,7 @@ def predict_phenotype(
             source=sources["embeddings"][0],
             extra=extra.rows(design.rows) if extra else None,
             confounds=removed,
+            scaling=scaling,
         )
     columns = describe_predictions(predictions, design, target)
     repeats = {name: _by_image(found, design.rows, len(matrix)) for name, found in every.items()}
@@ -388,6 +399,7 @@ def _read_sources(
     extra: ExtraFeatures | None,
     removed: EncodedConfounds | None,
     harmonized: Labels | None,
+    scaling: str,
 ) -> dict[str, list[Source]]:
     """Return the rows in use of the embeddings and of each baseline, all adjusted alike."""
     taken = ["embeddings", "dummy", *(["confounds"] if removed else [])]
@@ -412,9 +424,12 @@ def _read_sources(
         columns = matrix.shape[1] if isinstance(source, Components) else None
         return FeaturesBeside(adjust(source), block, columns)
 
-    sources: dict[str, list[Source]] = {"embeddings": [complete(Features(matrix[rows]))]}
+    sources: dict[str, list[Source]] = {
+        "embeddings": [complete(Features(matrix[rows], scaling=scaling))]
+    }
     for name, given in baselines.items():
-        sources[name] = [complete(source) for source in read_baseline(name, given, rows, people)]
+        read = read_baseline(name, given, rows, people, scaling)
+        sources[name] = [complete(source) for source in read]
     if extra is not None and block is not None:
         sources[extra.name] = [block]
     if removed is not None:
@@ -425,11 +440,12 @@ def _read_sources(
 def _describe_model(
     design: CVDesign,
     n_features: int,
+    scaling: str,
     extra: ExtraFeatures | None,
     removed: EncodedConfounds | None,
     harmonize: bool,
 ) -> str:
-    steps = ["StandardScaler"]
+    steps = ["StandardScaler" + " (variance plus the mean variance)" * (scaling == "shared")]
     steps += ["ComBat by site"] * harmonize
     steps += [f"linear effect of {', '.join(removed.columns)} removed"] if removed else []
     steps += [

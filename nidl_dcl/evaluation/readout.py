@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as RidgeRegression
-from sklearn.preprocessing import StandardScaler
 
 from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation.confounds import EncodedConfounds
 from nidl_dcl.evaluation.cross_validation import make_estimator
 from nidl_dcl.evaluation.extra_features import ExtraFeatures
-from nidl_dcl.evaluation.features import Features, FeaturesBeside, Source
+from nidl_dcl.evaluation.features import Features, FeaturesBeside, Source, fit_scaler
 from nidl_dcl.evaluation.folds import CVDesign
 from nidl_dcl.evaluation.linear_models import tuned_strength
 
@@ -162,6 +161,7 @@ def fit_readout(
     source: Source | None = None,
     extra: ExtraFeatures | None = None,
     confounds: EncodedConfounds | None = None,
+    scaling: str = "each",
 ) -> FittedReadout:
     """Fit the readout on every used row, its strength chosen over the folds of the design.
 
@@ -178,6 +178,8 @@ def fit_readout(
     confounds : EncodedConfounds, optional
         Their first rows are the used ones; their linear effect on the standardized features is taken
         away.
+    scaling : {"each", "shared"}
+        As for `nidl_dcl.predict_phenotype`.
 
     Returns
     -------
@@ -185,16 +187,18 @@ def fit_readout(
         That of scikit-learn's Pipeline(StandardScaler, Ridge or class-balanced LogisticRegression).
     """
     targets, train = design.value[design.unit], np.arange(len(matrix))
-    weight = np.ones(matrix.shape[1])
+    scaler = fit_scaler(matrix, scaling)
+    mean, scale = scaler.mean_, scaler.scale_
     if extra is None:
-        source = source or Features(matrix)
+        source = source or Features(matrix, scaling=scaling)
     else:
-        source = source or FeaturesBeside(Features(matrix), extra.as_source())
+        source = source or FeaturesBeside(Features(matrix, scaling=scaling), extra.as_source())
         matrix = np.hstack([matrix, extra.matrix])
-        weight = np.append(weight, np.full(len(extra.names), extra.scale))
+        beside = fit_scaler(extra.matrix, "each")
+        mean = np.append(mean, beside.mean_)
+        scale = np.append(scale, beside.scale_ / extra.scale)
     strength = tuned_strength(source, targets, train, design.row_folds, make_estimator(design))
-    scaler = StandardScaler().fit(matrix)
-    rows, scale, removed = scaler.transform(matrix) * weight, scaler.scale_ / weight, None
+    rows, removed = (matrix - mean) / scale, None
     if confounds is not None:
         values = confounds.matrix[train]
         means, spread = values.mean(axis=0), values.std(axis=0)
@@ -214,7 +218,7 @@ def fit_readout(
     fitted = model.fit(rows, targets)
     return FittedReadout(
         labels=tuple(design.labels),
-        mean=np.asarray(scaler.mean_, dtype=np.float64),
+        mean=np.asarray(mean, dtype=np.float64),
         scale=np.asarray(scale, dtype=np.float64),
         coefficients=np.atleast_2d(fitted.coef_),
         intercept=np.atleast_1d(fitted.intercept_),

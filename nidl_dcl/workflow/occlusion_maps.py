@@ -192,7 +192,9 @@ def occlude(
         columns, ids = study.cohort.extra_features, study.cohort.ids
         extra = read_extra_features(columns, ids, task.target, used.shape[1])
         beside = extra.rows(rows) if extra else None
-        other = fit_readout(task.design, used, extra=beside, confounds=task.confounds)
+        other = fit_readout(
+            task.design, used, extra=beside, confounds=task.confounds, scaling="shared"
+        )
         linear = task.stored.linear
         own = [
             embed(model, study.volume(row), few, folder=kept, name=study.name(row))

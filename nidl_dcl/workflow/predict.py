@@ -242,6 +242,7 @@ def _fingerprint(cohort: _Cohort, columns: Sequence[str]) -> str:
     names = dict.fromkeys(["participant_id", "session_id", "source", *columns])
     table = embedded.images[list(names)]
     digest = hashlib.blake2b(to_tsv(table).encode(), digest_size=16)
+    digest.update(b"shared scaling")
     if cohort.prediction.harmonize:
         digest.update(b"harmonize")
     digest.update(np.ascontiguousarray(embedded.features).tobytes())
@@ -328,6 +329,7 @@ def _cross_validate(
         images[target.name],
         images["group_id"],
         target=target.name,
+        scaling="shared",
         baselines=baselines,
         extra_features=embedded.extra_features,
         site=None if audit is None else AuditedSites(images[target.site], audit),
