@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from sklearn.decomposition import PCA
 
-from nidl_dcl.evaluation.features import Components, Features, gram_matrix
+from nidl_dcl.evaluation.features import Components, Features, fit_scaler, gram_matrix
 
 RNG = np.random.default_rng(0)
 
@@ -30,3 +31,28 @@ def test_test_rows_do_not_change_what_is_learnt():
         np.testing.assert_array_equal(
             make(x).coordinates(train, test)[0], make(changed).coordinates(train, test)[0]
         )
+
+
+def test_a_shared_scale_adds_the_mean_variance_and_keeps_the_variance_on_average():
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, [1e-6, 0.1, 1, 5], size=(50, 4))
+    x = np.insert(x, 2, 7.0, axis=1)  # constant
+
+    scaler = fit_scaler(x, "shared")
+
+    variance = x.var(axis=0)
+    shared = variance + variance[[0, 1, 3, 4]].mean()
+    z = scaler.transform(x)
+    assert z[:, [0, 1, 3, 4]].var(axis=0).mean() == pytest.approx(1)
+    np.testing.assert_allclose(
+        z.var(axis=0) / z[:, 4].var(), variance / shared / (variance / shared)[4], atol=1e-12
+    )
+    assert not z[:, 2].any()
+    far, farther = (fit_scaler(x, how).transform(x + 1)[:, 0] for how in ("shared", "each"))
+    assert np.abs(far).max() < 1
+    assert np.abs(farther).min() > 1e5
+
+
+@pytest.mark.parametrize("x", [np.full((5, 3), 2.0), np.zeros((4, 1))])
+def test_a_shared_scale_of_constant_columns_is_one(x):
+    np.testing.assert_array_equal(fit_scaler(x, "shared").scale_, 1)

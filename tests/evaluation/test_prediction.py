@@ -164,6 +164,31 @@ def test_scores_of_several_matrices_are_averaged_fold_by_fold():
     np.testing.assert_allclose(both.metrics["baselines"]["u"]["mae"]["folds"], mean)
 
 
+def test_features_that_hardly_vary_are_not_blown_up_by_a_shared_scale():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 40))
+    y = x[:, :5].sum(axis=1) + rng.normal(size=60) * 0.1
+    quiet = np.zeros((60, 40))
+    quiet[:, 0] = 1e-6 * rng.normal(size=60)
+    quiet[7, 0] = 0.1  # unlike all others
+    noisy = np.hstack([x, quiet])
+    who = [f"sub-{i}" for i in range(60)]
+
+    def error(x, scaling):
+        result = predict_phenotype(
+            *(x, y, who), scaling=scaling, baselines={"same": x}, n_permutations=0, n_repeats=1
+        )
+        same = result.metrics["baselines"]["same"]["mae"]["mean"]
+        assert result.metrics["scores"]["mae"]["mean"] == pytest.approx(same)
+        assert ("plus the mean variance" in result.metrics["model"]) == (scaling == "shared")
+        return same
+
+    assert error(noisy, "each") > 10 * error(x, "each")
+    assert error(noisy, "shared") < 1.1 * error(x, "shared")
+    with pytest.raises(UsageError, match="each, shared"):
+        predict_phenotype(x, y, who, scaling="both")
+
+
 def test_embeddings_that_lose_are_said_to_lose():
     x, age, _, people = _cohort()
     noise = np.random.default_rng(1).normal(size=(60, 10))

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation.confounds import EncodedConfounds
+from nidl_dcl.evaluation.features import fit_scaler
 from nidl_dcl.evaluation.linear_models import Logistic, Ridge
 from nidl_dcl.evaluation.readout import ConfoundModel, FittedReadout, fit_readout
 
@@ -37,6 +38,19 @@ def test_the_final_readout_is_scikit_learns_pipeline(kind: str) -> None:
     expected = pipe.predict(new) if kind == "numbers" else pipe.predict_proba(new)
     np.testing.assert_allclose(fitted.predict(new), expected, atol=1e-6)
     assert fitted.labels == (() if kind == "numbers" else tuple(pipe.classes_))
+
+
+def test_with_a_shared_scale_it_is_the_model_of_features_scaled_so() -> None:
+    x, y, design = designed("numbers")
+    x = x * np.linspace(0.01, 3, x.shape[1])
+
+    fitted = fit_readout(design, x, scaling="shared")
+
+    scaler = fit_scaler(x, "shared")
+    rows = scaler.transform(x)
+    model = SklearnRidge(alpha=fitted.strength * (rows**2).sum()).fit(rows, y)
+    np.testing.assert_allclose(fitted.predict(x), model.predict(rows))
+    np.testing.assert_array_equal(fitted.scale, scaler.scale_)
 
 
 @pytest.mark.parametrize("kind", ["numbers", "two"])
