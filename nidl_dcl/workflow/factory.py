@@ -193,8 +193,8 @@ def new_model(training: TrainingOptions, seed: int) -> DCL:
         )
     return DCL(
         kind,
-        # Kept with the model, since defaults may change.
-        getattr(example, "arguments", None),
+        # Kept with the model, since defaults of the package's own encoders may change.
+        getattr(example, "arguments", None) if kind in ENCODERS.values() else None,
         proj_input_dim=n_features,
         proj_hidden_dim=max(256, n_features),
         temperature=training.temperature,
