@@ -19,7 +19,7 @@ def main(bids_dir: str, model_folder: str, table: str) -> None:
     model = load_model(model_folder)
     data = BIDSDataModule(bids_dir, preparation=model.preparation)
     features = model.transform(data)  # one row per row of data.images
-    columns = [f"dcl{i:03d}" for i in range(features.shape[1])]
+    columns = model.get_feature_names_out()
     ids = data.images[["participant_id", "session_id", "run"]]
     whole = pd.concat([ids, pd.DataFrame(features, columns=columns, index=ids.index)], axis=1)
     whole.to_csv(Path(table), sep="\t", index=False, na_rep="n/a")
