@@ -144,6 +144,21 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         path.chmod(path.stat().st_mode | 0o200)
 
 
+def python(site: Path, home: Path, *words: str | Path) -> str:
+    """Run Python with the installed wheel alone, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=home,
+        env={"PATH": os.defpath, "HOME": str(home), "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_the_installed_wheel_has_the_model_and_gives_copies_that_can_be_written(
     site: Path, tmp_path: Path
@@ -160,16 +175,7 @@ def test_the_installed_wheel_has_the_model_and_gives_copies_that_can_be_written(
         "_copy_model('builtin', Path('own'))",
         "assert load_model('own').fitted",
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines), site],
-        cwd=tmp_path,
-        env={"PATH": os.defpath, "HOME": str(tmp_path), "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    python(site, tmp_path, "-c", "\n".join(lines), site)
     copied = list((tmp_path / "own").iterdir())
     assert {p.name for p in copied} == {"README.md", "model.json", "weights.safetensors"}
     assert all(p.stat().st_mode & 0o200 for p in copied)
@@ -183,17 +189,7 @@ def test_the_installed_wheel_runs_a_demo_far_from_the_repository(
     home.mkdir()
 
     def call(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, site / "bin" / "nidl-dcl", *words],
-            cwd=home,
-            env={"PATH": os.defpath, "HOME": str(home), "PYTHONPATH": str(site)},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return python(site, home, site / "bin" / "nidl-dcl", *words)
 
     assert call("--version").strip() == __version__
     said = call("demo", "out", "--n-participants", "10", "--max-epochs", "1", "--threads", "1")
