@@ -78,7 +78,7 @@ class RegionalEncoder(nn.Module):
     coverage : Tensor, shape (2 * grid[0], 2 * grid[1], 2 * grid[2])
         Share of each part of a cell that is not background (exactly 0), a running mean over the
         batches of a training, as those of batch normalization. Embeddings are 0 in parts of which
-        less than a tenth is covered: they hardly vary, and standardized they would be loud noise.
+        less than a tenth is covered: they hardly vary there, and scaling them would amplify noise.
     """
 
     coverage: Tensor

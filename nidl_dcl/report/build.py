@@ -344,8 +344,7 @@ def _limits(context: Mapping[str, Any]) -> list[str]:
     elif _recipe_is_foreign(context["setting"]("origin")):
         limits.append(
             "Images were not aligned to a template, or are no T1-weighted scans. The default training "
-            "was chosen on aligned T1-weighted brains; masked but not aligned, its embeddings predicted "
-            "no better than voxels (docs: Representation)."
+            "was chosen on aligned T1-weighted brains, and may make embeddings worse on others."
         )
     return limits
 

@@ -323,6 +323,28 @@ def test_the_methods_text_and_the_citations_come_from_the_files(
 
 
 @pytest.mark.parametrize(
+    ("origin", "is_limit"),
+    [
+        ({"contrast": "T1w", "space": "native"}, True),
+        ({"contrast": "T1w", "space": "MNI152NLin2009aSym", "preprocessing": "align"}, False),
+        ({"contrast": "T1w", "space": "MNI152NLin2009cAsym"}, False),
+        ({"contrast": "T2w", "space": "MNI152NLin2009cAsym"}, True),
+        (None, False),
+    ],
+)
+def test_images_other_than_those_of_the_default_training_are_a_limit(
+    tmp_path: Path, origin: dict[str, str] | None, is_limit: bool
+) -> None:
+    folder = write_output(tmp_path)
+    write_json(
+        folder / "models/desc-dcl/model.json",
+        {"format": 1, "input_contract": {"masked": True, "origin": origin}},
+    )
+    page = Page(write_report(folder))
+    assert ("were not aligned to a template" in page.text) == is_limit
+
+
+@pytest.mark.parametrize(
     ("missing", "said"),
     [
         ("holdout", "Nobody was held out"),
