@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -63,8 +63,10 @@ class JitterTransform:
     def __call__(self, x: Tensor) -> Tensor:
         """Return one view of `x`, any shape."""
         spread = x.std(correction=0) if x.numel() > 1 else x.abs().max()
-        kept = torch.rand_like(x) >= self.drop
-        return (x + self.noise * spread * torch.randn_like(x)) * kept
+        # Drawn on the CPU, whose generators obey the key of a view, wherever x is.
+        kept = torch.rand(x.shape, dtype=x.dtype).to(x.device) >= self.drop
+        noise = torch.randn(x.shape, dtype=x.dtype).to(x.device)
+        return (x + self.noise * spread * noise) * kept
 
 
 class TwoViewSamples(Dataset[Any]):
@@ -127,7 +129,7 @@ class TwoViewSamples(Dataset[Any]):
             return list(x), y
         x = torch.as_tensor(x).to(torch.float32)
         if self.lazy:
-            return x, (self.seed, epoch, key), y
+            return _Undrawn(x, (self.seed, epoch, key), y)
         pair = draw_pair(self.views, x, self.seed, epoch, key)
         if self.check is not None:
             self.check.compare(pair, x, self.seed, epoch, key)
@@ -192,8 +194,27 @@ class LazyViews:
         return pair if self.y is None else (pair, self.y)
 
 
-def collate_lazy_views(items: list[Any]) -> LazyViews:
-    """Return the batch of `items`, each a sample, its key and its target."""
+def draw_lazy_views(batch: Any, trainer: Any) -> Any:
+    """Return a batch with its views drawn, if it has none yet, in the precision of a trainer.
+
+    They are drawn in single precision, as in a loading worker, and converted afterwards. The trainer
+    has done that with the batch already, but does not look into `LazyViews`.
+    """
+    if not isinstance(batch, LazyViews):
+        return batch
+    return trainer.precision_plugin.convert_input(batch.draw())
+
+
+class _Undrawn(NamedTuple):
+    x: Tensor
+    key: tuple[int, int, str]
+    y: Any
+
+
+def collate_lazy_views(items: list[Any]) -> Any:
+    """Return the batch of `items`; those that had two views from the start are left as they are."""
+    if not isinstance(items[0], _Undrawn):
+        return default_collate(items)
     x, keys, y = zip(*items, strict=True)
     targets = None if y[0] is None else default_collate(list(y))
     return LazyViews(torch.stack(x), list(keys), targets)

@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset
 
-from nidl_dcl.data.datasets import TwoViewSamples
+from nidl_dcl.data.datasets import TwoViewSamples, draw_lazy_views
 from nidl_dcl.data.samplers import sharded, two_view_loader, with_batches
 from nidl_dcl.distributed import first_value, world
 
@@ -53,6 +53,10 @@ class Loaders(L.LightningDataModule):
     def val_dataloader(self) -> Any:
         """Return the loader of validation batches, none without such data."""
         return [] if self.validation is None else self._loader(self.validation, shuffle=False)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Draw the views of a batch that was loaded without, on the device where it is now."""
+        return draw_lazy_views(batch, self.trainer)
 
     def _loader(self, data: Any, *, shuffle: bool) -> Any:
         if not isinstance(data, TwoViewSamples):

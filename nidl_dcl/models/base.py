@@ -19,17 +19,22 @@ import numpy as np
 import sklearn.base
 import torch
 from sklearn.utils.validation import validate_data
-from torch import nn
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
 
-from nidl_dcl.data.datasets import ArraySamples, ImageSamples, TwoViewSamples
+from nidl_dcl.data.datasets import ArraySamples, ImageSamples, LazyViews, TwoViewSamples
 from nidl_dcl.data.exposure import after
 from nidl_dcl.data.loaders import Loaders, shard_loader
 from nidl_dcl.distributed import by_itself, first_value, share_buffers, world
 from nidl_dcl.errors import NonFiniteError
 from nidl_dcl.models.arguments import Arguments
-from nidl_dcl.models.context_managers import ignore_warnings, isolate_rng, keyboard_interrupt
+from nidl_dcl.models.context_managers import (
+    ignore_warnings,
+    isolate_rng,
+    keyboard_interrupt,
+    lightning_messages,
+)
 from nidl_dcl.models.inputs import (
     array_samples,
     choose_preparation,
@@ -57,6 +62,9 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         views : callable, optional
             From one float32 sample without batch axis to one view of it. Default: the views for
             volumes where samples have three spatial axes, else `JitterTransform`.
+        views_on_device : bool, default=False
+            Draw the views of samples given to `fit` where the encoder is, on a GPU, rather than in
+            the loading workers.
         batch_size : int, default=32
             Samples of a batch in loaders made here, all processes together.
         num_workers : int, default=0
@@ -159,7 +167,13 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         self._check_arguments()
         self._seed = seed = fresh_seed(self._arguments["random_state"])
         data = self._training_data(X, val_dataloader, seed)
-        with isolate_rng(seed, "fit"), ignore_warnings(), keyboard_interrupt():
+        shown = bool(self._arguments.given.get("enable_progress_bar", True))
+        with (
+            isolate_rng(seed, "fit"),
+            ignore_warnings(),
+            lightning_messages(shown),
+            keyboard_interrupt(),
+        ):
             if getattr(data, "identity", dict)():
                 # Keyed loaders follow the optimizer's steps, so they do resume in mid-epoch.
                 warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
@@ -186,7 +200,10 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             self._first_weights = copy.deepcopy(self.state_dict())
             self._first_exposure = self._exposure
         elif not self._arguments["warm_start"]:
-            self.load_state_dict(self._first_weights)
+            first = self._first_weights
+            if first.keys() != self.state_dict().keys():  # unpickled
+                first = {**self._built_weights(), **first}
+            self.load_state_dict(first)
             self._exposure = self._first_exposure
 
     def _materialize(self, data: L.LightningDataModule) -> None:
@@ -194,6 +211,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         data.prepare_data()
         data.setup("fit")
         batch = next(iter(data.train_dataloader()))
+        batch = batch.draw() if isinstance(batch, LazyViews) else batch
         with torch.no_grad():
             self.training_outputs(batch)
 
@@ -228,7 +246,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         if len(samples) == 0:
             raise ValueError("There is nothing to fit: X has no sample.")
         views = self._arguments["views"] or default_views(samples[0])
-        return TwoViewSamples(samples, views, seed=seed)
+        lazy = self._arguments["views_on_device"]
+        return TwoViewSamples(samples, views, seed=seed, lazy=lazy)
 
     def _samples(self, X: Any, *, reset: bool) -> Any:
         """Return X as a dataset of samples; with `reset`, learn the form of samples from it."""
@@ -287,6 +306,22 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         self._exposure = None if exposure is None else dict(exposure)
         self._fitted = fitted
         self._first_weights = None
+
+    def _built_weights(self) -> dict[str, Any]:
+        """Return the weights that the constructor drew, as far as they can be drawn again."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled and copied: of the first weights, those that cannot be drawn again."""
+        state: dict[str, Any] = super().__getstate__()
+        if self._first_weights:
+            built = self._built_weights()
+            state["_first_weights"] = {
+                name: value
+                for name, value in self._first_weights.items()
+                if not _same_tensor(value, built.get(name))
+            }
+        return state
 
     # -- arguments, as scikit-learn asks for them --------------------------------------------
 
@@ -359,6 +394,12 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     def on_fit_end(self) -> None:
         """Mark the estimator as fitted, also by a trainer of the caller's own."""
         self._fitted = True
+
+
+def _same_tensor(a: Any, b: Any) -> bool:
+    if not isinstance(b, Tensor) or nn.parameter.is_lazy(b) or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.cpu(), b.cpu())
 
 
 def _error_of_process(error: ProcessRaisedException) -> Exception:
