@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from nidl_dcl.data.batched_views import draw_pairs, is_batched
 from nidl_dcl.data.views import KeyCheck, draw_pair
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.volumes.preparation import Preparation, prepare_volume
@@ -149,6 +150,8 @@ def _is_pair_of_views(item: Any) -> bool:
 class LazyViews:
     """A batch of samples whose views are drawn where it is sent to; the same views as in a loader.
 
+    On a GPU the built-in views are drawn of the whole batch at once, and are the same up to rounding.
+
     Parameters
     ----------
     x : Tensor of shape (n, ...)
@@ -186,6 +189,9 @@ class LazyViews:
     def draw(self) -> Any:
         """Return ``[X1, X2]`` or ``([X1, X2], y)``."""
         assert self.views is not None
+        if self.x.device.type != "cpu" and is_batched(self.views):
+            pair = draw_pairs(self.views, self.x, self.keys)
+            return pair if self.y is None else (pair, self.y)
         drawn = [draw_pair(self.views, x, *k) for x, k in zip(self.x, self.keys, strict=True)]
         pair = [torch.stack(views) for views in zip(*drawn, strict=True)]
         if self.check is not None:
