@@ -142,8 +142,8 @@ def _blur(volumes: Tensor, changes: Sequence[RandBlur]) -> Tensor:
     for number, axis in enumerate((-3, -2, -1)):
         taps = [change._taps[number] for change in changes]
         reach = max(map(len, taps))
-        weights = _each([[*t, *[0.0] * (reach - len(t))] for t in taps], volumes)
-        weights = weights.view(len(volumes), reach, 1, 1, 1, 1).unbind(1)
+        filled = _each([[*t, *[0.0] * (reach - len(t))] for t in taps], volumes)
+        weights = filled.view(len(volumes), reach, 1, 1, 1, 1).unbind(1)
         n, source = volumes.shape[axis], blurred
         blurred = source * weights[0]
         for distance, weight in enumerate(weights[1:], 1):
