@@ -102,12 +102,12 @@ def two_view_loader(
     num_workers : int, default=0
         Loading workers; they change no result.
     trainer : lightning.Trainer, optional
-        For training: its optimizer steps say which epoch and batch come next, in mid-epoch too.
+        For training: its progress says which epoch and batch come next, in mid-epoch too.
     """
     seed, (rank, processes) = samples.seed if shuffle else None, world()
     batches = EpochBatches(len(samples), batch_size, seed=seed, rank=rank, processes=processes)
     if shuffle and trainer is not None:
-        batches.position = functools.partial(_position, trainer, len(batches))
+        batches.position = functools.partial(_position, trainer)
     if shuffle and rank == 0:
         samples.check = samples.check or KeyCheck(samples.views)
         if num_workers > 0:
@@ -160,12 +160,10 @@ def _kill(workers: Sequence[Any]) -> None:
         worker.kill()
 
 
-def _position(trainer: Any, whole: int) -> tuple[int, int]:
-    """Return the epoch and batch after a trainer's optimizer steps, also right after a resume."""
-    limit, accumulated = trainer.limit_train_batches, trainer.accumulate_grad_batches
-    used = min(limit, whole) if isinstance(limit, int) else int(limit * whole)
-    epoch, done = divmod(trainer.global_step, max(1, -(-used // accumulated)))
-    return epoch, done * accumulated
+def _position(trainer: Any) -> tuple[int, int]:
+    """Return the epoch that a trainer is in and the batch that comes next, also after a resume."""
+    loop = trainer.fit_loop
+    return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
 
 
 def with_batches(loader: DataLoader[Any], batches: Any) -> DataLoader[Any]:

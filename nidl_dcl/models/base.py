@@ -18,6 +18,7 @@ import lightning as L
 import numpy as np
 import sklearn.base
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from sklearn.utils.validation import validate_data
 from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -161,7 +162,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         data = self._training_data(X, val_dataloader, seed)
         with isolate_rng(seed, "fit"), ignore_warnings(), keyboard_interrupt():
             if getattr(data, "identity", dict)():
-                # Keyed loaders follow the optimizer's steps, so they do resume in mid-epoch.
+                # Keyed loaders follow the trainer's progress, so they do resume in mid-epoch.
                 warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
             trainer = training_trainer(self, self._arguments.given)
             with by_itself(trainer.world_size == 1), shard_loader(data, trainer.world_size):
@@ -347,6 +348,12 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             torch.manual_seed(own)
             np.random.seed(own)  # noqa: NPY002
             random.seed(own)
+
+    def on_train_start(self) -> None:
+        """Accumulate as the epoch at hand does, which a resume would begin too late to be told."""
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(self.trainer)
 
     def on_validation_start(self) -> None:
         """Validate the same network on every process."""

@@ -35,6 +35,7 @@ from nidl_dcl.models.collapse import CollapseMonitor
 from nidl_dcl.models.encoders import ProjectionHead
 from nidl_dcl.models.losses import DCLLoss, DCLWLoss
 from nidl_dcl.models.optimization import build_optimizer, build_scheduler
+from nidl_dcl.models.trainers import accumulation, count_steps
 from nidl_dcl.models.transformer import TransformerMixin
 from nidl_dcl.randomness import fresh_seed, key_seed, keyed
 
@@ -309,19 +310,13 @@ class DCL(TransformerMixin, BaseEstimator):
         self._used.update(optimizer=optimizer, lr_scheduler=None)
         if self._arguments["lr_scheduler"] in (None, "none"):
             return optimizer
-        total_steps = self.trainer.estimated_stepping_batches
-        if math.isinf(self.trainer.num_training_batches):  # steps alone were given: not counted yet
-            self.trainer.fit_loop.setup_data()
-        batches = self.trainer.num_training_batches
-        per_epoch = total_steps
-        if math.isfinite(batches):  # a stream has no length
-            per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
+        total_steps, steps_per_epoch = count_steps(self.trainer)
         config = build_scheduler(
             self._arguments["lr_scheduler"],
             optimizer,
             lr_scheduler_kwargs=self.lr_scheduler_kwargs,
             total_steps=total_steps,
-            steps_per_epoch=per_epoch,
+            steps_per_epoch=steps_per_epoch,
             given_optimizer=self._arguments["optimizer"],
         )
         if config is None:
@@ -570,6 +565,7 @@ class DCL(TransformerMixin, BaseEstimator):
                 + "; ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in differing)
                 + ". Resume with the same one, or start afresh without ckpt_path."
             )
+        _begin_step_again(checkpoint)
 
     def _run_identity(self) -> dict[str, Any]:
         names = ("temperature", "learning_rate", "weight_decay", *_SIZES)
@@ -578,7 +574,7 @@ class DCL(TransformerMixin, BaseEstimator):
             **{name: getattr(self, name) for name in names},
             **{name: self._arguments[name] for name in self._more_options},
             "processes": world()[1],
-            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "accumulate_grad_batches": accumulation(self.trainer),
             **getattr(loaders, "identity", dict)(),
         }
 
@@ -619,6 +615,22 @@ class DCL(TransformerMixin, BaseEstimator):
         self.load_state_dict({name: given[name] for name in own})
         self._restore(preparation=self._preparation, exposure={})
         return self
+
+
+def _begin_step_again(checkpoint: dict[str, Any]) -> None:
+    """Go back to the first batch of a step whose gradient was not complete when a run ended."""
+    if "loops" not in checkpoint:  # weights alone were saved
+        return
+    loops = checkpoint["loops"]["fit_loop"]
+    batches = loops["epoch_loop.batch_progress"]
+    current = batches["current"]
+    if batches["is_last_batch"] or current["completed"] != current["ready"]:
+        return
+    epoch = loops["epoch_progress"]["current"]["processed"]
+    size = checkpoint["nidl_dcl"]["accumulate_grad_batches"]
+    if isinstance(size, dict):
+        size = size[max(first for first in size if first <= epoch)]
+    current.update(dict.fromkeys(current, current["ready"] - current["ready"] % size))
 
 
 def _unless_invalid(build: Callable[[], Any]) -> Any:
