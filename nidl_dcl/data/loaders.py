@@ -26,7 +26,7 @@ class Loaders(L.LightningDataModule):
     ----------
     train : DataLoader or TwoViewSamples
         Training data.
-    validation : DataLoader, TwoViewSamples or None
+    validation : DataLoader, TwoViewSamples, list of such or None
         Validation data.
     seed : int
         First part of every key, until the processes have agreed on one.
@@ -52,6 +52,8 @@ class Loaders(L.LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """Return the loader of validation batches, none without such data."""
+        if isinstance(self.validation, list):
+            return [self._loader(part, shuffle=False) for part in self.validation]
         return [] if self.validation is None else self._loader(self.validation, shuffle=False)
 
     def _loader(self, data: Any, *, shuffle: bool) -> Any:
@@ -127,6 +129,9 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Any]:
         return itertools.islice(iter(self.loader), self.start, None, self.step)
+
+    def __len__(self) -> int:
+        return len(range(self.start, len(self.loader), self.step))
 
 
 @contextmanager

@@ -6,10 +6,11 @@ Fitting and encoding are in `base` and `transformer`; here are the networks, the
 from __future__ import annotations
 
 import copy
+import difflib
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -231,6 +232,7 @@ class DCL(TransformerMixin, BaseEstimator):
         if isinstance(encoder, nn.Module):
             return copy.deepcopy(encoder)
         if inspect.isclass(encoder) and issubclass(encoder, nn.Module):
+            _check_names(encoder, options or {})
             built: nn.Module = encoder(**(options or {}))
             return built
         raise TypeError(
@@ -342,6 +344,7 @@ class DCL(TransformerMixin, BaseEstimator):
         else:
             # Activations are dropped after each chunk, and computed again in the backward pass.
             parts = [checkpoint(self.encoder, part, use_reentrant=False) for part in x.split(size)]
+            self._check_form(parts[0], x[:size])
             h = torch.cat(parts)
         self._check_form(h, x)
         self._check_fit(h.shape[-1])
@@ -352,7 +355,9 @@ class DCL(TransformerMixin, BaseEstimator):
         if not isinstance(h, Tensor) or h.ndim not in (2, 3) or 0 in h.shape[1:-1]:
             raise ValueError(
                 "The encoder must return a matrix (n, features), or (n, regions, features), got "
-                f"{describe(h)} for an input {tuple(x.shape)}."
+                f"{describe(h)} for an input {tuple(x.shape)}. A feature map is averaged by "
+                "nn.Sequential(encoder, nn.AdaptiveAvgPool3d(1), nn.Flatten()); for several outputs, "
+                "wrap the encoder in a module that returns one."
             )
         self._seen_regions = h.shape[1] if h.ndim == 3 else None
         if self._n_regions != self._seen_regions:
@@ -615,6 +620,18 @@ class DCL(TransformerMixin, BaseEstimator):
         self.load_state_dict({name: given[name] for name in own})
         self._restore(preparation=self._preparation, exposure={})
         return self
+
+
+def _check_names(owner: Any, names: Iterable[str]) -> None:
+    """Raise a TypeError for a name that a class does not take, with the closest one that it takes."""
+    parameters = inspect.signature(owner).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in names:
+        if name not in parameters:
+            close = difflib.get_close_matches(name, parameters, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"It takes {', '.join(parameters)}."
+            raise TypeError(f"{owner.__name__} has no argument {name!r} (encoder_kwargs). {hint}")
 
 
 def _begin_step_again(checkpoint: dict[str, Any]) -> None:

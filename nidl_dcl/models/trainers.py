@@ -73,15 +73,15 @@ def trainer_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def accumulation(trainer: L.Trainer) -> int | dict[int, int]:
+def accumulation(trainer: Any) -> int | dict[int, int]:
     """Return how many batches a step takes, or from which epoch on how many."""
     for callback in trainer.callbacks:
         if isinstance(callback, GradientAccumulationScheduler):
-            return callback.scheduling
-    return trainer.accumulate_grad_batches
+            return dict(callback.scheduling)
+    return int(trainer.accumulate_grad_batches)
 
 
-def count_steps(trainer: L.Trainer) -> tuple[float, float]:
+def count_steps(trainer: Any) -> tuple[float, float]:
     """Return the optimizer steps of a fit and of one of its epochs, on average; infinite if endless."""
     total = trainer.estimated_stepping_batches
     if math.isinf(trainer.num_training_batches):  # steps alone were given: not counted yet

@@ -12,12 +12,19 @@ import lightning as L
 import numpy as np
 import sklearn.base
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from nidl_dcl.data.batches import finite_rows, first_bad, single_view
-from nidl_dcl.data.datasets import ImageSamples
+from nidl_dcl.data.datasets import ImageSamples, OneViewSamples
 from nidl_dcl.data.loaders import PredictShards
 from nidl_dcl.distributed import by_itself, gather_objects, world
 from nidl_dcl.errors import NonFiniteError
@@ -135,10 +142,17 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
         if isinstance(X, DataLoader):
             return X
         if isinstance(X, L.LightningDataModule):
+            if not is_overridden("predict_dataloader", X):
+                raise TypeError(
+                    f"{type(X).__name__} has no predict_dataloader, which transform reads. Define "
+                    "one, or give a loader of single views."
+                )
             X.prepare_data()
             X.setup("predict")
             return X.predict_dataloader()
         samples = self._samples(X, reset=False)
+        if samples is X and not isinstance(X, IterableDataset):
+            samples = OneViewSamples(X)
         # Images one at a time, so that a row never depends on its neighbors' rounding.
         size = 1 if isinstance(samples, ImageSamples) else self._arguments["batch_size"]
         return DataLoader(samples, batch_size=size, num_workers=self._arguments["num_workers"])
