@@ -25,11 +25,12 @@ from torch.utils.data import (
 
 from nidl_dcl.data.batches import finite_rows, first_bad, single_view
 from nidl_dcl.data.datasets import ImageSamples, OneViewSamples
-from nidl_dcl.data.loaders import PredictShards
+from nidl_dcl.data.loaders import PredictShards, count_rows, image_loader
 from nidl_dcl.distributed import by_itself, gather_objects, world
 from nidl_dcl.errors import NonFiniteError
 from nidl_dcl.models.context_managers import keyboard_interrupt, silence_lightning
 from nidl_dcl.models.trainers import inference_trainer
+from nidl_dcl.volumes.cache import PreparedVolumes
 
 
 class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.base.TransformerMixin):
@@ -136,7 +137,8 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
                 pieces = gather_in_order(rows.pieces)
         if not pieces:
             raise ValueError("There is nothing to transform: X has no sample.")
-        return np.concatenate([features for _, features, _ in pieces]), [y for *_, y in pieces]
+        features = np.concatenate([features for _, features, _ in pieces])
+        return features[: count_rows(loader)], [y for *_, y in pieces]
 
     def _inference_loader(self: Any, X: Any) -> Any:
         if isinstance(X, DataLoader):
@@ -149,13 +151,17 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
                 )
             X.prepare_data()
             X.setup("predict")
-            return X.predict_dataloader()
+            loader = X.predict_dataloader()
+            if isinstance(getattr(loader, "dataset", None), PreparedVolumes):
+                loader = image_loader(loader.dataset, loader.num_workers)
+            return loader
         samples = self._samples(X, reset=False)
         if samples is X and not isinstance(X, IterableDataset):
             samples = OneViewSamples(X)
-        # Images one at a time, so that a row never depends on its neighbors' rounding.
-        size = 1 if isinstance(samples, ImageSamples) else self._arguments["batch_size"]
-        return DataLoader(samples, batch_size=size, num_workers=self._arguments["num_workers"])
+        workers = self._arguments["num_workers"]
+        if isinstance(samples, ImageSamples):
+            return image_loader(samples, workers)
+        return DataLoader(samples, batch_size=self._arguments["batch_size"], num_workers=workers)
 
 
 class _Rows(L.Callback):

@@ -318,3 +318,13 @@ def test_the_progress_bar_of_an_encoding_has_a_total(capsys):
     make(enable_progress_bar=True).fit(VOLUMES).transform(DataLoader(VOLUMES, batch_size=3))
     shown = capsys.readouterr()
     assert "3/3" in (shown.out + shown.err).split("Predicting")[-1]
+
+
+def test_the_embedding_of_an_image_does_not_depend_on_the_others():
+    images = [nib.Nifti1Image(volume, np.diag([4, 4, 4, 1])) for volume in PLAIN[:6]]
+    model = make().fit(images)
+    together = model.transform(images)
+    for i, image in enumerate(images):
+        np.testing.assert_array_equal(together[i : i + 1], model.transform([image]))
+    assert together.shape == (6, 4)
+    np.testing.assert_array_equal(model.transform(images[::-1]), together[::-1])
