@@ -9,6 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+TWO_VIEWS_TO_ENCODE = (
+    "transform got two views of each sample; it takes batches x, (x,) or (x, y). A target of the "
+    "shape of its sample, such as a mask, is told from a view in a Dataset of tuples (x, y) only."
+)
+
 
 def two_views(batch: Any) -> tuple[tuple[Tensor, Tensor], Any]:
     """Return ((X1, X2), y) of a batch ``[X1, X2]`` or ``([X1, X2], y)``, y being None in the first.
@@ -16,7 +21,7 @@ def two_views(batch: Any) -> tuple[tuple[Tensor, Tensor], Any]:
     Raises
     ------
     ValueError
-        When a sequence is not of that form, or its views differ in length or are empty.
+        When a sequence is not of that form, or its views differ in shape or dtype.
     TypeError
         When the batch or a view is of another type.
     """
@@ -32,6 +37,11 @@ def two_views(batch: Any) -> tuple[tuple[Tensor, Tensor], Any]:
         raise TypeError(f"Both views must be tensors, got {describe(batch)}.")
     if x1.ndim == 0 or x1.shape != x2.shape:
         raise ValueError(f"Both views must have one shape (n, ...), got {describe(batch)}.")
+    if x1.dtype != x2.dtype:
+        raise ValueError(
+            f"Both views must have one dtype, got {x1.dtype} and {x2.dtype}. If the second tensor "
+            "is a target or a mask, give fit the dataset, with items (x, y), in place of a loader."
+        )
     return (_plain(x1), _plain(x2)), y
 
 
@@ -50,10 +60,15 @@ def single_view(batch: Any) -> tuple[Tensor, Any]:
     if isinstance(batch, tuple | list) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
         x = batch[0]
         y = batch[1] if len(batch) == 2 else None
-        if isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 1 and y.shape == x.shape:
-            raise ValueError(
-                "transform got two views of each sample; it takes batches x, (x,) or (x, y)."
-            )
+        labeled = hasattr(batch, "_fields")  # a named tuple: `Labeled`, or a caller's own
+        if (
+            not labeled
+            and isinstance(y, Tensor)
+            and y.is_floating_point()
+            and y.ndim > 1
+            and y.shape == x.shape
+        ):
+            raise ValueError(TWO_VIEWS_TO_ENCODE)
         return _plain(x), y
     raise TypeError(f"transform takes batches x, (x,) or (x, y) of tensors, got {describe(batch)}.")
 

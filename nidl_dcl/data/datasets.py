@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from nidl_dcl.data.batched_views import draw_pairs, is_batched
-from nidl_dcl.data.views import KeyCheck, draw_pair
+from nidl_dcl.data.batches import TWO_VIEWS_TO_ENCODE, describe
+from nidl_dcl.data.views import KeyCheck, draw_pair, one_view_each
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.volumes.preparation import Preparation, prepare_volume
 
@@ -31,10 +32,87 @@ class ArraySamples(Dataset[Tensor]):
         return len(self.array)
 
     def __getitem__(self, index: int) -> Tensor:
-        x = self.array[index]
-        # A copy: arrays that several processes share are not writable.
-        x = x if isinstance(x, Tensor) else torch.tensor(np.asarray(x, dtype=np.float32))
+        return as_sample(self.array[index])
+
+
+def as_sample(x: Any) -> Tensor:
+    """Return numbers of any type and memory layout as a float32 tensor."""
+    if isinstance(x, Tensor):
         return x.to(torch.float32)
+    # A copy: arrays that several processes share are not writable.
+    return torch.from_numpy(np.array(x, dtype=np.float32, order="C"))
+
+
+class Labeled(NamedTuple):
+    """A sample and its target; by the type, they are not taken for two views of one shape."""
+
+    x: Any
+    y: Any
+
+
+def read_item(item: Any) -> tuple[Any, Any]:
+    """Return the sample and the target of an item of a dataset, the target being None without.
+
+    Parameters
+    ----------
+    item : Tensor, array, tuple or list
+        A sample ``x`` or ``(x,)``; a sample and its target, ``(x, y)``; or two views that are drawn
+        already in place of x, as a list of two tensors of one shape. So a tuple of two tensors is
+        a sample and its target, whatever their shapes.
+
+    Returns
+    -------
+    x : Tensor or list of two Tensor
+        A float32 sample, or two views.
+    y : object
+        The target.
+
+    Raises
+    ------
+    TypeError
+        When the item is of another form.
+    """
+    x, y = item, None
+    if isinstance(item, tuple | list) and not _are_views(item) and len(item) in (1, 2):
+        x, y = item[0], (item[1] if len(item) == 2 else None)
+    if _are_views(x) or (isinstance(x, tuple) and _are_views(list(x))):
+        return list(x), y
+    try:
+        if isinstance(x, Tensor) or not isinstance(x, tuple | list):
+            return as_sample(x), y
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(
+        "An item of a dataset must be a sample x, (x,) or (x, y), or [x1, x2] or ([x1, x2], y) with "
+        f"two views, all tensors or arrays; got {describe(item)}. Use a dataset (in MONAI: a last "
+        "transform) that returns such items."
+    )
+
+
+def _are_views(item: Any) -> bool:
+    return (
+        isinstance(item, list)
+        and len(item) == 2
+        and all(isinstance(part, Tensor) and part.is_floating_point() for part in item)
+        and item[0].ndim > 0
+        and item[0].shape == item[1].shape
+    )
+
+
+class OneViewSamples(Dataset[Any]):
+    """The samples of a caller's dataset as they are, with their targets, to be encoded."""
+
+    def __init__(self, samples: Any) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = read_item(self.samples[index])
+        if isinstance(x, list):
+            raise ValueError(TWO_VIEWS_TO_ENCODE)
+        return x if y is None else Labeled(x, y)
 
 
 class ImageSamples(Dataset[Tensor]):
@@ -76,8 +154,7 @@ class TwoViewSamples(Dataset[Any]):
     Parameters
     ----------
     samples : Dataset
-        Items are ``x`` or ``(x, y)``, x a tensor without batch axis. A pair of tensors of one shape
-        counts as two views that are drawn already.
+        Items as `read_item` takes them, without batch axis.
     views : callable
         From one sample to one view of it.
     seed : int
@@ -122,29 +199,15 @@ class TwoViewSamples(Dataset[Any]):
         if self.groups is not None:
             own = self.groups[index][1]
             index = own[key_seed(self.seed, epoch, key, "image") % len(own)]
-        item = self.samples[index]
-        if _is_pair_of_views(item):
-            return list(item)
-        x, y = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
-        if isinstance(x, tuple | list) and _is_pair_of_views(x):
-            return list(x), y
-        x = torch.as_tensor(x).to(torch.float32)
+        x, y = read_item(self.samples[index])
+        if isinstance(x, list):
+            return x if y is None else (x, y)
         if self.lazy:
             return _Undrawn(x, (self.seed, epoch, key), y)
-        pair = draw_pair(self.views, x, self.seed, epoch, key)
+        pair = one_view_each(draw_pair(self.views, x, self.seed, epoch, key), self.views)
         if self.check is not None:
             self.check.compare(pair, x, self.seed, epoch, key)
         return pair if y is None else (pair, y)
-
-
-def _is_pair_of_views(item: Any) -> bool:
-    return (
-        isinstance(item, tuple | list)
-        and len(item) == 2
-        and all(isinstance(part, Tensor) and part.is_floating_point() for part in item)
-        and item[0].ndim > 0
-        and item[0].shape == item[1].shape
-    )
 
 
 class LazyViews:
@@ -192,7 +255,10 @@ class LazyViews:
         if self.x.device.type != "cpu" and is_batched(self.views):
             pair = draw_pairs(self.views, self.x, self.keys)
             return pair if self.y is None else (pair, self.y)
-        drawn = [draw_pair(self.views, x, *k) for x, k in zip(self.x, self.keys, strict=True)]
+        drawn = [
+            one_view_each(draw_pair(self.views, x, *key), self.views)
+            for x, key in zip(self.x, self.keys, strict=True)
+        ]
         pair = [torch.stack(views) for views in zip(*drawn, strict=True)]
         if self.check is not None:
             self.check.compare(drawn[0], self.x[0], *self.keys[0])

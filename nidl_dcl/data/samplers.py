@@ -106,12 +106,12 @@ def two_view_loader(
     num_workers : int, default=0
         Loading workers; they change no result.
     trainer : lightning.Trainer, optional
-        For training: its optimizer steps say which epoch and batch come next, in mid-epoch too.
+        For training: its progress says which epoch and batch come next, in mid-epoch too.
     """
     seed, (rank, processes) = samples.seed if shuffle else None, world()
     batches = EpochBatches(len(samples), batch_size, seed=seed, rank=rank, processes=processes)
     if shuffle and trainer is not None:
-        batches.position = functools.partial(_position, trainer, len(batches))
+        batches.position = functools.partial(_position, trainer)
     if shuffle and rank == 0:
         samples.check = samples.check or KeyCheck(samples.views)
         if num_workers > 0:
@@ -130,9 +130,7 @@ def two_view_loader(
 
 def _goes_to_cuda(trainer: Any) -> bool:
     # Pinning memory initializes CUDA, which a training on the CPU must not.
-    if trainer is None:
-        return torch.cuda.is_available()
-    return trainer.strategy.root_device.type == "cuda"
+    return trainer is not None and trainer.strategy.root_device.type == "cuda"
 
 
 def outlast_sigterm(worker: int) -> None:
@@ -171,12 +169,10 @@ def _kill(workers: Sequence[Any]) -> None:
         worker.kill()
 
 
-def _position(trainer: Any, whole: int) -> tuple[int, int]:
-    """Return the epoch and batch after a trainer's optimizer steps, also right after a resume."""
-    limit, accumulated = trainer.limit_train_batches, trainer.accumulate_grad_batches
-    used = min(limit, whole) if isinstance(limit, int) else int(limit * whole)
-    epoch, done = divmod(trainer.global_step, max(1, -(-used // accumulated)))
-    return epoch, done * accumulated
+def _position(trainer: Any) -> tuple[int, int]:
+    """Return the epoch that a trainer is in and the batch that comes next, also after a resume."""
+    loop = trainer.fit_loop
+    return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
 
 
 def with_batches(loader: DataLoader[Any], batches: Any) -> DataLoader[Any]:

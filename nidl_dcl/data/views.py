@@ -257,6 +257,18 @@ def draw_pair(views: Callable[[Any], Any], x: Any, *key: object) -> list[Any]:
     return [draw_view(views, x, *key, view) for view in (1, 2)]
 
 
+def one_view_each(pair: list[Any], views: Callable[[Any], Any]) -> list[Any]:
+    """Return the two views of a sample; a TypeError where one is not a tensor but, say, a list."""
+    for view in pair:
+        if not isinstance(view, Tensor | np.ndarray):
+            raise TypeError(
+                f"The views {_name(views)} returned a {type(view).__name__}. views makes one view "
+                "of a sample, and is called twice: give the transform itself in place of TwoViews "
+                "or MultiViewsTransform, or one that returns a tensor."
+            )
+    return pair
+
+
 class PairedViews(Compose):
     """Two changes, of which the first is drawn once for both views of a pair, as a MONAI Compose.
 

@@ -18,12 +18,14 @@ import lightning as L
 import numpy as np
 import sklearn.base
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from nidl_dcl.data.datasets import ArraySamples, ImageSamples, LazyViews, TwoViewSamples
+from nidl_dcl.data.batches import describe
+from nidl_dcl.data.datasets import ArraySamples, ImageSamples, LazyViews, TwoViewSamples, read_item
 from nidl_dcl.data.exposure import after
 from nidl_dcl.data.loaders import Loaders, shard_loader
 from nidl_dcl.distributed import by_itself, first_value, share_buffers, world
@@ -34,13 +36,18 @@ from nidl_dcl.models.context_managers import (
     isolate_rng,
     keyboard_interrupt,
     lightning_messages,
+    was_interrupted,
 )
 from nidl_dcl.models.inputs import (
+    ACCEPTED,
     array_samples,
     choose_preparation,
     default_views,
     find_images,
     is_array,
+    is_table,
+    stacked,
+    warn_of_pairs,
 )
 from nidl_dcl.models.trainers import training_trainer
 from nidl_dcl.randomness import fresh_seed, key_seed
@@ -137,10 +144,11 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             A loader of two-view batches; or samples, of which two views are made: an array of
             shape (n, c, d, h, w), (n, d, h, w) or whatever the encoder takes, a dataset of such
             samples, image paths or nibabel images.
-        y : ignored, or DataLoader
-            A loader here is the validation loader.
+        y : ignored, or DataLoader, Dataset or list of such
+            Loaders or datasets here are the validation data. Anything else is without effect.
         val_dataloader : DataLoader or samples, optional
-            Validation data of any kind that `X` may be.
+            Validation data of any kind that `X` may be, or a list of loaders or datasets, each of
+            which is logged by itself (``loss/val/dataloader_idx_0``, …).
         ckpt_path : path, optional
             Checkpoint to resume from, read without unpickling objects.
 
@@ -162,8 +170,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         batches as there are processes make one, which they share out. Batch statistics are
         synchronized on GPUs; on the CPU they cannot be, and a warning says so.
         """
-        if isinstance(y, DataLoader) and val_dataloader is None:
-            val_dataloader, y = y, None
+        if val_dataloader is None and _is_data(y):
+            val_dataloader = y
         self._check_arguments()
         self._seed = seed = fresh_seed(self._arguments["random_state"])
         data = self._training_data(X, val_dataloader, seed)
@@ -175,7 +183,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             keyboard_interrupt(),
         ):
             if getattr(data, "identity", dict)():
-                # Keyed loaders follow the optimizer's steps, so they do resume in mid-epoch.
+                # Keyed loaders follow the trainer's progress, so they do resume in mid-epoch.
                 warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
             trainer = training_trainer(self, self._arguments.given)
             with by_itself(trainer.world_size == 1), shard_loader(data, trainer.world_size):
@@ -187,6 +195,15 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
                     trainer.fit(self, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
                 except ProcessRaisedException as error:
                     raise _error_of_process(error) from error
+                except (KeyboardInterrupt, SystemExit) as error:
+                    if was_interrupted(error) and trainer.global_step > 0:
+                        self._fitted = True
+                        warnings.warn(
+                            f"Training was interrupted after {trainer.global_step} steps. The "
+                            "estimator is fitted, with the weights of that step.",
+                            stacklevel=2,
+                        )
+                    raise
                 finally:
                     self._drop_trainer()
         self._fitted = True
@@ -231,9 +248,16 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
                 raise ValueError("A data module brings its own validation data.")
             self._preparation = getattr(X, "preparation", self._preparation)
             return X
+        train = self._two_views(X, seed, reset=True)
+        if isinstance(validation, list | tuple) and _is_data(validation):
+            held_out: Any = [self._two_views(part, seed, reset=False) for part in validation]
+        else:
+            held_out = (
+                None if validation is None else self._two_views(validation, seed, reset=False)
+            )
         return Loaders(
-            self._two_views(X, seed, reset=True),
-            None if validation is None else self._two_views(validation, seed, reset=False),
+            train,
+            held_out,
             seed=seed,
             batch_size=self._arguments["batch_size"],
             num_workers=self._arguments["num_workers"],
@@ -243,9 +267,16 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         if isinstance(X, DataLoader):
             return X
         samples = self._samples(X, reset=reset)
+        if isinstance(samples, IterableDataset):
+            raise TypeError(
+                "fit takes an IterableDataset in a DataLoader of two-view batches only."
+            )
         if len(samples) == 0:
             raise ValueError("There is nothing to fit: X has no sample.")
-        views = self._arguments["views"] or default_views(samples[0])
+        first = samples[0]
+        if samples is X:
+            warn_of_pairs(first)
+        views = self._arguments["views"] or default_views(read_item(first)[0])
         lazy = self._arguments["views_on_device"]
         return TwoViewSamples(samples, views, seed=seed, lazy=lazy)
 
@@ -258,9 +289,12 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             if reset or self._preparation is None:
                 self._preparation = choose_preparation(images)
             return ImageSamples(images, self._preparation)
+        X = stacked(X)
         if is_array(X):
             volumetric = any(type(module).__name__.endswith("3d") for module in self.modules())
             return array_samples(X, volumetric=volumetric)
+        if not is_table(X):
+            raise TypeError(f"X must be {ACCEPTED}; got {describe(X)}.")
         return ArraySamples(validate_data(self, X, reset=reset, dtype=np.float32))
 
     # -- state -------------------------------------------------------------------------------
@@ -383,6 +417,13 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             np.random.seed(own)  # noqa: NPY002
             random.seed(own)
 
+    def on_train_start(self) -> None:
+        """Accumulate as the epoch at hand does, which a resume would begin too late to be told."""
+        trainer: Any = self.trainer
+        for callback in trainer.callbacks:
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(trainer)
+
     def on_validation_start(self) -> None:
         """Validate the same network on every process."""
         share_buffers(self)
@@ -392,7 +433,14 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         share_buffers(self)
 
     def on_fit_end(self) -> None:
-        """Mark the estimator as fitted, also by a trainer of the caller's own."""
+        """Mark the estimator as fitted, also by a trainer of the caller's own; refuse a fit of nothing."""
+        loop = self.trainer.fit_loop
+        asked = self.trainer.max_epochs != 0 and self.trainer.max_steps != 0
+        if asked and loop.epoch_loop.batch_progress.total.ready == 0:
+            raise ValueError(
+                "Nothing was trained: the training loader gave no batch. With drop_last=True it needs "
+                "batch_size samples; limit_train_batches must not be 0."
+            )
         self._fitted = True
 
 
@@ -400,6 +448,12 @@ def _same_tensor(a: Any, b: Any) -> bool:
     if not isinstance(b, Tensor) or nn.parameter.is_lazy(b) or a.dtype != b.dtype:
         return False
     return torch.equal(a.cpu(), b.cpu())
+
+
+def _is_data(value: Any) -> bool:
+    """Return whether a value is a loader or a dataset, or a list of such."""
+    parts = value if isinstance(value, list | tuple) and value else [value]
+    return all(isinstance(part, DataLoader | Dataset) for part in parts)
 
 
 def _error_of_process(error: ProcessRaisedException) -> Exception:

@@ -49,6 +49,7 @@ def ignore_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers.*",
+            ".*have no `val_dataloader`.*",
             ".*Total length of .* is zero.*",
             ".*available but not used.*",
             ".*treespec, LeafSpec.*",
@@ -126,9 +127,14 @@ def keyboard_interrupt() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
+        if was_interrupted(error):
             raise KeyboardInterrupt from error
         raise
     finally:
         if main and handler is not None:
             signal.signal(signal.SIGINT, handler)
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Return whether an error comes of Ctrl-C, at which Lightning exits."""
+    return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)

@@ -6,10 +6,11 @@ Fitting and encoding are in `base` and `transformer`; here are the networks, the
 from __future__ import annotations
 
 import copy
+import difflib
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -37,6 +38,7 @@ from nidl_dcl.models.collapse import CollapseMonitor
 from nidl_dcl.models.encoders import ProjectionHead
 from nidl_dcl.models.losses import DCLLoss, DCLWLoss
 from nidl_dcl.models.optimization import build_optimizer, build_scheduler
+from nidl_dcl.models.trainers import accumulation, count_steps
 from nidl_dcl.models.transformer import TransformerMixin
 from nidl_dcl.randomness import fresh_seed, key_seed, keyed
 
@@ -254,6 +256,7 @@ class DCL(TransformerMixin, BaseEstimator):
         if isinstance(encoder, nn.Module):
             return copy.deepcopy(encoder)
         if inspect.isclass(encoder) and issubclass(encoder, nn.Module):
+            _check_names(encoder, options or {})
             built: nn.Module = encoder(**(options or {}))
             return built
         raise TypeError(
@@ -348,19 +351,13 @@ class DCL(TransformerMixin, BaseEstimator):
         self._used.update(optimizer=optimizer, lr_scheduler=None)
         if self._arguments["lr_scheduler"] in (None, "none"):
             return optimizer
-        total_steps = self.trainer.estimated_stepping_batches
-        if math.isinf(self.trainer.num_training_batches):  # steps alone were given: not counted yet
-            self.trainer.fit_loop.setup_data()
-        batches = self.trainer.num_training_batches
-        per_epoch = total_steps
-        if math.isfinite(batches):  # a stream has no length
-            per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
+        total_steps, steps_per_epoch = count_steps(self.trainer)
         config = build_scheduler(
             self._arguments["lr_scheduler"],
             optimizer,
             lr_scheduler_kwargs=self.lr_scheduler_kwargs,
             total_steps=total_steps,
-            steps_per_epoch=per_epoch,
+            steps_per_epoch=steps_per_epoch,
             given_optimizer=self._arguments["optimizer"],
         )
         if config is None:
@@ -386,6 +383,7 @@ class DCL(TransformerMixin, BaseEstimator):
         else:
             # Activations are dropped after each chunk, and computed again in the backward pass.
             parts = [checkpoint(self.encoder, part, use_reentrant=False) for part in x.split(size)]
+            self._check_form(parts[0], x[:size])
             h = torch.cat(parts)
         self._check_form(h, x)
         self._check_fit(h.shape[-1])
@@ -396,7 +394,9 @@ class DCL(TransformerMixin, BaseEstimator):
         if not isinstance(h, Tensor) or h.ndim not in (2, 3) or 0 in h.shape[1:-1]:
             raise ValueError(
                 "The encoder must return a matrix (n, features), or (n, regions, features), got "
-                f"{describe(h)} for an input {tuple(x.shape)}."
+                f"{describe(h)} for an input {tuple(x.shape)}. A feature map is averaged by "
+                "nn.Sequential(encoder, nn.AdaptiveAvgPool3d(1), nn.Flatten()); for several outputs, "
+                "wrap the encoder in a module that returns one."
             )
         self._seen_regions = h.shape[1] if h.ndim == 3 else None
         if self._n_regions != self._seen_regions:
@@ -661,6 +661,7 @@ class DCL(TransformerMixin, BaseEstimator):
                 + "; ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in differing)
                 + ". Resume with the same one, or start afresh without ckpt_path."
             )
+        _begin_step_again(checkpoint)
 
     def _run_identity(self) -> dict[str, Any]:
         names = ("temperature", "learning_rate", "weight_decay", *_SIZES)
@@ -669,7 +670,7 @@ class DCL(TransformerMixin, BaseEstimator):
             **{name: getattr(self, name) for name in names},
             **{n: self._arguments[n] for n in self._more_options if n != "monitor_collapse"},
             "processes": world()[1],
-            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "accumulate_grad_batches": accumulation(self.trainer),
             **getattr(loaders, "identity", dict)(),
         }
 
@@ -716,6 +717,34 @@ def _sums_finite(tensors: Sequence[Tensor]) -> Tensor:
     """Return a flag on the device: if it holds, all numbers are finite; else a sum may be too large."""
     sums = [t.sum(dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
     return torch.isfinite(torch.stack([s.float() for s in sums])).all()
+
+
+def _check_names(owner: Any, names: Iterable[str]) -> None:
+    """Raise a TypeError for a name that a class does not take, with the closest one that it takes."""
+    parameters = inspect.signature(owner).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in names:
+        if name not in parameters:
+            close = difflib.get_close_matches(name, parameters, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"It takes {', '.join(parameters)}."
+            raise TypeError(f"{owner.__name__} has no argument {name!r} (encoder_kwargs). {hint}")
+
+
+def _begin_step_again(checkpoint: dict[str, Any]) -> None:
+    """Go back to the first batch of a step whose gradient was not complete when a run ended."""
+    if "loops" not in checkpoint:  # weights alone were saved
+        return
+    loops = checkpoint["loops"]["fit_loop"]
+    batches = loops["epoch_loop.batch_progress"]
+    current = batches["current"]
+    if batches["is_last_batch"] or current["completed"] != current["ready"]:
+        return
+    epoch = loops["epoch_progress"]["current"]["processed"]
+    size = checkpoint["nidl_dcl"]["accumulate_grad_batches"]
+    if isinstance(size, dict):
+        size = size[max(first for first in size if first <= epoch)]
+    current.update(dict.fromkeys(current, current["ready"] - current["ready"] % size))
 
 
 def _unless_invalid(build: Callable[[], Any]) -> Any:

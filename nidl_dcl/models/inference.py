@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
-from nidl_dcl.data.samplers import outlast_sigterm
+from nidl_dcl.data.loaders import image_loader
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.volumes.cache import PreparedVolumes
 
@@ -36,7 +36,7 @@ def embed_volumes(
     model : DCL
         Fitted.
     volumes : PreparedVolumes
-        Embedded one at a time, so that a row never depends on the others.
+        Embedded in batches of one size, so that a row never depends on the others.
     digest : str
         Name of the model in `memory`, such as a checksum of its weights.
     memory : Path, optional
@@ -63,10 +63,7 @@ def embed_volumes(
     missing = [i for i in range(len(volumes)) if i not in rows]
     for start in range(0, len(missing), _CHUNK):
         chunk = missing[start : start + _CHUNK]
-        loader: DataLoader[Any] = DataLoader(
-            Subset(volumes, chunk), num_workers=num_workers, worker_init_fn=outlast_sigterm
-        )
-        features = model.transform(loader).numpy()
+        features = model.transform(image_loader(Subset(volumes, chunk), num_workers)).numpy()
         for i, row in zip(chunk, features, strict=True):
             rows[i] = row
             if memory is not None:

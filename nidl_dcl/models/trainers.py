@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 
@@ -70,3 +71,31 @@ def trainer_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if sys.platform == "darwin" and options.get("accelerator", "auto") == "auto":
         options["accelerator"] = "cpu"  # Apple's GPU, not tried yet, has to be asked for
     return options
+
+
+def accumulation(trainer: Any) -> int | dict[int, int]:
+    """Return how many batches a step takes, or from which epoch on how many."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            return dict(callback.scheduling)
+    return int(trainer.accumulate_grad_batches)
+
+
+def count_steps(trainer: Any) -> tuple[float, float]:
+    """Return the optimizer steps of a fit and of one of its epochs, on average; infinite if endless."""
+    total = trainer.estimated_stepping_batches
+    if math.isinf(trainer.num_training_batches):  # steps alone were given: not counted yet
+        trainer.fit_loop.setup_data()
+    batches = trainer.num_training_batches
+    if not math.isfinite(batches):  # a stream has no length
+        return total, total
+    accumulated = accumulation(trainer)
+    if isinstance(accumulated, int) or not math.isfinite(total):
+        first = accumulated if isinstance(accumulated, int) else accumulated[0]
+        return total, math.ceil(batches / first)
+    steps = epochs = 0
+    while epochs != trainer.max_epochs and not 0 <= trainer.max_steps <= steps:
+        size = accumulated[max(epoch for epoch in accumulated if epoch <= epochs)]
+        steps, epochs = steps + math.ceil(batches / size), epochs + 1
+    per_epoch = steps / max(1, epochs)
+    return (steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)), per_epoch

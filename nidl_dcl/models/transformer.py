@@ -12,17 +12,25 @@ import lightning as L
 import numpy as np
 import sklearn.base
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from nidl_dcl.data.batches import finite_rows, first_bad, single_view
-from nidl_dcl.data.datasets import ImageSamples
-from nidl_dcl.data.loaders import PredictShards
+from nidl_dcl.data.datasets import ImageSamples, OneViewSamples
+from nidl_dcl.data.loaders import PredictShards, count_rows, image_loader
 from nidl_dcl.distributed import by_itself, gather_objects, world
 from nidl_dcl.errors import NonFiniteError
 from nidl_dcl.models.context_managers import keyboard_interrupt, silence_lightning
 from nidl_dcl.models.trainers import inference_trainer
+from nidl_dcl.volumes.cache import PreparedVolumes
 
 
 class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.base.TransformerMixin):
@@ -129,19 +137,31 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
                 pieces = gather_in_order(rows.pieces)
         if not pieces:
             raise ValueError("There is nothing to transform: X has no sample.")
-        return np.concatenate([features for _, features, _ in pieces]), [y for *_, y in pieces]
+        features = np.concatenate([features for _, features, _ in pieces])
+        return features[: count_rows(loader)], [y for *_, y in pieces]
 
     def _inference_loader(self: Any, X: Any) -> Any:
         if isinstance(X, DataLoader):
             return X
         if isinstance(X, L.LightningDataModule):
+            if not is_overridden("predict_dataloader", X):
+                raise TypeError(
+                    f"{type(X).__name__} has no predict_dataloader, which transform reads. Define "
+                    "one, or give a loader of single views."
+                )
             X.prepare_data()
             X.setup("predict")
-            return X.predict_dataloader()
+            loader = X.predict_dataloader()
+            if isinstance(getattr(loader, "dataset", None), PreparedVolumes):
+                loader = image_loader(loader.dataset, loader.num_workers)
+            return loader
         samples = self._samples(X, reset=False)
-        # Images one at a time, so that a row never depends on its neighbors' rounding.
-        size = 1 if isinstance(samples, ImageSamples) else self._arguments["batch_size"]
-        return DataLoader(samples, batch_size=size, num_workers=self._arguments["num_workers"])
+        if samples is X and not isinstance(X, IterableDataset):
+            samples = OneViewSamples(X)
+        workers = self._arguments["num_workers"]
+        if isinstance(samples, ImageSamples):
+            return image_loader(samples, workers)
+        return DataLoader(samples, batch_size=self._arguments["batch_size"], num_workers=workers)
 
 
 class _Rows(L.Callback):

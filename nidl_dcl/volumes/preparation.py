@@ -158,15 +158,19 @@ def common_shape(
     """
     field: Any = MASKED_FIELD_MM
     if not masked:
-        fields = []
+        fields, failure = [], None
         for image in images:
             try:
                 grid = image if hasattr(image, "dataobj") else read_header(Path(image))
-            except (UnreadableVolumeError, OSError):
+            except (UnreadableVolumeError, OSError) as error:
+                failure = failure or f"{image_name(image)}: {error}"
                 continue
             fields.append(_extent(grid.shape[:3], grid.affine))
         if not fields:
-            raise UnreadableVolumeError("No image has a readable header: no field of view to take.")
+            raise UnreadableVolumeError(
+                "No image has a readable header, so the size of volumes is not known"
+                + (f". {failure}" if failure else ".")
+            )
         field = np.median(fields, axis=0)
     x, y, z = (8 * math.ceil(mm / size / 8 - 1e-3) for mm, size in zip(field, spacing, strict=True))
     return x, y, z

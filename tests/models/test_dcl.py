@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import CSVLogger
 from monai.data import MetaTensor
 from sklearn.exceptions import NotFittedError
@@ -584,6 +585,46 @@ def test_a_step_waits_for_the_device_once(accumulated, encoder, rows):
     assert reads.counts == [1] * 8
 
 
+def reading(reader):
+    class Subclass(DCL):
+        def training_step(self, batch, batch_idx, dataloader_idx=0):
+            return super().training_step(batch, batch_idx, dataloader_idx)
+
+    class Reader(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, *args):
+            assert len(outputs["y"]) == 2
+
+    return {
+        "no one": (DCL, []),
+        "callbacks of Lightning": (DCL, [L.pytorch.callbacks.Timer()]),
+        "a callback": (DCL, [Reader()]),
+        "a function": (DCL, [LambdaCallback(on_train_batch_end=lambda *args: None)]),
+        "a subclass": (Subclass, []),
+    }[reader]
+
+
+@pytest.mark.parametrize(
+    ("reader", "gathered"),
+    [
+        ("no one", False),
+        ("callbacks of Lightning", False),
+        ("a callback", True),
+        ("a function", True),
+        ("a subclass", True),
+    ],
+)
+def test_targets_are_gathered_only_if_someone_reads_them(reader, gathered, rows, monkeypatch):
+    calls = []
+    monkeypatch.setattr("nidl_dcl.models.dcl.gather_targets", lambda y, n: calls.append(n) or y)
+    kind, callbacks = reading(reader)
+    kind(**{**make(max_epochs=1).get_params(), "callbacks": callbacks}).fit(
+        pairs(rows, list(range(20)))
+    )
+    assert bool(calls) is gathered
+    make().training_step(([rows, rows + 1], torch.arange(20)), 0)  # in a loop of the caller's
+    assert calls[-1] == 20
+
+
 class Normalized(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Linear(25, 10), nn.BatchNorm1d(10))
@@ -802,6 +843,77 @@ def test_a_run_resumed_after_any_step_equals_an_uninterrupted_one(
         again = make(**options, num_workers=workers)
         again.fit(rows, None, rows[:6], ckpt_path=tmp_path / f"{step}.ckpt")
         assert_identical(again, whole)
+
+
+class Order(L.Callback):
+    """Notes the first number of each sample of an epoch; ends a run after a batch, like a SIGTERM."""
+
+    def __init__(self, ended_after=None, folder=None):
+        self.epochs, self.ended_after, self.folder = {}, ended_after, folder
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        seen = self.epochs.setdefault(trainer.current_epoch, [])
+        seen += batch[0][:, 0].int().tolist()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.ended_after:
+            trainer._signal_connector.received_sigterm = True
+
+    def on_exception(self, trainer, module, exception):
+        trainer.save_checkpoint(self.folder / "ended.ckpt")
+
+
+@pytest.mark.parametrize("scheduling", [{0: 2, 1: 1}, {0: 1, 1: 3}, {2: 2}, 2])
+@pytest.mark.parametrize("ended_after", [None, (0, 0), (1, 0), (1, 1), (2, 3)])
+def test_each_epoch_visits_every_sample_once_however_steps_are_accumulated(
+    scheduling, ended_after, tmp_path
+):
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    rows = torch.arange(20.0)[:, None].expand(20, 25).contiguous()
+
+    def fitted(order, **where):
+        options = {"accumulate_grad_batches": scheduling}
+        callbacks = [order]
+        if isinstance(scheduling, dict):
+            options = {}
+            callbacks.append(GradientAccumulationScheduler(dict(scheduling)))
+        model = make(**{**WARM, **options, "views": torch.clone}, callbacks=callbacks)
+        return model.fit(rows, **where)
+
+    whole = Order()
+    model = fitted(whole)
+    assert [sorted(seen) for seen in whole.epochs.values()] == [list(range(20))] * 3
+    assert len({tuple(seen) for seen in whole.epochs.values()}) == 3
+    if ended_after is None:
+        return
+    with pytest.raises(SIGTERMException):
+        fitted(Order(ended_after, tmp_path))
+    rest = Order()
+    again = fitted(rest, ckpt_path=tmp_path / "ended.ckpt")
+    assert_identical(again, model)
+    for epoch, seen in rest.epochs.items():
+        assert seen == whole.epochs[epoch][-len(seen) :]
+
+
+def test_the_schedule_of_the_rate_counts_steps_as_they_are_accumulated(rows):
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+    class Rates(L.Callback):
+        def __init__(self):
+            self.found = []
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.found.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    rates = Rates()
+    callbacks = [rates, GradientAccumulationScheduler({0: 5, 1: 1})]
+    options = {**WARM, "max_epochs": 2, "lr_scheduler_kwargs": {"warmup_epochs": 0}}
+    make(**options, callbacks=callbacks).fit(rows)
+    assert rates.found[:5] == [rates.found[0]] * 5  # one step of the first epoch
+    shares = [(1 + np.cos(np.pi * step / 6)) / 2 for step in range(1, 6)]
+    np.testing.assert_allclose(rates.found[5:], np.array(shares) * rates.found[0], rtol=1e-6)
 
 
 @pytest.mark.slow
