@@ -37,6 +37,7 @@ from nidl_dcl.models.context_managers import (
     keyboard_interrupt,
     lightning_messages,
     was_interrupted,
+    without_cuda,
 )
 from nidl_dcl.models.inputs import (
     ACCEPTED,
@@ -192,7 +193,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
                 self._exposure = after(self._exposure, seen)
                 self._fitted = False
                 try:
-                    trainer.fit(self, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+                    with without_cuda(trainer.strategy.root_device):
+                        trainer.fit(self, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
                 except ProcessRaisedException as error:
                     raise _error_of_process(error) from error
                 except (KeyboardInterrupt, SystemExit) as error:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from lightning.pytorch.utilities import seed
 
 from nidl_dcl.randomness import keyed
 
@@ -18,8 +19,8 @@ from nidl_dcl.randomness import keyed
 @contextmanager
 def isolate_rng(*key: object) -> Iterator[None]:
     """Seed every generator by `key`, devices' included; restore them afterwards."""
-    with fork_rng(), keyed(*key) as seed:
-        torch.cuda.manual_seed_all(seed)  # without CUDA running, once it runs
+    with fork_rng(), keyed(*key) as number:
+        torch.cuda.manual_seed_all(number)  # without CUDA running, once it runs
         yield
 
 
@@ -30,7 +31,7 @@ def fork_rng() -> Iterator[None]:
     A process that has initialized it can no longer fork others that use it, as notebooks do; hence
     not `torch.random.fork_rng` with devices.
     """
-    state, seed = torch.get_rng_state(), torch.initial_seed()
+    state, number = torch.get_rng_state(), torch.initial_seed()
     running = torch.cuda.is_initialized()
     states = torch.cuda.get_rng_state_all() if running else []
     try:
@@ -40,7 +41,24 @@ def fork_rng() -> Iterator[None]:
         if running:
             torch.cuda.set_rng_state_all(states)
         else:
-            torch.cuda.manual_seed_all(seed)  # what they begin with, as the caller seeded torch
+            torch.cuda.manual_seed_all(number)  # what they begin with, as the caller seeded torch
+
+
+@contextmanager
+def without_cuda(device: torch.device) -> Iterator[None]:
+    """Keep Lightning from initializing CUDA for a trainer of another device.
+
+    Around its sanity check it saves all generators, and is given no choice of which.
+    """
+    if device.type == "cuda" or torch.cuda.is_initialized():
+        yield
+        return
+    collect = seed._collect_rng_states
+    seed._collect_rng_states = lambda include_cuda=True: collect(include_cuda=False)
+    try:
+        yield
+    finally:
+        seed._collect_rng_states = collect
 
 
 @contextmanager

@@ -409,7 +409,7 @@ class DCL(TransformerMixin, BaseEstimator):
         if isinstance(batch, LazyViews):  # from a caller's loop; else drawn after the transfer
             batch = batch.draw()
         views, _ = two_views(batch)
-        buffers = [buffer.clone() for buffer in self.buffers()]
+        buffers = [buffer.clone() for buffer in self.buffers()] if self.training else []
         h1, h2, z1, z2, y = self.training_outputs(batch)
         n = len(z1)
         both, start = gather_rows(torch.cat([z1, z2], dim=-1))
@@ -533,7 +533,7 @@ class DCL(TransformerMixin, BaseEstimator):
                 self._check_gradient(found[-1])
         except NonFiniteError:
             with torch.no_grad():  # running means have seen that step
-                for buffer, before in zip(self.buffers(), steps[0].buffers, strict=True):
+                for buffer, before in zip(self.buffers(), steps[0].buffers, strict=False):
                     buffer.copy_(before)
             raise
 

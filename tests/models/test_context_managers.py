@@ -32,6 +32,7 @@ def machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda.random, "device_count", lambda: 1)
     for home in (torch.cuda, torch.cuda.random):
         monkeypatch.setattr(home, "_lazy_init", forbidden)
 
