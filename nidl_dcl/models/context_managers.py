@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import seed
@@ -53,12 +54,13 @@ def without_cuda(device: torch.device) -> Iterator[None]:
     if device.type == "cuda" or torch.cuda.is_initialized():
         yield
         return
-    collect = seed._collect_rng_states
-    seed._collect_rng_states = lambda include_cuda=True: collect(include_cuda=False)
+    module: Any = seed
+    collect = module._collect_rng_states
+    module._collect_rng_states = lambda include_cuda=True: collect(include_cuda=False)
     try:
         yield
     finally:
-        seed._collect_rng_states = collect
+        module._collect_rng_states = collect
 
 
 @contextmanager
