@@ -62,7 +62,7 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
         return x, 0
     counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(processes)]
     dist.all_gather(counts, torch.tensor([len(x)], dtype=torch.int64, device=x.device))
-    sizes = [int(c) for c in counts]
+    sizes = torch.cat(counts).tolist()  # read from the device once
     return _GatherRows.apply(x, sizes, rank), sum(sizes[:rank])
 
 

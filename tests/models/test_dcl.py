@@ -408,6 +408,15 @@ def test_untrained_weights_encode_when_asked_to(rows):
     torch.testing.assert_close(model.transform(rows), model.encoder(rows).detach())
 
 
+def test_a_learned_temperature_is_trained_and_does_not_hinder_saving(rows, tmp_path):
+    model = make(learning_rate=0.1)
+    model.loss = DCLLoss(nn.Parameter(torch.tensor(0.5)))
+    model.fit(rows)
+    assert model.loss.temperature.item() != 0.5
+    again = load_model(model.save(tmp_path / "model"), **QUIET)
+    assert torch.equal(again.transform(rows), model.transform(rows))
+
+
 # -- pickles ----------------------------------------------------------------------------------
 
 
