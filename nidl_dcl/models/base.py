@@ -101,7 +101,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
         the CPU on macOS), and
 
         random_state : int, RandomState or None, default=None
-            Seed of weights, order and views; None draws a new one at each fit.
+            Seed of weights, order and views. None draws one at each fit, from NumPy's global
+            generator, as in scikit-learn.
         views : callable, optional
             From one float32 sample without batch axis to one view of it. Default: the views for
             volumes where samples have three spatial axes, else `JitterTransform`.
@@ -222,7 +223,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
         data = self._training_data(X, val_dataloader, seed)
         with isolate_rng(seed, "fit"), ignore_warnings(), keyboard_interrupt():
             # A subclass need not have such a step; every DCL has one.
-            if getattr(data, "validation", None) is None:
+            if isinstance(data, Loaders) and data.validation is None:
                 warnings.filterwarnings("ignore", ".*passed in a `val_dataloader` but have no.*")
             warnings.filterwarnings("ignore", ".*defined a `validation_step` but have no.*")
             if getattr(data, "identity", dict)():
@@ -418,24 +419,26 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
             for name in self._arguments.rebuilding & params.keys():
                 self._assign(name, params[name])
         else:
-            self._rebuild({**self._arguments.given, **params})
+            self._rebuild(params)
         self._update_hparams()
         return self
 
-    def _rebuild(self, arguments: Mapping[str, Any]) -> None:
+    def _rebuild(self, params: Mapping[str, Any]) -> None:
         """Call the constructor again; keep the weights, and what was fitted, where they still fit."""
-        new = type(self)(**arguments)
+        new = type(self)(**{**self._arguments.given, **params})
         before, weights = dict(vars(self)), self.state_dict()
+        networks = any(isinstance(value, nn.Module | type) for value in params.values())
         self.__dict__.update(vars(new))
         shapes = {
             name: None if nn.parameter.is_lazy(value) else value.shape
             for name, value in self.state_dict().items()
         }
-        if weights.keys() == shapes.keys() and all(
+        fit = weights.keys() == shapes.keys() and all(
             shapes[name] in (None, value.shape)
             for name, value in weights.items()
             if not nn.parameter.is_lazy(value)
-        ):
+        )
+        if fit and not networks:  # another network brings its own
             self.load_state_dict(weights)
             self.__dict__.update({name: before[name] for name in self._of_fits})
 

@@ -154,6 +154,7 @@ def build_optimizer(
         For anything else, or for arguments that the class does not take.
     """
     options = dict(optimizer_kwargs or {})
+    kind: Any = optimizer
     if isinstance(optimizer, Optimizer):
         if options:
             warnings.warn("optimizer is an instance, so optimizer_kwargs is ignored.", stacklevel=2)
@@ -164,16 +165,15 @@ def build_optimizer(
                 f"optimizer must be one of {', '.join(OPTIMIZERS)} (any case), a torch.optim class, "
                 f"a callable or an instance, got {optimizer!r}."
             )
-        optimizer = OPTIMIZERS[optimizer.lower()]
-    partial: Any = optimizer if isinstance(optimizer, functools.partial) else None
-    if partial is not None and not partial.args and _is_class(partial.func):
-        optimizer, options = partial.func, {**partial.keywords, **options}
-    if not _is_class(optimizer):
-        if inspect.isclass(optimizer) or not callable(optimizer):
+        kind = OPTIMIZERS[optimizer.lower()]
+    if isinstance(kind, functools.partial) and not kind.args and _is_class(kind.func):
+        kind, options = kind.func, {**kind.keywords, **options}
+    if not _is_class(kind):
+        if inspect.isclass(kind) or not callable(kind):
             raise TypeError(
-                f"optimizer must be a name, a class, a callable or an instance, got {optimizer!r}."
+                f"optimizer must be a name, a class, a callable or an instance, got {kind!r}."
             )
-        made = optimizer([p for p in module.parameters() if p.requires_grad], **options)
+        made = kind([p for p in module.parameters() if p.requires_grad], **options)
         if not isinstance(made, Optimizer):
             raise TypeError(
                 f"optimizer must be a callable that returns an Optimizer, got {made!r}."
@@ -183,12 +183,12 @@ def build_optimizer(
         groups = weight_decay_groups(module, weight_decay)
     else:
         groups = [{"params": [p for p in module.parameters() if p.requires_grad]}]
-    takes = inspect.signature(optimizer).parameters
+    takes = inspect.signature(kind).parameters
     if "weight_decay" in takes:
         options.setdefault("weight_decay", weight_decay)
     else:
         groups = [{"params": [p for group in groups for p in group["params"]]}]
-    return optimizer(groups, **{"lr": learning_rate, **options})
+    return kind(groups, **{"lr": learning_rate, **options})
 
 
 def _is_class(value: Any) -> bool:

@@ -151,6 +151,17 @@ def test_a_subclass_that_fixes_arguments(rows):
     assert torch.equal(weights(twin.fit(rows)), weights(model))
 
 
+def test_another_encoder_of_a_subclass_brings_its_weights(rows):
+    model = make(Mine).fit(rows)
+    encoder = Rows()
+    model.set_params(encoder=encoder)
+    assert torch.equal(model.encoder[0].weight, encoder[0].weight)
+    assert not model.fitted
+    model.fit(rows).encoder = Rows
+    assert model.get_params()["encoder"] is Rows
+    assert not model.fitted
+
+
 def test_unknown_arguments_of_subclasses_name_the_closest_one():
     with pytest.raises(TypeError, match=r"Mine got an unknown option 'alhpa'.*'alpha'"):
         make(Mine, alhpa=1)
@@ -450,6 +461,24 @@ def test_hyperparameters_are_left_out_where_asked(rows, tmp_path):
     model = make(save_hparams=False, logger=CSVLogger(tmp_path)).fit(rows)
     assert not (tmp_path / "lightning_logs/version_0/hparams.yaml").exists()
     assert model.hparams == {}
+
+
+def test_a_checkpoint_is_loaded_in_lightnings_way(rows, tmp_path):
+    keep = ModelCheckpoint(tmp_path / "checkpoints")
+    model = make(Mine, alpha=2.0, temperature=0.7, callbacks=[keep]).fit(rows)
+    again = Mine.load_from_checkpoint(keep.best_model_path, encoder=Rows, weights_only=True)
+    assert (again.alpha, again.temperature, again.fitted) == (2.0, 0.7, True)
+    assert torch.equal(again.transform(rows), model.transform(rows))
+
+
+def test_a_constructor_may_save_its_own_hyperparameters(rows):
+    class Saving(Own):
+        def __init__(self, encoder, note="n", **kwargs):
+            super().__init__(encoder, **kwargs)
+            self.save_hyperparameters(ignore=["encoder"])
+
+    model = Saving(Rows(), note="m", lr=0.3, max_epochs=1, **QUIET).fit(rows)
+    assert (model.hparams.note, model.hparams.lr) == ("m", 0.3)
 
 
 def test_a_data_modules_hyperparameters_do_not_collide(rows, tmp_path):
