@@ -87,7 +87,15 @@ class Arguments:
         return self.values[name] if name in self.values else self._defaults[name]
 
     def record(self, constructor: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Keep the call of the constructor, which has ended."""
+        """Keep the call of the constructor, which has ended.
+
+        Parameters
+        ----------
+        constructor : callable
+            The ``__init__`` of the class.
+        args, kwargs : tuple, mapping
+            What it was called with.
+        """
         bound = inspect.signature(constructor).bind(None, *args, **kwargs)
         bound.apply_defaults()
         self.given = {}
