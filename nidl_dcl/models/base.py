@@ -356,10 +356,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
     def fitted(self, value: bool) -> None:
         self._fitted = value
 
-    @property
-    def fitted_(self) -> bool:
-        """`fitted`, by nidl's name."""
-        return self._fitted
+    fitted_ = fitted
+    """`fitted`, by nidl's name."""
 
     @property
     def trainer_params(self) -> dict[str, Any]:

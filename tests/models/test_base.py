@@ -431,6 +431,13 @@ def test_names_of_nidl(rows):
         model.fit(X=pairs, train_dataloader=pairs)
 
 
+def test_an_estimator_that_needs_no_fit_says_so_by_either_name(rows):
+    for name in ("fitted", "fitted_"):
+        model = Own(Rows(), **QUIET)
+        setattr(model, name, True)
+        assert model.transform(rows).shape == (24, 4)
+
+
 def test_a_data_module_may_be_named(rows):
     class Module(L.LightningDataModule):
         def train_dataloader(self):
