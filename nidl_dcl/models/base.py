@@ -72,7 +72,7 @@ class EstimatorType(ABCMeta):
         cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any
     ) -> Any:
         """Make a class, with `TransformerMixin` among its bases if it encodes."""
-        encodes = "transform_step" in namespace
+        encodes = "transform_step" in namespace or any(hasattr(b, "transform_step") for b in bases)
         if encodes and not any(issubclass(base, TransformerMixin) for base in bases):
             bases = (TransformerMixin, *bases)
         return super().__new__(cls, name, bases, namespace, **kwargs)

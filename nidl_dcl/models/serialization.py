@@ -168,7 +168,7 @@ def load_model(
     >>> torch.equal(again.transform(x), model.transform(x))
     True
     """
-    folder = folder_of(folder)
+    folder, trust = folder_of(folder), tuple(trust)
     description = read_description(folder)
     weights = folder / "weights.safetensors"
     try:

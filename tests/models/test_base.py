@@ -217,6 +217,20 @@ def test_a_trusted_package_may_hold_the_estimators_class(rows, tmp_path):
 # -- estimators of one's own ------------------------------------------------------------------
 
 
+def test_a_transform_step_may_come_from_another_base(rows):
+    class Identity:
+        def transform_step(self, batch, batch_idx, dataloader_idx=0):
+            return batch
+
+    class Both(Identity, BaseEstimator):
+        pass
+
+    model = Both(**QUIET)
+    model.fitted = True
+    assert torch.equal(model.transform(rows), rows)
+    assert not hasattr(BaseEstimator(), "transform")
+
+
 def own(**kwargs):
     torch.manual_seed(0)
     return Own(Rows(), **{**QUIET, "max_epochs": 2, "random_state": 0, **kwargs})
