@@ -372,7 +372,7 @@ def test_the_examples_of_the_estimators_page_run() -> None:
     names: dict[str, Any] = {}
     for example in examples("estimator.md"):
         exec(example, names)
-    assert len(examples("estimator.md")) == 12
+    assert len(examples("estimator.md")) == 14
     assert names["features"].shape == (40, 8)
     assert list(names["who"]) == names["names"]
     assert float(names["collapsed"]) == pytest.approx(math.log(30), abs=1e-4)
