@@ -8,7 +8,7 @@ PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test soak check docs dist bench bench-peers clean FORCE
+.PHONY: help demo test soak check docs dist bench bench-gpu bench-peers clean FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,10 @@ dist: $(READY)  ## Build a source archive and a wheel in dist/
 
 bench: $(READY)  ## Run every benchmark, write benchmarks/RESULTS.md; with peers, if they are there
 	$(if $(wildcard $(PEERS)/bin/python),$(PEERS)/bin/python,$(BIN)/python) benchmarks/run.py $(NAMES)
+
+bench-gpu: $(READY)  ## Measure training on a GPU, and test what only a GPU shows (ten minutes)
+	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python benchmarks/gpu.py
 
 bench-peers:  ## Make an environment with the peers of the benchmarks (several GB)
 	$(PYTHON) -m venv --clear $(PEERS)

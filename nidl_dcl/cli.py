@@ -438,6 +438,8 @@ def _launch(
         bound.apply_defaults()
         sys.stdout.write(_as_yaml(bound.arguments))
         return
+    if verbose:
+        logging.getLogger("nidl_dcl").setLevel(logging.DEBUG)
     with nullcontext() if verbose else _only_our_messages():
         command(*bound.args, **bound.kwargs)
 

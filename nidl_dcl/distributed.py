@@ -62,7 +62,7 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
         return x, 0
     counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(processes)]
     dist.all_gather(counts, torch.tensor([len(x)], dtype=torch.int64, device=x.device))
-    sizes = [int(c) for c in counts]
+    sizes = torch.cat(counts).tolist()  # read from the device once
     return _GatherRows.apply(x, sizes, rank), sum(sizes[:rank])
 
 
@@ -118,11 +118,14 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Return whether `flag` holds on at least one process; all processes must ask."""
+def any_process(flag: bool | Tensor, device: torch.device) -> bool:
+    """Return whether `flag` holds on at least one process; all processes must ask.
+
+    A tensor of one value is read once, after the processes have exchanged theirs.
+    """
     if world()[1] == 1:
-        return flag
-    return bool(total(torch.tensor(float(flag), device=device)) > 0)
+        return bool(flag)
+    return bool(total(torch.as_tensor(flag, dtype=torch.float32, device=device)) > 0)
 
 
 class _GatherRows(torch.autograd.Function):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,17 @@ import pytest
 from nidl_dcl.workflow.options import DataOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_runs_on_the_cpu_too():
+    script = REPOSITORY / "benchmarks" / "gpu.py"
+    done = subprocess.run(
+        [sys.executable, script, "cpu"], check=True, capture_output=True, text=True, timeout=600
+    )
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == 6
+    assert all(float(row[2]) > 0 for row in rows), done.stdout
 
 
 @pytest.fixture

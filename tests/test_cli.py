@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from nidl_dcl.io.console import handled_by
 
 COMMAND = [sys.executable, "-m", "nidl_dcl"]
 SMALL = ("--spacing", "8", "--max-epochs", "1", "--batch-size", "8")
@@ -309,6 +312,21 @@ def test_an_unexpected_fault_is_one_line_with_status_1_and_a_traceback_with_v(
     assert more.status == 1
     assert "Traceback" in more.err
     assert more.err.splitlines()[-1] == done.err.splitlines()[0]
+
+
+@pytest.mark.parametrize(("words", "shown"), [((), False), (("-v",), True)])
+def test_details_are_let_through_with_v(
+    words: tuple[str, ...], shown: bool, run: Any, heads_made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nidl_dcl.workflow import inputs
+
+    def index(*args: Any, **kwargs: Any) -> str:
+        with handled_by(logging.NullHandler()):  # the log of a run
+            return str(logging.getLogger("nidl_dcl").isEnabledFor(logging.DEBUG))
+
+    monkeypatch.setattr(inputs, "index", index)
+    assert run("index", heads_made, *words).out == str(shown)
+    assert not logging.getLogger("nidl_dcl").isEnabledFor(logging.DEBUG)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from nidl_dcl.bids.layout import layout
 from nidl_dcl.bids.presets import PRESETS
-from nidl_dcl.data.datasets import LazyViews, TwoViewSamples
+from nidl_dcl.data.datasets import TwoViewSamples, draw_lazy_views
 from nidl_dcl.data.exposure import exposure_of
 from nidl_dcl.data.grouping import connected_groups
 from nidl_dcl.data.image_table import ImageTable, Progress
@@ -328,7 +328,7 @@ class BIDSDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Draw the views of a batch that was loaded without, on the device where it is now."""
-        return batch.draw() if isinstance(batch, LazyViews) else batch
+        return draw_lazy_views(batch, self.trainer)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return a loader of all images, one at a time, in the order of `images`."""

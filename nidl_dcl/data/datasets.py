@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from nidl_dcl.data.batched_views import draw_pairs, is_batched
 from nidl_dcl.data.batches import TWO_VIEWS_TO_ENCODE, describe
 from nidl_dcl.data.views import KeyCheck, draw_pair, one_view_each
 from nidl_dcl.randomness import key_seed
@@ -141,8 +142,10 @@ class JitterTransform:
     def __call__(self, x: Tensor) -> Tensor:
         """Return one view of `x`, any shape."""
         spread = x.std(correction=0) if x.numel() > 1 else x.abs().max()
-        kept = torch.rand_like(x) >= self.drop
-        return (x + self.noise * spread * torch.randn_like(x)) * kept
+        # Drawn on the CPU, whose generators obey the key of a view, wherever x is.
+        kept = torch.rand(x.shape, dtype=x.dtype).to(x.device) >= self.drop
+        noise = torch.randn(x.shape, dtype=x.dtype).to(x.device)
+        return (x + self.noise * spread * noise) * kept
 
 
 class TwoViewSamples(Dataset[Any]):
@@ -200,7 +203,7 @@ class TwoViewSamples(Dataset[Any]):
         if isinstance(x, list):
             return x if y is None else (x, y)
         if self.lazy:
-            return x, (self.seed, epoch, key), y
+            return _Undrawn(x, (self.seed, epoch, key), y)
         pair = one_view_each(draw_pair(self.views, x, self.seed, epoch, key), self.views)
         if self.check is not None:
             self.check.compare(pair, x, self.seed, epoch, key)
@@ -209,6 +212,8 @@ class TwoViewSamples(Dataset[Any]):
 
 class LazyViews:
     """A batch of samples whose views are drawn where it is sent to; the same views as in a loader.
+
+    On a GPU the built-in views are drawn of the whole batch at once, and are the same up to rounding.
 
     Parameters
     ----------
@@ -247,6 +252,9 @@ class LazyViews:
     def draw(self) -> Any:
         """Return ``[X1, X2]`` or ``([X1, X2], y)``."""
         assert self.views is not None
+        if self.x.device.type != "cpu" and is_batched(self.views):
+            pair = draw_pairs(self.views, self.x, self.keys)
+            return pair if self.y is None else (pair, self.y)
         drawn = [
             one_view_each(draw_pair(self.views, x, *key), self.views)
             for x, key in zip(self.x, self.keys, strict=True)
@@ -258,8 +266,27 @@ class LazyViews:
         return pair if self.y is None else (pair, self.y)
 
 
-def collate_lazy_views(items: list[Any]) -> LazyViews:
-    """Return the batch of `items`, each a sample, its key and its target."""
+def draw_lazy_views(batch: Any, trainer: Any) -> Any:
+    """Return a batch with its views drawn, if it has none yet, in the precision of a trainer.
+
+    They are drawn in single precision, as in a loading worker, and converted afterwards. The trainer
+    has done that with the batch already, but does not look into `LazyViews`.
+    """
+    if not isinstance(batch, LazyViews):
+        return batch
+    return trainer.precision_plugin.convert_input(batch.draw())
+
+
+class _Undrawn(NamedTuple):
+    x: Tensor
+    key: tuple[int, int, str]
+    y: Any
+
+
+def collate_lazy_views(items: list[Any]) -> Any:
+    """Return the batch of `items`; those that had two views from the start are left as they are."""
+    if not isinstance(items[0], _Undrawn):
+        return default_collate(items)
     x, keys, y = zip(*items, strict=True)
     targets = None if y[0] is None else default_collate(list(y))
     return LazyViews(torch.stack(x), list(keys), targets)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
-from nidl_dcl.data.datasets import TwoViewSamples
+from nidl_dcl.data.datasets import TwoViewSamples, draw_lazy_views
 from nidl_dcl.data.samplers import outlast_sigterm, sharded, two_view_loader, with_batches
 from nidl_dcl.distributed import first_value, world
 
@@ -57,6 +57,10 @@ class Loaders(L.LightningDataModule):
         if isinstance(self.validation, list):
             return [self._loader(part, shuffle=False) for part in self.validation]
         return [] if self.validation is None else self._loader(self.validation, shuffle=False)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Draw the views of a batch that was loaded without, on the device where it is now."""
+        return draw_lazy_views(batch, self.trainer)
 
     def _loader(self, data: Any, *, shuffle: bool) -> Any:
         if not isinstance(data, TwoViewSamples):

@@ -64,13 +64,17 @@ class EpochBatches(BatchSampler):
 
     def batch(self, epoch: int, number: int) -> list[int]:
         """Return the indices of the samples of one batch, all processes together."""
+        return [int(i) for i in self._batches(epoch)[number]]
+
+    def _batches(self, epoch: int) -> list[Any]:
+        if self.count == 0:
+            return []
         order = np.arange(self.n) if self.seed is None else permutation(self.n, self.seed, epoch)
-        return [int(i) for i in np.array_split(order, self.count)[number]]
+        return np.array_split(order, self.count)
 
     def __iter__(self) -> Iterator[list[Any]]:
         epoch, start = self.position()
-        for number in range(start, self.count):
-            whole = np.array(self.batch(epoch, number))
+        for whole in self._batches(epoch)[start:]:
             part = np.array_split(whole, self.processes)[self.rank]
             yield [(epoch, int(i)) for i in part]
 
@@ -118,10 +122,15 @@ def two_view_loader(
         collate_fn=collate_lazy_views if samples.lazy else None,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=_goes_to_cuda(trainer),
         worker_init_fn=outlast_sigterm,
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def _goes_to_cuda(trainer: Any) -> bool:
+    # Pinning memory initializes CUDA, which a training on the CPU must not.
+    return trainer is not None and trainer.strategy.root_device.type == "cuda"
 
 
 def outlast_sigterm(worker: int) -> None:

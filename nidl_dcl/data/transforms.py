@@ -109,6 +109,10 @@ class RandSpatial(_VolumeTransform):
         offset = self._offset * volume.shape[-3:]
         if not self._angles.any():
             return _scaled(volume, (self._flip * self._size, self._size, self._size), offset)
+        return _moved(volume, self.matrix(), offset)
+
+    def matrix(self) -> NDArray[np.float64]:
+        """Return the map drawn, from the view's coordinates, centered, to the input's."""
         (ca, cb, cc), (sa, sb, sc) = np.cos(self._angles), np.sin(self._angles)
         turns = (
             np.array([[1, 0, 0], [0, ca, -sa], [0, sa, ca]]),
@@ -116,7 +120,8 @@ class RandSpatial(_VolumeTransform):
             np.array([[cc, -sc, 0], [sc, cc, 0], [0, 0, 1]]),
         )
         flip = np.diag([self._flip, 1.0, 1.0])
-        return _moved(volume, self._size * np.linalg.multi_dot(turns) @ flip, offset)
+        matrix: NDArray[np.float64] = self._size * np.linalg.multi_dot(turns) @ flip
+        return matrix
 
 
 class RandBlur(_VolumeTransform):

@@ -308,7 +308,7 @@ def draw_view(views: Callable[[Any], Any], x: Any, *key: object) -> Any:
     a function is beyond reach: pass it in a Compose.
     """
     with _one_thread(), keyed(*key):
-        _seed(views, key)
+        seed_transforms(views, key)
         if isinstance(x, Tensor):
             view = views(x.clone(memory_format=torch.contiguous_format))
         else:
@@ -328,14 +328,14 @@ def _one_thread() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _seed(views: Any, key: tuple[object, ...]) -> None:
+def seed_transforms(views: Any, key: tuple[object, ...]) -> None:
     """Give MONAI's transforms one generator, from which they draw in turn; one each takes longer."""
     if isinstance(views, Randomizable):
         _share(views, np.random.RandomState(key_seed(*key, "monai")))
         return
     parts = getattr(views, "transforms", ())
     for i, part in enumerate(parts if isinstance(parts, list | tuple) else ()):
-        _seed(part, (*key, i))
+        seed_transforms(part, (*key, i))
 
 
 def _share(views: Any, generator: np.random.RandomState) -> None:

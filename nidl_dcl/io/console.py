@@ -53,7 +53,7 @@ def handled_by(handler: logging.Handler, *, alone: bool = False) -> Iterator[Non
     """
     level, propagate = _LOGGER.level, _LOGGER.propagate
     _LOGGER.addHandler(handler)
-    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.setLevel(level if 0 < level < logging.INFO else logging.INFO)
     _LOGGER.propagate = propagate and not alone
     try:
         yield

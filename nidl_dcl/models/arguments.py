@@ -28,6 +28,7 @@ OPTIONS: dict[str, Any] = {
     "ignore": None,
     "save_hparams": True,
     "views": None,
+    "views_on_device": False,
     "batch_size": 32,
     "num_workers": 0,
     "warm_start": False,

@@ -24,12 +24,12 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerStatus
 from sklearn.utils.validation import validate_data
-from torch import nn
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nidl_dcl.data.batches import describe
-from nidl_dcl.data.datasets import ArraySamples, ImageSamples, TwoViewSamples, read_item
+from nidl_dcl.data.datasets import ArraySamples, ImageSamples, LazyViews, TwoViewSamples, read_item
 from nidl_dcl.data.exposure import after
 from nidl_dcl.data.loaders import Loaders, shard_loader
 from nidl_dcl.distributed import by_itself, first_value, share_buffers, world
@@ -40,7 +40,9 @@ from nidl_dcl.models.context_managers import (
     ignore_warnings,
     isolate_rng,
     keyboard_interrupt,
+    lightning_messages,
     was_interrupted,
+    without_cuda,
 )
 from nidl_dcl.models.inputs import (
     ACCEPTED,
@@ -106,6 +108,9 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
         views : callable, optional
             From one float32 sample without batch axis to one view of it. Default: the views for
             volumes where samples have three spatial axes, else `JitterTransform`.
+        views_on_device : bool, default=False
+            Draw the views of samples given to `fit` where the encoder is, on a GPU, rather than in
+            the loading workers.
         batch_size : int, default=32
             Samples of a batch in loaders made here, all processes together.
         num_workers : int, default=0
@@ -221,7 +226,13 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
         self._check_arguments()
         self._seed = seed = fresh_seed(self._arguments["random_state"])
         data = self._training_data(X, val_dataloader, seed)
-        with isolate_rng(seed, "fit"), ignore_warnings(), keyboard_interrupt():
+        shown = bool(self._arguments.values.get("enable_progress_bar", True))
+        with (
+            isolate_rng(seed, "fit"),
+            ignore_warnings(),
+            lightning_messages(shown),
+            keyboard_interrupt(),
+        ):
             # A subclass need not have such a step; every DCL has one.
             if isinstance(data, Loaders) and data.validation is None:
                 warnings.filterwarnings("ignore", ".*passed in a `val_dataloader` but have no.*")
@@ -244,7 +255,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
                 self._exposure = after(self._exposure, seen)
                 self._fitted = False
                 try:
-                    trainer.fit(self, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+                    with without_cuda(trainer.strategy.root_device):
+                        trainer.fit(self, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
                 except ProcessRaisedException as error:
                     raise _error_of_process(error) from error
                 except (KeyboardInterrupt, SystemExit) as error:
@@ -267,7 +279,10 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
             self._first_weights = copy.deepcopy(self.state_dict())
             self._first_exposure = self._exposure
         elif not self._arguments["warm_start"]:
-            self.load_state_dict(match_names(self._first_weights, self.state_dict()))
+            first = self._first_weights
+            if len(first) < len(self.state_dict()):  # unpickled
+                first = {**self._built_weights(), **first}
+            self.load_state_dict(match_names(first, self.state_dict()))
             self._exposure = self._first_exposure
 
     def _materialize(self, data: L.LightningDataModule) -> None:
@@ -275,6 +290,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
         data.prepare_data()
         data.setup("fit")
         batch = next(iter(data.train_dataloader()))
+        batch = batch.draw() if isinstance(batch, LazyViews) else batch
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*trying to `self.log.*")
             self.training_outputs(batch)
@@ -326,7 +342,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
         if samples is X:
             warn_of_pairs(first)
         views = self._arguments["views"] or default_views(read_item(first)[0])
-        return TwoViewSamples(samples, views, seed=seed)
+        lazy = self._arguments["views_on_device"]
+        return TwoViewSamples(samples, views, seed=seed, lazy=lazy)
 
     def _samples(self, X: Any, *, reset: bool) -> Any:
         """Return X as a dataset of samples; with `reset`, learn the form of samples from it."""
@@ -396,6 +413,10 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
         self._exposure = None if exposure is None else dict(exposure)
         self._fitted = fitted
         self._first_weights = None
+
+    def _built_weights(self) -> dict[str, Any]:
+        """Return the weights that the constructor drew, as far as they can be drawn again."""
+        return {}
 
     # -- arguments, as scikit-learn asks for them --------------------------------------------
 
@@ -510,7 +531,15 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
         return clone
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())  # without the trainer
+        """Return what is pickled and copied: of the first weights, those that cannot be drawn again."""
+        state: dict[str, Any] = dict(super().__getstate__())  # without the trainer
+        if self._first_weights:
+            built = self._built_weights()
+            state["_first_weights"] = {
+                name: value
+                for name, value in self._first_weights.items()
+                if not _same_tensor(value, built.get(name))
+            }
         arguments = state["_arguments"] = copy.copy(self._arguments)
         for name in ("given", "values"):
             held = dict(getattr(arguments, name))
@@ -583,6 +612,12 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
         checkpoint["state_dict"] = match_names(checkpoint["state_dict"], self.state_dict())
         if self._trainer is None:
             self._fitted = True
+
+
+def _same_tensor(a: Any, b: Any) -> bool:
+    if not isinstance(b, Tensor) or nn.parameter.is_lazy(b) or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.cpu(), b.cpu())
 
 
 def _is_data(value: Any) -> bool:

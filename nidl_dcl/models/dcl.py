@@ -10,10 +10,12 @@ import difflib
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,19 @@ _COLLAPSED = -1e-3
 """Uniformity above which embeddings count as one point; 0 is one point."""
 
 _SIZES = ("proj_input_dim", "proj_hidden_dim", "proj_output_dim")
+
+
+@dataclass
+class _Step:
+    """What a step computed, until it is known to be finite."""
+
+    stage: str
+    batch_idx: int
+    views: tuple[Tensor, Tensor]
+    projections: Tensor
+    loss: Tensor
+    buffers: list[Tensor]
+    """Those of the networks, before the step."""
 
 
 class DCL(TransformerMixin, BaseEstimator):
@@ -98,10 +113,11 @@ class DCL(TransformerMixin, BaseEstimator):
     **kwargs : dict
         Options of `BaseEstimator`: every option of ``lightning.Trainer``, ``random_state``,
         ``views``, ``batch_size``, ``num_workers``, ``warm_start``, …; ``weighting_sigma``
-        (None; a number selects the weighted loss `DCLWLoss` with that sigma); and ``chunk_size``
+        (None; a number selects the weighted loss `DCLWLoss` with that sigma); ``chunk_size``
         (None; a number: so many samples of a view are encoded at a time, and once more for their
         gradients: memory is that of a chunk, and negatives are those of the whole batch. The
-        gradient is the same, unless the encoder normalizes over its batch).
+        gradient is the same, unless the encoder normalizes over its batch); and
+        ``monitor_collapse`` (True; False leaves out the measures that are logged each epoch).
 
     Attributes
     ----------
@@ -136,7 +152,11 @@ class DCL(TransformerMixin, BaseEstimator):
     torch.Size([16, 4])
     """
 
-    _more_options: ClassVar[Mapping[str, Any]] = {"weighting_sigma": None, "chunk_size": None}
+    _more_options: ClassVar[Mapping[str, Any]] = {
+        "weighting_sigma": None,
+        "chunk_size": None,
+        "monitor_collapse": True,
+    }
     _of_fits = (*BaseEstimator._of_fits, "_seen_regions")
 
     encoder: nn.Module
@@ -149,8 +169,10 @@ class DCL(TransformerMixin, BaseEstimator):
     optimizer_kwargs: dict[str, Any] | None
     lr_scheduler_kwargs: dict[str, Any] | None
     _used: dict[str, Any]
+    _weights_seed: int | None
     _monitor: CollapseMonitor | None = None
     _collapse_warned = False
+    _outputs_read = True
     _seen_regions: int | None = None
     _configured: tuple[float, float | None] | None = None
     """Learning rate and number of steps that the optimizer and its schedule were made for."""
@@ -174,6 +196,7 @@ class DCL(TransformerMixin, BaseEstimator):
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")}
         super().__init__(**kwargs)
+        self._unchecked: list[_Step] = []
         self._arguments.values.update(given)
         self._arguments_changed(set(self._arguments.values))
 
@@ -228,7 +251,8 @@ class DCL(TransformerMixin, BaseEstimator):
         if names & networks:
             self._first_weights = self._seen_regions = None
             self._fitted = False
-            with keyed(_unless_invalid(self._initial_seed), "weights"):
+            self._weights_seed = _unless_invalid(self._initial_seed)
+            with keyed(self._weights_seed, "weights"):
                 self._assign("encoder", _unless_invalid(self._build_encoder))
                 self.projection_head = _unless_invalid(self._build_head)
 
@@ -264,8 +288,23 @@ class DCL(TransformerMixin, BaseEstimator):
         n_regions = n_regions if isinstance(n_regions, int) else None
         return ProjectionHead(input_dim, hidden_dim, output_dim, n_regions)
 
+    def _built_weights(self) -> dict[str, Tensor]:
+        with keyed(self._weights_seed, "weights"):
+            parts = {"encoder": self._build_encoder(), "projection_head": self._build_head()}
+        return nn.ModuleDict(parts).state_dict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled and copied; `fit` makes optimizer and schedule anew."""
+        return {**super().__getstate__(), "_used": {}, "_monitor": None, "_unchecked": []}
+
     def _build_loss(self) -> DCLLoss:
         temperature, sigma = self._arguments["temperature"], self._arguments["weighting_sigma"]
+        for name, value in (("temperature", temperature), ("weighting_sigma", sigma)):
+            if isinstance(value, Tensor) and value.requires_grad:
+                raise ValueError(
+                    f"{name} must be a number; to learn one, set the loss before fit: "
+                    "model.loss = DCLLoss(nn.Parameter(torch.tensor(0.1)))."
+                )
         if sigma is None:
             return DCLLoss(temperature=temperature)
         return DCLWLoss(sigma=sigma, temperature=temperature)
@@ -389,22 +428,17 @@ class DCL(TransformerMixin, BaseEstimator):
         if isinstance(batch, LazyViews):  # from a caller's loop; else drawn after the transfer
             batch = batch.draw()
         (x1, x2), _ = self.parse_batch(batch)
-        self._check_finite((x1, x2), batch_idx, stage)
+        buffers = [buffer.clone() for buffer in self.buffers()] if self.training else []
         h1, h2, z1, z2, y = self.training_outputs(batch)
         n = len(z1)
         both, start = gather_rows(torch.cat([z1, z2], dim=-1))
         z1, z2 = both.chunk(2, dim=-1)
         own = self.loss(z1, z2, rows=slice(start, start + n))
-        if any_process(not bool(torch.isfinite(own)), own.device):
-            good = torch.isfinite(both).flatten(1).all(1)
-            which = ""
-            if not bool(good.all()):
-                which = f"{self._sample(first_bad(good), batch_idx, stage)} of "
-            raise NonFiniteError(
-                f"The loss of {which}{stage} batch {batch_idx} is not finite, so training stopped "
-                "with the weights of the last good step. Lower learning_rate, raise temperature, "
-                "or look at the inputs of that batch."
-            )
+        self._unchecked.append(
+            _Step(stage, batch_idx, (x1, x2), both.detach(), own.detach(), buffers)
+        )
+        if stage != "training" or self._trainer is None:
+            self._check_finite()
         share = n / len(z1)
         if self._runs:
             name, value = f"loss/{'train' if stage == 'training' else 'val'}", total(own * share)
@@ -412,7 +446,7 @@ class DCL(TransformerMixin, BaseEstimator):
             self.log(name, value, on_step=False, on_epoch=True, sync_dist=True, **options)
             if stage == "training":  # beside the mean of the epoch, which comes at its end
                 self.log(f"{name}_step", value, on_step=True, on_epoch=False, **options)
-        if stage == "training":
+        if stage == "training" and self._arguments["monitor_collapse"]:
             self._monitor = self._monitor or CollapseMonitor()
             self._monitor.add(h1.detach(), h2.detach(), len(z1))
         return {
@@ -421,7 +455,7 @@ class DCL(TransformerMixin, BaseEstimator):
             "loss": own * (share * world()[1]),
             "z1": z1.detach(),
             "z2": z2.detach(),
-            "y": gather_targets(y, n),
+            "y": gather_targets(y, n) if self._outputs_read or self._trainer is None else y,
         }
 
     def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -497,9 +531,35 @@ class DCL(TransformerMixin, BaseEstimator):
         self._check_form(features, batch)
         return features.flatten(1)
 
-    def _check_finite(self, views: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> None:
-        good = finite_rows(views[0]) & finite_rows(views[1])
-        if not any_process(not bool(good.all()), views[0].device):
+    def _check_finite(self, gradients: Sequence[Tensor] = ()) -> None:
+        """Stop where a number of the steps since the last check, or a gradient, is not finite.
+
+        All processes together. What may be wrong is one flag, which is read from the device once;
+        only then is it found out what.
+        """
+        steps, self._unchecked = self._unchecked, []
+        if not steps:
+            return
+        found = [t for step in steps for t in (*step.views, step.loss)]
+        if gradients:
+            found.append(torch.stack(torch._foreach_norm(list(gradients))))
+        if not any_process(~_sums_finite(found), steps[0].loss.device):
+            return
+        try:
+            for step in steps:
+                self._check_inputs(step)
+                self._check_loss(step)
+            if gradients:
+                self._check_gradient(found[-1])
+        except NonFiniteError:
+            with torch.no_grad():  # running means have seen that step
+                for buffer, before in zip(self.buffers(), steps[0].buffers, strict=False):
+                    buffer.copy_(before)
+            raise
+
+    def _check_inputs(self, step: _Step) -> None:
+        good = finite_rows(step.views[0]) & finite_rows(step.views[1])
+        if not any_process(~good.all(), good.device):
             return
         own = None if bool(good.all()) else first_bad(good)
         before = 0
@@ -508,25 +568,46 @@ class DCL(TransformerMixin, BaseEstimator):
                 break
             before += length
         raise NonFiniteError(
-            f"{self._sample(before + bad, batch_idx, stage)} of {stage} batch {batch_idx} has NaN "
+            f"{self._sample(before + bad, step)} of {step.stage} batch {step.batch_idx} has NaN "
             "or infinite values, so training stopped with the weights of the last good step. "
             "Repair or leave out that sample, or look at the views that made it."
         )
 
-    def _sample(self, position: int, batch_idx: int, stage: str) -> str:
+    def _check_loss(self, step: _Step) -> None:
+        if not any_process(~torch.isfinite(step.loss), step.loss.device):
+            return
+        good = torch.isfinite(step.projections).flatten(1).all(1)
+        which = "" if bool(good.all()) else f"{self._sample(first_bad(good), step)} of "
+        raise NonFiniteError(
+            f"The loss of {which}{step.stage} batch {step.batch_idx} is not finite, so training "
+            "stopped with the weights of the last good step. Lower learning_rate, raise "
+            "temperature, or look at the inputs of that batch."
+        )
+
+    def _check_gradient(self, norms: Tensor) -> None:
+        if any_process(~torch.isfinite(norms).all(), norms.device):
+            raise NonFiniteError(
+                f"The gradient at step {self.trainer.global_step} is not finite, so training "
+                "stopped with the weights of the last good step. Lower learning_rate or raise "
+                "temperature."
+            )
+
+    def _sample(self, position: int, step: _Step) -> str:
         """Return the position of a sample in the global batch, and its name where it has one."""
         loaders: Any = getattr(self._trainer, "datamodule", None)
         found = None
-        if stage == "training" and hasattr(loaders, "sample_name"):
-            found = loaders.sample_name(self.trainer.current_epoch, batch_idx, position)
+        if step.stage == "training" and hasattr(loaders, "sample_name"):
+            found = loaders.sample_name(self.trainer.current_epoch, step.batch_idx, position)
         return f"Sample {position}" + (f" ({found})" if found else "")
 
     # -- hooks -------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """Start to monitor the embeddings for collapse, and take over what callbacks changed."""
-        self._monitor = CollapseMonitor()  # callbacks may have trained already, to find a rate
+        self._monitor = None  # callbacks may have trained already, to find a rate
         self._collapse_warned = False
+        self._unchecked = []
+        self._outputs_read = any_process(self._is_read(), self.trainer.strategy.root_device)
         rate, steps = self._configured or (self.learning_rate, None)
         if rate != self.learning_rate or (
             steps is not None and steps != count_steps(self.trainer)[0]
@@ -537,14 +618,33 @@ class DCL(TransformerMixin, BaseEstimator):
         if world()[1] > 1:
             leave_at_exit()
 
+    def _is_read(self) -> bool:
+        """Return whether anyone but Lightning and this package sees what the steps return."""
+        hooks = ("on_train_batch_end", "on_validation_batch_end")
+        names = ("training_step", "validation_step", *hooks)
+        if any(getattr(type(self), name) is not getattr(DCL, name) for name in names):
+            return True
+        trainer: Any = self.trainer
+        for callback in trainer.callbacks:
+            kind = type(callback)
+            known = kind.__module__.startswith(("lightning.", "nidl_dcl."))
+            for hook in hooks:
+                own = getattr(kind, hook) is not getattr(L.Callback, hook)
+                if hook in vars(callback) or (own and not known):  # the first: a LambdaCallback
+                    return True
+        return False
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed what is random in the networks by the step, so that a resumed run is the same."""
+        self._check_finite()  # a step whose loss was not used, for instance
         torch.manual_seed(
             key_seed(self._seed, "step", self.trainer.global_step, batch_idx, world()[0])
         )
 
     def on_train_epoch_end(self) -> None:
         """Log the measures of `collapse`, and warn of a collapse, once."""
+        if not self._arguments["monitor_collapse"]:
+            return
         monitor, self._monitor = self._monitor or CollapseMonitor(), CollapseMonitor()
         found = monitor.measure()
         for name, value in found.items():
@@ -559,18 +659,12 @@ class DCL(TransformerMixin, BaseEstimator):
                     stacklevel=2,
                 )
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Stop before a non-finite gradient reaches the weights."""
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            return  # Mixed precision with a scaler skips such steps by design.
+    def on_after_backward(self) -> None:
+        """Stop before a number that is not finite reaches the weights."""
+        # Mixed precision with a scaler skips steps with such gradients by design.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         grads = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.stack(torch._foreach_norm(grads)).sum() if grads else torch.zeros(())
-        if any_process(not bool(torch.isfinite(norm)), self.device):
-            raise NonFiniteError(
-                f"The gradient at step {self.trainer.global_step} is not finite, so training "
-                "stopped with the weights of the last good step. Lower learning_rate or raise "
-                "temperature."
-            )
+        self._check_finite([] if scaled else grads)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the settings that a resumed run must share."""
@@ -601,7 +695,7 @@ class DCL(TransformerMixin, BaseEstimator):
         loaders: Any = getattr(self.trainer, "datamodule", None)
         return {
             **{name: getattr(self, name) for name in names},
-            **{name: self._arguments[name] for name in self._more_options},
+            **{n: self._arguments[n] for n in self._more_options if n != "monitor_collapse"},
             "processes": world()[1],
             "accumulate_grad_batches": accumulation(self.trainer),
             **getattr(loaders, "identity", dict)(),
@@ -639,6 +733,12 @@ class DCL(TransformerMixin, BaseEstimator):
         self.load_state_dict({name: given[name] for name in own})
         self._restore(preparation=self._preparation, exposure={})
         return self
+
+
+def _sums_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a flag on the device: if it holds, all numbers are finite; else a sum may be too large."""
+    sums = [t.sum(dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+    return torch.isfinite(torch.stack([s.float() for s in sums])).all()
 
 
 def _check_names(owner: Any, names: Iterable[str]) -> None:

@@ -19,10 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 _BLOCK_VALUES = 2**21
-"""Similarities held at a time: 8 MB in single precision."""
+"""Similarities held at a time on a CPU: 8 MB in single precision, about the size of its caches."""
+
+_BLOCK_VALUES_OF_ACCELERATOR = 2**25
+"""The same on a GPU: 128 MB, enough work for each of its calls.
+
+A constant and not a share of the free memory, so that no rounding differs from one run to the next.
+"""
 
 _ONE_SCALE = 40.0
 """Range of exponents that share one scale: what underflows is below 1e-20."""
@@ -36,16 +41,22 @@ class DCLLoss(nn.Module):
 
     Parameters
     ----------
-    temperature : float, default=0.1
-        Divides the cosine similarities; positive.
+    temperature : float or Tensor, default=0.1
+        Divides the cosine similarities; positive. A tensor of one value, such as an
+        ``nn.Parameter``, gets its gradient if it requires one.
     pos_weight_fn : callable or None, default=None
-        Takes both views, each of shape (n, d), returns the weight of each positive pair, shape (n,).
-        With regions it is called for each region, with the views of that region.
+        Takes both views, each of shape (n, d), returns the weight of each positive pair, a tensor of
+        shape (n,). With regions it is called for each region, with the views of that region.
 
     Raises
     ------
     ValueError
         If `temperature` is not a positive number or `pos_weight_fn` is not callable.
+
+    Notes
+    -----
+    Gradients can be differentiated again (``create_graph=True``); that holds the similarities of all
+    pairs at once, while the gradient alone holds a block of them.
 
     References
     ----------
@@ -62,12 +73,11 @@ class DCLLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float | Tensor = 0.1,
         pos_weight_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if not temperature > 0 or math.isinf(temperature):
-            raise ValueError(f"temperature must be a positive number, got {temperature!r}.")
+        _check_positive("temperature", temperature)
         if pos_weight_fn is not None and not callable(pos_weight_fn):
             raise ValueError(f"pos_weight_fn must be callable or None, got {pos_weight_fn!r}.")
         self.temperature = temperature
@@ -95,7 +105,8 @@ class DCLLoss(nn.Module):
         Raises
         ------
         ValueError
-            If the views are not of one such shape with at least one row and one region.
+            If the views are not of one such shape with at least one row and one region, or
+            `pos_weight_fn` returns another shape than (n,).
         """
         if z1.ndim not in (2, 3) or z1.shape != z2.shape or 0 in z1.shape[:-1]:
             raise ValueError(
@@ -115,13 +126,17 @@ class DCLLoss(nn.Module):
 
     def _mean(self, z1: Tensor, z2: Tensor, rows: slice) -> Tensor:
         """Return the loss of views of shape (n, d) or (regions, n, d)."""
+        temperature = self.temperature
+        if isinstance(temperature, Tensor):
+            learned = temperature.requires_grad
+            temperature = temperature.reshape(()) if learned else float(temperature)
         u1, u2 = unit_rows(z1), unit_rows(z2)
-        positive = (u1 * u2).sum(-1) / self.temperature
+        positive = (u1 * u2).sum(-1) / temperature
         if self.pos_weight_fn is not None:
             if z1.ndim == 2:
-                weight = self.pos_weight_fn(z1, z2)
+                weight = self._weight(z1, z2)
             else:
-                weight = torch.stack(list(map(self.pos_weight_fn, z1, z2)))
+                weight = torch.stack(list(map(self._weight, z1, z2)))
             positive = positive * weight
         positive = positive[..., rows]
         n = z1.shape[-2]
@@ -135,8 +150,20 @@ class DCLLoss(nn.Module):
         samples = torch.arange(n, device=z1.device)[rows]
         anchors = torch.cat([samples, samples + n])
         u = torch.cat([u1, u2], dim=-2)
-        negatives = _NegativesLogSumExp.apply(u, anchors, self.temperature)
+        negatives = _NegativesLogSumExp.apply(u, anchors, temperature)
         return negatives.mean() - positive.mean()
+
+    def _weight(self, z1: Tensor, z2: Tensor) -> Tensor:
+        assert self.pos_weight_fn is not None
+        weight: Any = self.pos_weight_fn(z1, z2)
+        # Another shape would be broadcast: (n, 1) to a weight of each positive by every sample.
+        if not isinstance(weight, Tensor) or weight.shape != z1.shape[:1]:
+            got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+            raise ValueError(
+                "pos_weight_fn must return the weight of each positive pair, a tensor of shape "
+                f"({len(z1)},), got {got}."
+            )
+        return weight
 
     def extra_repr(self) -> str:
         """Return the parameters, for ``repr``."""
@@ -175,8 +202,7 @@ class DCLWLoss(DCLLoss):
     """
 
     def __init__(self, sigma: float = 0.5, temperature: float = 0.1) -> None:
-        if not sigma > 0 or math.isinf(sigma):
-            raise ValueError(f"sigma must be a positive number, got {sigma!r}.")
+        _check_positive("sigma", sigma)
         super().__init__(temperature=temperature, pos_weight_fn=_VonMisesFisher(sigma))
         self.sigma = sigma
 
@@ -193,6 +219,13 @@ class _VonMisesFisher:
 
     def __repr__(self) -> str:
         return f"von_mises_fisher(sigma={self.sigma})"
+
+
+def _check_positive(name: str, value: Any) -> None:
+    number = value.detach() if isinstance(value, Tensor) else value
+    one = not isinstance(number, Tensor) or number.numel() == 1
+    if not (one and number > 0 and not math.isinf(number)):
+        raise ValueError(f"{name} must be a positive number, got {value!r}.")
 
 
 def unit_rows(z: Tensor) -> Tensor:
@@ -215,48 +248,75 @@ class _NegativesLogSumExp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, anchors: Tensor, temperature: float) -> Tensor:
-        ctx.temperature = temperature
+    def forward(ctx: Any, u: Tensor, anchors: Tensor, temperature: float | Tensor) -> Tensor:
         out = u.new_empty(*u.shape[:-2], len(anchors))
         for _, at, _, s in _similarities(u, anchors, temperature):
             largest = s.amax(dim=-1, keepdim=True)
             out[at] = s.sub_(largest).exp_().sum(-1).log_().add_(largest[..., 0])
-        ctx.save_for_backward(u, anchors, out)
+        ctx.temperature = None if isinstance(temperature, Tensor) else temperature
+        ctx.save_for_backward(u, anchors, out, *([temperature] if ctx.temperature is None else []))
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        u, anchors, out = ctx.saved_tensors
-        tempered, total = grad / ctx.temperature, u.shape[-2]
-        # With every sample an anchor, what i does to j and j to i is one product, if the exponentials
-        # of all similarities fit one scale.
-        if len(anchors) == total and 2 / ctx.temperature + math.log(total) <= _ONE_SCALE:
-            top = out.amax()
-            factor = tempered * (top - out).exp_()
-            grad_u = torch.empty_like(u)
-            for of, at, _, s in _similarities(u, anchors, ctx.temperature):
-                s.sub_(top).exp_().mul_(factor[at][..., None] + factor[of][..., None, :])
-                torch.matmul(s, u[of], out=grad_u[at])
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        u, anchors, out, *kept = ctx.saved_tensors
+        temperature = kept[0] if kept else ctx.temperature
+        # Operations that have gradients themselves, where someone asks for second derivatives.
+        gradient = _whole_gradient if torch.is_grad_enabled() else _gradient_by_blocks
+        grad_u = gradient(u, anchors, out, grad, temperature)
+        if not ctx.needs_input_grad[2]:
             return grad_u, None, None
-        grad_u = torch.zeros_like(u)
-        for of, at, block, s in _similarities(u, anchors, ctx.temperature):
-            s.sub_(out[at][..., None]).exp_().mul_(tempered[at][..., None])
-            part = grad_u[of]
-            (part.addmm_ if u.ndim == 2 else part.baddbmm_)(s.mT, u[of][..., block, :])
-            part.index_add_(-2, block, s @ u[of])
-        return grad_u, None, None
+        # Scaling u by c and the temperature by c² changes nothing, so one derivative follows from
+        # the other (Euler's theorem).
+        grad_temperature = -(u * grad_u).sum() / (2 * temperature)
+        return grad_u, None, grad_temperature.to(temperature)
 
 
-def _similarities(u: Tensor, anchors: Tensor, temperature: float) -> Any:
+def _gradient_by_blocks(
+    u: Tensor, anchors: Tensor, out: Tensor, grad: Tensor, temperature: float | Tensor
+) -> Tensor:
+    tempered, total = grad / temperature, u.shape[-2]
+    # With every sample an anchor, what i does to j and j to i is one product, if the exponentials
+    # of all similarities fit one scale. (What a tensor holds is not asked for: it may be on a GPU.)
+    narrow = not isinstance(temperature, Tensor) and 2 / temperature + math.log(total) <= _ONE_SCALE
+    if len(anchors) == total and narrow:
+        top = out.amax()
+        factor = tempered * (top - out).exp_()
+        grad_u = torch.empty_like(u)
+        for of, at, _, s in _similarities(u, anchors, temperature):
+            s.sub_(top).exp_().mul_(factor[at][..., None] + factor[of][..., None, :])
+            torch.matmul(s, u[of], out=grad_u[at])
+        return grad_u
+    grad_u = torch.zeros_like(u)
+    for of, at, block, s in _similarities(u, anchors, temperature):
+        s.sub_(out[at][..., None]).exp_().mul_(tempered[at][..., None])
+        part = grad_u[of]
+        (part.addmm_ if u.ndim == 2 else part.baddbmm_)(s.mT, u[of][..., block, :])
+        part.index_add_(-2, block, s @ u[of])
+    return grad_u
+
+
+def _whole_gradient(
+    u: Tensor, anchors: Tensor, out: Tensor, grad: Tensor, temperature: float | Tensor
+) -> Tensor:
+    of_anchors, total = u[..., anchors, :], u.shape[-2]
+    columns = torch.arange(total, device=u.device)
+    own = (columns - anchors[:, None]) % (total // 2) == 0
+    s = (of_anchors @ u.mT / temperature).masked_fill(own, -torch.inf)
+    weights = torch.softmax(s, -1) * (grad / temperature)[..., None]
+    return (weights.mT @ of_anchors).index_add(-2, anchors, weights @ u)
+
+
+def _similarities(u: Tensor, anchors: Tensor, temperature: float | Tensor) -> Any:
     """Yield index of regions, index of their anchors, anchors, similarities / temperature (own: -inf).
 
     All blocks are computed in one buffer, which the allocator would not reuse by itself. A block has
     anchors of one region, or all anchors of several.
     """
     total = u.shape[-2]
-    size = min(len(anchors), max(1, _BLOCK_VALUES // total))
-    many = max(1, _BLOCK_VALUES // (total * len(anchors)))
+    values = _BLOCK_VALUES if u.device.type == "cpu" else _BLOCK_VALUES_OF_ACCELERATOR
+    size = min(len(anchors), max(1, values // total))
+    many = max(1, values // (total * len(anchors)))
     regions = [(slice(k, k + many),) for k in range(0, len(u), many)] if u.ndim == 3 else [()]
     buffer = u.new_empty(*u[regions[0]].shape[:-2], size, total)
     for of in regions:

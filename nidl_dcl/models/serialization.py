@@ -93,6 +93,7 @@ def save_model(
     state = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in inner_names(estimator.state_dict().items()).items()
+        if not name.startswith("loss.")  # a learned temperature is of the training alone
     }
     weights = folder / "weights.safetensors"
     content = safetensors.torch.save(state)

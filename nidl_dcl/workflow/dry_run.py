@@ -86,7 +86,7 @@ class _Stamps(L.Callback):
         self.times: list[float] = []
 
     def on_train_batch_end(self, *args: Any) -> None:
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
 

@@ -25,6 +25,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from nidl_dcl.distributed import leave_at_exit
 from nidl_dcl.errors import LostProcessError, NidlDclError, OnAnotherProcessError, UsageError
+from nidl_dcl.models.context_managers import silence_lightning
 from nidl_dcl.workflow.options import TrainingOptions
 
 T = TypeVar("T")
@@ -432,14 +433,15 @@ def team_of(training: TrainingOptions) -> Team:
 def _processes_here(training: TrainingOptions) -> tuple[int, str]:
     """Return how many processes of this machine train, and on what kind of device each."""
     try:
-        trainer = L.Trainer(
-            **run_options(training),
-            plugins=[LightningEnvironment()],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        with silence_lightning():
+            trainer = L.Trainer(
+                **run_options(training),
+                plugins=[LightningEnvironment()],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
     except (MisconfigurationException, ValueError) as error:
         raise UsageError(f"--accelerator, --devices, --strategy or --precision: {error}") from error
     spawning = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)

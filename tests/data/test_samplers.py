@@ -12,7 +12,7 @@ from torch import nn
 
 from nidl_dcl import DCL
 from nidl_dcl.data.datasets import ArraySamples, LazyViews, TwoViewSamples
-from nidl_dcl.data.samplers import two_view_loader
+from nidl_dcl.data.samplers import EpochBatches, two_view_loader
 
 X = torch.rand(6, 1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
 WORKERS = pytest.mark.parametrize("workers", [0, 2])
@@ -102,6 +102,28 @@ def test_the_check_changes_no_view_and_no_generator(workers, lazy):
             warnings.simplefilter("error")
             found.append([torch.stack(pair) for pair in drawn(loader)] + [torch.rand(3)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_an_order_is_drawn_once_an_epoch(processes, monkeypatch):
+    drawn = []
+
+    def permutation(n, *key):
+        drawn.append(key)
+        return np.random.default_rng(0).permutation(n)
+
+    monkeypatch.setattr("nidl_dcl.data.samplers.permutation", permutation)
+    batches = EpochBatches(50, 7, seed=3, rank=processes - 1, processes=processes)
+    epochs = [list(batches) for _ in range(2)]
+    assert drawn == [(3, 0), (3, 1)]
+    for epoch, found in enumerate(epochs):
+        for number, batch in enumerate(found):
+            whole = np.array_split(batches.batch(epoch, number), processes)[-1]
+            assert batch == [(epoch, i) for i in whole]
+
+
+def test_no_sample_is_no_batch():
+    assert list(EpochBatches(0, 4, seed=0)) == []
 
 
 def test_views_that_are_drawn_already_are_left_alone():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,16 +17,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import CSVLogger
 from monai.data import MetaTensor
 from sklearn.exceptions import NotFittedError
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nidl_dcl import DCL, BIDSDataModule, DCLLoss, DCLWLoss, load_model
 from nidl_dcl.data.batches import single_view, two_views
-from nidl_dcl.data.datasets import TwoViewSamples
+from nidl_dcl.data.datasets import ArraySamples, TwoViewSamples
 from nidl_dcl.data.samplers import two_view_loader
+from nidl_dcl.data.views import volume_views
 from nidl_dcl.errors import NonFiniteError
 from nidl_dcl.models.encoders import StridedCNN
 
@@ -96,6 +102,42 @@ def test_views_drawn_after_the_transfer_are_those_of_the_loader(heads_made, work
         return torch.cat([p.detach().ravel() for p in model.fit(module).parameters()])
 
     assert torch.equal(weights(views_on_device=True, num_workers=workers), weights())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("kind", ["array", "dataset", "loader", "data module"])
+def test_views_drawn_after_the_transfer_have_the_precision_of_the_loader(
+    kind, precision, heads_made
+):
+    volumes = torch.rand(6, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def weights(lazy):
+        options = {"views_on_device": lazy}
+        data = {"array": volumes, "dataset": TensorDataset(volumes)}.get(kind)
+        if kind == "data module":
+            data = BIDSDataModule(heads_made, spacing=16.0, batch_size=5, **options)
+            options = {}
+        if kind == "loader":
+            samples = TwoViewSamples(ArraySamples(volumes), volume_views(), seed=0, lazy=lazy)
+            data, options = two_view_loader(samples, 3), {}
+        if kind == "dataset":
+            data = ArraySamples(volumes)
+        model = make(encoder=Flat, encoder_kwargs=None, proj_input_dim=4, batch_size=3,
+                     precision=precision, **options)  # fmt: skip
+        return torch.cat([p.detach().ravel() for p in model.fit(data).parameters()])
+
+    assert torch.equal(weights(True), weights(False))
+
+
+class Flat(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.LazyLinear(4))
+
+
+def test_pairs_that_a_dataset_gives_need_no_drawing(rows):
+    pairs = Rows([[row, row + 0.1] for row in rows])
+    lazy, loaded = (make(views_on_device=lazy).fit(pairs) for lazy in (True, False))
+    assert torch.equal(lazy.transform(rows), loaded.transform(rows))
 
 
 def test_undrawn_views_keep_targets_and_go_where_they_are_sent():
@@ -322,6 +364,14 @@ def test_measures_of_collapse_are_logged(rows, tmp_path):
         assert table[name].notna().sum() == 2
 
 
+def test_measures_of_collapse_are_left_out_if_asked(rows, tmp_path):
+    logger = CSVLogger(tmp_path)
+    make(logger=logger, monitor_collapse=False).fit(rows)
+    assert not {"alignment", "effective_rank"} & set(
+        pd.read_csv(Path(logger.log_dir) / "metrics.csv").columns
+    )
+
+
 def test_a_collapse_is_warned_of_once(rows):
     class Constant(nn.Linear):
         def forward(self, x):
@@ -358,6 +408,57 @@ def test_untrained_weights_encode_when_asked_to(rows):
     torch.testing.assert_close(model.transform(rows), model.encoder(rows).detach())
 
 
+def test_a_learned_temperature_is_trained_and_does_not_hinder_saving(rows, tmp_path):
+    model = make(learning_rate=0.1)
+    model.loss = DCLLoss(nn.Parameter(torch.tensor(0.5)))
+    model.fit(rows)
+    assert model.loss.temperature.item() != 0.5
+    again = load_model(model.save(tmp_path / "model"), **QUIET)
+    assert torch.equal(again.transform(rows), model.transform(rows))
+
+
+# -- pickles ----------------------------------------------------------------------------------
+
+
+class Wide(nn.Sequential):
+    def __init__(self, random=False):
+        super().__init__(nn.Linear(25, 2000), nn.ReLU(), nn.Linear(2000, 10), nn.BatchNorm1d(10))
+        if random:  # from where no seed reaches
+            nn.init.constant_(self[0].weight, float(np.random.default_rng().normal()))
+
+
+def size(model):
+    return sum(value.nbytes for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("random_state", [0, None, np.random.RandomState(0)])
+@pytest.mark.parametrize("instance", [False, True])
+def test_a_pickle_holds_little_more_than_the_parameters(instance, random_state, rows):
+    encoder = {"encoder": Wide() if instance else Wide, "encoder_kwargs": None}
+    model = make(**encoder, optimizer="adamW", random_state=random_state).fit(rows)
+    pickled = pickle.dumps(model)
+    # An instance stays as an argument, untrained, for clones.
+    assert len(pickled) < (1 + instance) * size(model) + 50_000
+    assert torch.equal(pickle.loads(pickled).transform(rows), model.transform(rows))
+
+
+@pytest.mark.parametrize("copied", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy])
+@pytest.mark.parametrize(
+    "encoder", [Wide, Wide(), functools.partial(Wide, True), functools.partial(nn.LazyLinear, 10)]
+)
+def test_a_second_fit_of_a_copy_begins_where_the_first_did(encoder, copied, rows):
+    built = encoder() if isinstance(encoder, functools.partial) else encoder
+    kind = {"encoder": built, "encoder_kwargs": None, "random_state": None}
+    model = make(**kind, max_epochs=1).fit(rows)
+    if isinstance(built, nn.Module):
+        model.encoder.load_state_dict({k: v + 1 for k, v in model.encoder.state_dict().items()})
+    again = copied(copied(model))
+    again.set_params(learning_rate=0.0).fit(rows)
+    for name, value in model._first_weights.items():
+        if "running" not in name and "tracked" not in name:
+            assert torch.equal(again.state_dict()[name], value), name
+
+
 # -- what is refused --------------------------------------------------------------------------
 
 
@@ -373,6 +474,7 @@ def test_untrained_weights_encode_when_asked_to(rows):
         ({"num_workers": -1}, ValueError, "num_workers must be"),
         ({"views": 3}, TypeError, "views must be callable"),
         ({"weighting_sigma": 0}, ValueError, "sigma must be"),
+        ({"temperature": nn.Parameter(torch.tensor(0.1))}, ValueError, "temperature .* number"),
         ({"proj_hidden_dim": 0}, ValueError, "proj_hidden_dim must be"),
         ({"proj_input_dim": 11}, ValueError, "gives 10 features .* takes 11"),
     ],
@@ -457,6 +559,111 @@ def test_a_gradient_that_explodes_never_reaches_the_weights(rows):
     with pytest.raises(NonFiniteError, match="gradient"):
         model.fit(rows)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+class Reads(L.Callback):
+    """Counts how often a step waits for the device: where a number is read from a tensor."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
+
+    def __init__(self):
+        self.counts, self.mode = [], None
+
+    def on_train_batch_start(self, *args):
+        counts = self.counts
+        counts.append(0)
+
+        class Count(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                counts[-1] += function.overloadpacket.__name__ in Reads.WAITING
+                return function(*args, **(kwargs or {}))
+
+        self.mode = Count()
+        self.mode.__enter__()
+
+    def on_train_batch_end(self, *args):
+        self.mode.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("encoder", [nn.Linear, None])
+def test_a_step_waits_for_the_device_once(accumulated, encoder, rows):
+    reads, built = Reads(), {} if encoder else {"encoder": Regional, "encoder_kwargs": None}
+    options = {"optimizer": "sgd", "batch_size": 5, "accumulate_grad_batches": accumulated}
+    make(**built, **options, callbacks=[reads]).fit(rows)
+    assert reads.counts == [1] * 8
+
+
+def reading(reader):
+    class Subclass(DCL):
+        def training_step(self, batch, batch_idx, dataloader_idx=0):
+            return super().training_step(batch, batch_idx, dataloader_idx)
+
+    class Reader(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, *args):
+            assert len(outputs["y"]) == 2
+
+    return {
+        "no one": (DCL, []),
+        "callbacks of Lightning": (DCL, [L.pytorch.callbacks.Timer()]),
+        "a callback": (DCL, [Reader()]),
+        "a function": (DCL, [LambdaCallback(on_train_batch_end=lambda *args: None)]),
+        "a subclass": (Subclass, []),
+    }[reader]
+
+
+@pytest.mark.parametrize(
+    ("reader", "gathered"),
+    [
+        ("no one", False),
+        ("callbacks of Lightning", False),
+        ("a callback", True),
+        ("a function", True),
+        ("a subclass", True),
+    ],
+)
+def test_targets_are_gathered_only_if_someone_reads_them(reader, gathered, rows, monkeypatch):
+    calls = []
+    monkeypatch.setattr("nidl_dcl.models.dcl.gather_targets", lambda y, n: calls.append(n) or y)
+    kind, callbacks = reading(reader)
+    kind(**{**make(max_epochs=1).get_params(), "callbacks": callbacks}).fit(
+        pairs(rows, list(range(20)))
+    )
+    assert bool(calls) is gathered
+    make().training_step(([rows, rows + 1], torch.arange(20)), 0)  # in a loop of the caller's
+    assert calls[-1] == 20
+
+
+class Normalized(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(25, 10), nn.BatchNorm1d(10))
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_a_nan_spares_running_means_too_and_is_found_while_gradients_accumulate(accumulated, rows):
+    options = {"encoder": Normalized, "encoder_kwargs": None, "views": Spoil(rows[7, 0])}
+    model = make(**options, batch_size=4, accumulate_grad_batches=accumulated)
+    with pytest.raises(NonFiniteError, match=r"Sample \d+ \(7\) of training batch"):
+        model.fit(rows)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_finite_numbers_whose_sum_is_not_are_taken(rows):
+    make(views=lambda x: x * 1e37, max_epochs=1, learning_rate=0.0, encoder=Scaled).fit(rows)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x / 1e37)
+
+
+def test_validation_and_bare_steps_are_checked_at_once(rows):
+    spoiled = rows.clone()
+    spoiled[3, 0] = torch.inf
+    with pytest.raises(NonFiniteError, match="Sample 3 of training batch 0"):
+        make().training_step([rows, spoiled], 0)
+    with pytest.raises(NonFiniteError, match="Sample 1 of validation batch 1"):
+        make().fit(rows, DataLoader([[x, x] for x in spoiled], batch_size=2))
 
 
 def test_non_finite_rows_are_refused_by_number(rows):

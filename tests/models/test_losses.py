@@ -328,3 +328,120 @@ def test_memory_grows_with_the_batch_and_not_with_its_square() -> None:
     alone, regional = map(float, done.stdout.split())
     assert alone < 150  # MB; one matrix of similarities would take 1024
     assert regional < 150  # the matrices of all regions would take 1024
+
+
+@pytest.mark.parametrize("regions", [None, 3])
+@pytest.mark.parametrize(
+    "weigh",
+    [
+        lambda a, b: (a * b).sum(1, keepdim=True),
+        lambda a, b: a @ b.T,
+        lambda a, b: torch.ones(2 * len(a)),
+        lambda a, b: torch.ones(1),
+        lambda a, b: torch.ones(()),
+        lambda a, b: 2.0,
+        lambda a, b: np.ones(len(a)),
+        lambda a, b: None,
+    ],
+)
+def test_weights_of_another_shape_are_refused_with_what_came(weigh, regions):
+    shape = (6, 4) if regions is None else (6, regions, 4)
+    a, b = torch.randn(2, *shape).unbind()
+    with pytest.raises(ValueError, match=r"tensor of shape \(6,\), got"):
+        DCLLoss(pos_weight_fn=weigh)(a, b)
+
+
+def dense(a, b, temperature, sigma=None):
+    """The definition as matrices, from which any derivative follows."""
+    u1, u2 = (torch.nn.functional.normalize(z) for z in (a, b))
+    n, u = len(a), torch.cat([u1, u2])
+    s = u @ u.T / temperature
+    own = torch.eye(n, dtype=torch.bool).tile(2, 2)
+    positive = (u1 * u2).sum(1)
+    weight = 1 if sigma is None else 2 - n * torch.softmax(positive / sigma, 0)
+    negatives = torch.logsumexp(s.masked_fill(own, -torch.inf), 1)
+    return negatives.mean() - (weight * positive / temperature).mean()
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("value", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("n", [6, 300])
+def test_a_learned_temperature_gets_its_gradient(n, value, shape):
+    a, b = pair(n, 5)
+    ours, known = (
+        torch.nn.Parameter(torch.full(shape, value, dtype=torch.float64)) for _ in range(2)
+    )
+    got = torch.autograd.grad(DCLLoss(ours)(a, b), (a, b, ours))
+    want = torch.autograd.grad(dense(a, b, known.reshape(())), (a, b, known))
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-10)
+
+
+def test_a_learned_temperature_in_blocks_by_rows_and_regions(monkeypatch):
+    temperature = torch.nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+    a, b = torch.randn(2, 7, 3, 4, dtype=torch.float64).unbind()
+    loss = DCLLoss(temperature)
+    each = sum(loss(a[:, k], b[:, k], rows=slice(2, 5)) for k in range(3)) / 3
+    want = torch.autograd.grad(each, temperature)
+    monkeypatch.setattr(loss_module, "_BLOCK_VALUES", 3 * 14)
+    got = torch.autograd.grad(loss(a, b, rows=slice(2, 5)), temperature)
+    torch.testing.assert_close(got, want)
+
+
+def test_a_learned_temperature_and_sigma_of_the_weighted_loss():
+    a, b = pair()
+    t, s = (torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (0.2, 0.7))
+    got = torch.autograd.grad(DCLWLoss(s, t)(a, b), (a, t, s))
+    want = torch.autograd.grad(dense(a, b, t, s), (a, t, s))
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-10)
+
+
+def test_a_temperature_in_single_precision_keeps_its_type():
+    temperature = torch.nn.Parameter(torch.tensor(0.1))
+    DCLLoss(temperature)(*torch.randn(2, 6, 4).unbind()).backward()
+    assert temperature.grad.dtype == torch.float32
+
+
+def test_a_temperature_that_is_several_numbers_is_refused():
+    with pytest.raises(ValueError, match="temperature must be"):
+        DCLLoss(torch.full((3,), 0.1))
+
+
+@pytest.mark.parametrize("rows", [None, slice(1, 3)])
+@pytest.mark.parametrize("sigma", [None, 0.5])
+@pytest.mark.parametrize("learned", [False, True])
+def test_second_derivatives_are_right(learned, sigma, rows):
+    a, b = pair(4, 3)
+    t = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+    def loss(a, b, t):
+        t = t if learned else 0.5
+        made = DCLLoss(t) if sigma is None else DCLWLoss(sigma, t)
+        return made(a, b, rows=rows)
+
+    assert torch.autograd.gradcheck(loss, (a, b, t))
+    assert torch.autograd.gradgradcheck(loss, (a, b, t))
+
+
+def test_a_gradient_penalty_is_differentiated_and_zero_rows_stay_finite():
+    a, b = pair()
+    with torch.no_grad():
+        a[2] = 0
+
+    def penalty(loss):
+        (grad,) = torch.autograd.grad(loss, b, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), (a, b))
+
+    got, want = penalty(DCLLoss(0.3)(a, b)), penalty(dense(a, b, 0.3))
+    assert all(torch.isfinite(x).all() for x in got)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-9, atol=1e-10)
+
+
+def test_a_gpu_gets_larger_blocks_and_the_meta_device_shows_it():
+    sizes = []
+    for device in ("cpu", "meta"):
+        u = torch.empty(8192, 2, device=device)
+        first = next(loss_module._similarities(u, torch.arange(8192, device=device), 0.1))
+        sizes.append(first[3].shape[0])
+    assert sizes == [256, 4096]

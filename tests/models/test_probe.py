@@ -158,3 +158,89 @@ def test_between_steps_rows_come_in_input_order_and_modes_stay(rows: torch.Tenso
     found = embed_between_steps(model, loader)
     assert [module.training for module in model.encoder] == [True, False, True]
     assert np.array_equal(found, model.transform(loader).numpy())
+
+
+def expected(features: Any, y: Any, scoring: str, cv: Any) -> float:
+    return cross_val_score(Ridge(), features, y, cv=cv, scoring=scoring).mean()
+
+
+@pytest.mark.parametrize(
+    "scoring",
+    [
+        ["r2", "neg_mean_absolute_error"],
+        {"r2": "r2", "neg_mean_absolute_error": "neg_mean_absolute_error"},
+        lambda model, x, y: {
+            "r2": model.score(x, y),
+            "neg_mean_absolute_error": -np.abs(model.predict(x) - y).mean(),
+        },
+    ],
+)
+def test_several_scorers_are_logged_by_name(
+    scoring: Any, rows: torch.Tensor, tmp_path: Path
+) -> None:
+    y = rows[:, 0].numpy()
+    options = {"name": "age", "scoring": scoring, "untrained": True}
+    probe = Probe(Ridge(), rows, y, baselines={"voxels": rows}, **options)
+    model = make(probe, logger=CSVLogger(tmp_path)).fit(rows)
+    folds = KFold(5, shuffle=True, random_state=0)
+    ((_, scores),) = probe.scores
+    table = pd.read_csv(next(tmp_path.rglob("metrics.csv")))
+    for name in ("r2", "neg_mean_absolute_error"):
+        known = {
+            "": expected(model.transform(rows).numpy(), y, name, folds),
+            "_voxels": expected(rows.numpy(), y, name, folds),
+            "_untrained": probe.baseline_scores["untrained"][name],
+        }
+        assert scores[name] == pytest.approx(known[""])
+        for ending, value in known.items():
+            logged = table[f"probe/age_{name}{ending}"].dropna().tolist()
+            assert logged[-1] == pytest.approx(value, abs=1e-5)
+
+
+def test_a_splitter_divides_all_measurements_alike(rows: torch.Tensor) -> None:
+    y = rows[:, 0].numpy()
+
+    class Counting(KFold):
+        calls = 0
+
+        def split(self, *args: Any) -> Any:
+            Counting.calls += 1
+            return super().split(*args)
+
+    probe = Probe(
+        Ridge(), rows, y, cv=Counting(3, shuffle=True), every=1, scoring="r2", baselines={"x": rows}
+    )
+    make(probe).fit(rows)
+    assert Counting.calls == 1
+    halves = [(np.arange(12), np.arange(12, 24)), (np.arange(12, 24), np.arange(12))]
+    for cv in (halves, iter(halves)):
+        probe = Probe(Ridge(), rows, y, cv=cv, every=2, scoring="r2")
+        features = make(probe).fit(rows).transform(rows).numpy()
+        assert probe.scores[-1][1] == pytest.approx(expected(features, y, "r2", halves))
+
+
+@pytest.mark.parametrize("kind", [TensorDataset, lambda *xy: DataLoader(TensorDataset(*xy), 7)])
+def test_targets_may_be_those_of_its_own_data(kind: Any, rows: torch.Tensor) -> None:
+    given = Probe(Ridge(), rows, rows[:, 0].numpy(), scoring="r2")
+    own = Probe(Ridge(), kind(rows, rows[:, 0]), name="own", scoring="r2", baselines={"rows": rows})
+    make(given, own).fit(rows)
+    assert own.scores == [(4, pytest.approx(given.scores[0][1]))]
+    names = ["old" if x > 0 else "young" for x in rows[:, 0]]
+    labeled = DataLoader(list(zip(rows, names, strict=True)), 7)
+    classes = Probe(LogisticRegression(), labeled, scoring="balanced_accuracy")
+    make(classes).fit(rows)
+    assert 0 <= classes.scores[0][1] <= 1
+
+
+@pytest.mark.parametrize("untrained", [True, False])
+def test_no_targets_are_an_error(untrained: bool, rows: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="The probe has no targets"):
+        make(Probe(Ridge(), rows, untrained=untrained)).fit(rows)
+
+
+def test_loggers_get_the_score_before_the_first_epoch(rows: torch.Tensor, tmp_path: Path) -> None:
+    probe = Probe(Ridge(), rows, rows[:, 0].numpy(), scoring="r2", untrained=True)
+    make(probe, logger=CSVLogger(tmp_path)).fit(rows)
+    table = pd.read_csv(next(tmp_path.rglob("metrics.csv"))).dropna(subset="probe/score")
+    assert table["step"].iloc[0] == 0
+    assert table["probe/score"].iloc[0] == pytest.approx(probe.baseline_scores["untrained"])
