@@ -141,7 +141,7 @@ def in_a_process_of_two(device: str) -> None:
 
 def data(device: str) -> tuple[torch.Tensor, int, int]:
     """Return volumes, the size of a batch and the number of workers."""
-    side, batch, n = (96, 16, 160) if device == "cuda" else (16, 2, 4)
+    side, batch, n = (96, 16, 160) if device == "cuda" else (16, 4, 8)
     volumes = torch.rand(n, 1, side, side, side, generator=torch.Generator().manual_seed(0))
     return volumes, batch, min(8, os.cpu_count() or 1) if device == "cuda" else 1
 

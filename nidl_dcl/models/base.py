@@ -58,7 +58,7 @@ from nidl_dcl.models.inputs import (
 from nidl_dcl.models.serialization import is_plain, save_model
 from nidl_dcl.models.trainers import trainer_options, training_trainer
 from nidl_dcl.models.transformer import TransformerMixin
-from nidl_dcl.models.wrapped import match_names
+from nidl_dcl.models.wrapped import inner_names, match_names
 from nidl_dcl.randomness import fresh_seed, key_seed
 from nidl_dcl.volumes.preparation import Preparation
 
@@ -279,10 +279,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
             self._first_weights = copy.deepcopy(self.state_dict())
             self._first_exposure = self._exposure
         elif not self._arguments["warm_start"]:
-            first = self._first_weights
-            if len(first) < len(self.state_dict()):  # unpickled
-                first = {**self._built_weights(), **first}
-            self.load_state_dict(match_names(first, self.state_dict()))
+            self.load_state_dict(self._starting_weights())
             self._exposure = self._first_exposure
 
     def _materialize(self, data: L.LightningDataModule) -> None:
@@ -418,6 +415,13 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
         """Return the weights that the constructor drew, as far as they can be drawn again."""
         return {}
 
+    def _starting_weights(self) -> dict[str, Any]:
+        """Return the weights at the start of the first fit, those that a pickle leaves out too."""
+        first, own = inner_names((self._first_weights or {}).items()), self.state_dict()
+        if len(first) < len(own):
+            first = {**inner_names(self._built_weights().items()), **first}
+        return match_names(first, own)
+
     # -- arguments, as scikit-learn asks for them --------------------------------------------
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -524,7 +528,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
         own = {id(module) for module in self.modules()}
         if self._first_weights and any(id(v) in own for v in self._arguments.given.values()):
             # A network that was given is trained itself, not a copy of it.
-            clone.load_state_dict(match_names(self._first_weights, clone.state_dict()))
+            clone.load_state_dict(match_names(self._starting_weights(), clone.state_dict()))
         for name in ("_metadata_request", "_sklearn_output_config"):
             if hasattr(self, name):
                 setattr(clone, name, copy.deepcopy(getattr(self, name)))
@@ -532,12 +536,12 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled and copied: of the first weights, those that cannot be drawn again."""
-        state: dict[str, Any] = dict(super().__getstate__())  # without the trainer
+        state = dict(super().__getstate__())  # without the trainer
         if self._first_weights:
-            built = self._built_weights()
+            built = inner_names(self._built_weights().items())
             state["_first_weights"] = {
                 name: value
-                for name, value in self._first_weights.items()
+                for name, value in inner_names(self._first_weights.items()).items()
                 if not _same_tensor(value, built.get(name))
             }
         arguments = state["_arguments"] = copy.copy(self._arguments)

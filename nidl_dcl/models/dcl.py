@@ -56,7 +56,7 @@ class _Step:
 
     stage: str
     batch_idx: int
-    views: tuple[Tensor, Tensor]
+    views: Sequence[Tensor]
     projections: Tensor
     loss: Tensor
     buffers: list[Tensor]
@@ -427,17 +427,15 @@ class DCL(TransformerMixin, BaseEstimator):
     def _shared_step(self, batch: Any, batch_idx: int, stage: str) -> dict[str, Any]:
         if isinstance(batch, LazyViews):  # from a caller's loop; else drawn after the transfer
             batch = batch.draw()
-        (x1, x2), _ = self.parse_batch(batch)
+        views, _ = self.parse_batch(batch)
         buffers = [buffer.clone() for buffer in self.buffers()] if self.training else []
         h1, h2, z1, z2, y = self.training_outputs(batch)
         n = len(z1)
         both, start = gather_rows(torch.cat([z1, z2], dim=-1))
         z1, z2 = both.chunk(2, dim=-1)
         own = self.loss(z1, z2, rows=slice(start, start + n))
-        self._unchecked.append(
-            _Step(stage, batch_idx, (x1, x2), both.detach(), own.detach(), buffers)
-        )
-        if stage != "training" or self._trainer is None:
+        self._unchecked.append(_Step(stage, batch_idx, views, both.detach(), own.detach(), buffers))
+        if stage != "training" or not self._runs:
             self._check_finite()
         share = n / len(z1)
         if self._runs:
@@ -455,7 +453,7 @@ class DCL(TransformerMixin, BaseEstimator):
             "loss": own * (share * world()[1]),
             "z1": z1.detach(),
             "z2": z2.detach(),
-            "y": gather_targets(y, n) if self._outputs_read or self._trainer is None else y,
+            "y": gather_targets(y, n) if self._outputs_read or not self._runs else y,
         }
 
     def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -645,7 +643,7 @@ class DCL(TransformerMixin, BaseEstimator):
         """Log the measures of `collapse`, and warn of a collapse, once."""
         if not self._arguments["monitor_collapse"]:
             return
-        monitor, self._monitor = self._monitor or CollapseMonitor(), CollapseMonitor()
+        monitor, self._monitor = self._monitor or CollapseMonitor(), None
         found = monitor.measure()
         for name, value in found.items():
             self.log(name, value, batch_size=1, sync_dist=True)
