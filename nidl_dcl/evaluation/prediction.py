@@ -55,6 +55,7 @@ from nidl_dcl.evaluation.metrics import MAIN_METRIC, compare
 from nidl_dcl.evaluation.people import People, read_people
 from nidl_dcl.evaluation.prediction_table import describe_predictions, prediction_table
 from nidl_dcl.evaluation.readout import FittedReadout, fit_readout
+from nidl_dcl.evaluation.row_labels import align_rows
 from nidl_dcl.evaluation.site_effects import (
     AuditedSites,
     audit_steps,
@@ -158,8 +159,11 @@ def predict_phenotype(
 
     Regression is StandardScaler and Ridge, classification StandardScaler and class-balanced
     LogisticRegression; scaling (see `scaling`) and the choice of the penalty happen inside the folds, on the same
-    division of participants (`nidl_dcl.evaluation.linear_models.nested_cv_predict`). Rows are matched
-    by position.
+    division of participants (`nidl_dcl.evaluation.linear_models.nested_cv_predict`).
+
+    Rows of arrays and lists are matched by position. Where features are a DataFrame, other pandas
+    objects are put into its order by their labels; labels that do not match are refused, and so are
+    pandas objects that differ in their labels beside an array of features.
 
     Parameters
     ----------
@@ -233,7 +237,7 @@ def predict_phenotype(
     Raises
     ------
     UsageError
-        For unequal lengths, an unknown task, too few splits, a name that is taken, a confound that
+        For unequal lengths, rows that labels do not match, an unknown task, too few splits, a name that is taken, a confound that
         is the target or constant, harmonization without sites or without the package, and for
         held-out participants whom the encoder saw, or whose group is not held out.
     InputsUnusableError
@@ -265,6 +269,11 @@ def predict_phenotype(
     if scaling not in ("each", "shared"):
         raise UsageError(f"scaling is one of each, shared; got {scaling!r}.")
     seed = fresh_seed(random_state)
+    beside = {"y": y, "groups": groups, "baselines": baselines, "extra_features": extra_features}
+    beside |= {"site": site, "confounds": confounds, "held_out": held_out, "ids": ids}
+    y, groups, baselines, extra_features, site, confounds, held_out, ids = align_rows(
+        features, beside
+    ).values()
     matrix = read_matrix(features, "features")
     people = read_people(groups, ids, len(matrix), held_out)
     refuse_non_finite(matrix, "features", people.table)

@@ -37,6 +37,7 @@ from nidl_dcl.evaluation.features import (
 from nidl_dcl.evaluation.folds import CVDesign, make_design
 from nidl_dcl.evaluation.harmonization import AdjustedFeatures, can_harmonize
 from nidl_dcl.evaluation.metrics import MAIN_METRIC, METRIC_WORDS, interval, prediction_scores
+from nidl_dcl.evaluation.row_labels import align_rows
 from nidl_dcl.evaluation.targets import MIN_CLASS, read_target, read_values
 from nidl_dcl.randomness import fresh_seed
 
@@ -101,6 +102,7 @@ def site_audit(
     """
     check_counts(n_splits, n_repeats, n_permutations)
     seed = fresh_seed(random_state)
+    site, groups = align_rows(features, {"site": site, "groups": groups}).values()
     matrix = read_matrix(features, "features")
     group = read_labels(groups, len(matrix), "groups")
     refuse_non_finite(matrix, "features", pd.DataFrame({"group": group}))
