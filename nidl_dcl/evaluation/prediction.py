@@ -26,6 +26,7 @@ from nidl_dcl.evaluation.cross_validation import (
     ProgressCounter,
     check_counts,
     cross_validate_all,
+    make_estimator,
     permutation_steps,
     permutation_test,
 )
@@ -51,6 +52,7 @@ from nidl_dcl.evaluation.harmonization import (
 from nidl_dcl.evaluation.holdout import score_held_out
 from nidl_dcl.evaluation.learning_curve import check_shares, learning_shares
 from nidl_dcl.evaluation.learning_curve import learning_curve as score_by_size
+from nidl_dcl.evaluation.linear_models import count_edges
 from nidl_dcl.evaluation.metrics import MAIN_METRIC, compare
 from nidl_dcl.evaluation.people import People, read_people
 from nidl_dcl.evaluation.prediction_table import describe_predictions, prediction_table
@@ -346,6 +348,7 @@ def predict_phenotype(
             "test_train_ratio": design.ratio,
             "tuning": "penalty chosen in each fold by cross-validation over its other folds",
             "strengths": strengths,
+            "grid": count_edges(strengths, make_estimator(design)),
             "interval": "Nadeau-Bengio corrected, 95 %",
             "random_state": seed,
         },
