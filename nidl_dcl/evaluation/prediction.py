@@ -43,6 +43,7 @@ from nidl_dcl.evaluation.features import (
     read_matrix,
     refuse_non_finite,
 )
+from nidl_dcl.evaluation.fold_table import describe_folds, fold_table
 from nidl_dcl.evaluation.folds import CVDesign, count_used, make_design
 from nidl_dcl.evaluation.harmonization import (
     AdjustedFeatures,
@@ -62,6 +63,8 @@ from nidl_dcl.evaluation.site_effects import (
     AuditedSites,
     audit_steps,
     count_sites,
+    encode_sites,
+    judge_within_sites,
     score_sites,
     site_audit,
 )
@@ -93,6 +96,10 @@ class PhenotypeResult:
         be compared participant by participant: name to array, shape (n_sources, n_repeats,
         n_images) of numbers or (n_sources, n_repeats, n_images, n_classes) of probabilities, NaN
         where an image is not used.
+    folds : DataFrame
+        Every prediction that was scored, by test set: what scores can be computed from again.
+    fold_columns : dict
+        Description of `folds` and of its columns, for the BIDS sidecar.
     """
 
     metrics: dict[str, Any]
@@ -101,6 +108,8 @@ class PhenotypeResult:
     readout: FittedReadout | None
     fitted_on: NDArray[np.intp]
     repeats: dict[str, NDArray[np.float64]]
+    folds: pd.DataFrame
+    fold_columns: dict[str, Any]
 
     def summary(self) -> dict[str, Any]:
         """Return one row of a table of targets.
@@ -199,7 +208,8 @@ def predict_phenotype(
         Adds a baseline of their name: they alone.
     site : array-like, shape (n_images,), optional
         Scanner or site; adds how well it is decoded from the features, before and after
-        harmonization, and how well the target is predicted within sites and at new sites. The name
+        harmonization, how well the target is predicted within sites (against targets shuffled within
+        sites) and at new sites, and, with two sites or more, the baseline ``site``: the site alone. The name
         of a Series is reported. An `nidl_dcl.evaluation.site_effects.AuditedSites` saves decoding the
         sites again for each of several targets.
     confounds : DataFrame, shape (n_images, n_confounds), optional
@@ -298,8 +308,9 @@ def predict_phenotype(
         if labels is None:
             raise UsageError("Harmonization needs a site for the images, and there is none.")
         harmonized = labels[rows]
+    at_sites = None if labels is None else encode_sites(design, labels[rows])
     sources = _read_sources(
-        *(matrix, baselines or {}, rows, people, extra, removed, harmonized, scaling)
+        *(matrix, baselines or {}, rows, people, extra, removed, harmonized, scaling, at_sites)
     )
     shares = learning_shares(design, learning_curve)
     located = None if labels is None else labels[design.rows]
@@ -308,14 +319,14 @@ def predict_phenotype(
     if sites.column is not None and sites.audit is None:
         steps += audit_steps(n_repeats, n_permutations)
     if located is not None:
-        steps += n_sources * len(count_sites(design, located))
+        steps += n_sources * len(count_sites(design, located)) + permutation_steps(n_permutations)
     counter = ProgressCounter(progress, steps)
 
     every, strengths, scores = cross_validate_all(design, sources, counter)
     predicted = every["embeddings"][0]
     own = scores.pop("embeddings")
     headline = compare(target, MAIN_METRIC[design.task], own, scores, design.ratio)
-    last, holdout = score_held_out(phenotype, design, people, sources, seed)
+    last, holdout, tested = score_held_out(phenotype, design, people, sources, seed)
     kept, audit = ~people.held_out, sites.audit
     if sites.column is not None and audit is None:
         audit = site_audit(
@@ -327,7 +338,13 @@ def predict_phenotype(
             progress=lambda done, steps: counter.update(),
         )
     if audit is not None and located is not None:
-        audit = {**audit, **score_sites(design, located, predicted, sources, counter)}
+        by_site, at_new_sites = score_sites(
+            *(design, located, predicted, sources, counter),
+            n_permutations=n_permutations,
+            seed=seed,
+        )
+        audit, tested = {**audit, **by_site}, [*tested, *at_new_sites]
+        headline = judge_within_sites(headline, audit)
     metrics = {
         "target": target,
         "task": design.task,
@@ -390,8 +407,16 @@ def predict_phenotype(
             scaling=scaling,
         )
     columns = describe_predictions(predictions, design, target)
-    repeats = {name: _by_image(found, design.rows, len(matrix)) for name, found in every.items()}
-    return PhenotypeResult(metrics, predictions, columns, readout, design.rows, repeats)
+    folds = fold_table(design, every, tested)
+    repeats = {
+        name: _by_image(found, design.rows, len(matrix))
+        for name, found in every.items()
+        if name != "dummy"
+    }
+    return PhenotypeResult(
+        *(metrics, predictions, columns, readout, design.rows, repeats, folds),
+        describe_folds(folds, design, target),
+    )
 
 
 def _by_image(
@@ -412,9 +437,11 @@ def _read_sources(
     removed: EncodedConfounds | None,
     harmonized: Labels | None,
     scaling: str,
+    at_sites: NDArray[np.float64] | None,
 ) -> dict[str, list[Source]]:
     """Return the rows in use of the embeddings and of each baseline, all adjusted alike."""
     taken = ["embeddings", "dummy", *(["confounds"] if removed else [])]
+    taken += ["site"] if at_sites is not None else []
     for name in (*taken, *([extra.name] if extra else [])):
         if name in baselines:
             raise UsageError(
@@ -446,6 +473,8 @@ def _read_sources(
         sources[extra.name] = [block]
     if removed is not None:
         sources["confounds"] = [Features(removed.matrix)]
+    if at_sites is not None:
+        sources["site"] = [Features(at_sites)]
     return sources
 
 
