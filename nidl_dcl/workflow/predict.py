@@ -242,7 +242,7 @@ def _fingerprint(cohort: _Cohort, columns: Sequence[str]) -> str:
     names = dict.fromkeys(["participant_id", "session_id", "source", *columns])
     table = embedded.images[list(names)]
     digest = hashlib.blake2b(to_tsv(table).encode(), digest_size=16)
-    digest.update(b"shared scaling")
+    digest.update(b"shared scaling, wide grids of penalties")
     if cohort.prediction.harmonize:
         digest.update(b"harmonize")
     digest.update(np.ascontiguousarray(embedded.features).tobytes())
@@ -306,7 +306,8 @@ def _predict_target(cohort: _Cohort, name: str) -> _Found:
 def _done_before(target: _Target) -> dict[str, Any] | None:
     """Return the summary of a prediction that needs not be done again; refuse a changed one."""
     file = beside(target.stem, "_metrics.json")
-    if not file.is_file() or not beside(target.stem, "_predictions.tsv").is_file():
+    tables = (beside(target.stem, f"_{name}.tsv") for name in ("predictions", "folds"))
+    if not file.is_file() or not all(table.is_file() for table in tables):
         return None
     try:
         known = json.loads(file.read_text("utf-8"))
@@ -349,6 +350,8 @@ def _write_result(cohort: _Cohort, target: _Target, result: PhenotypeResult) -> 
     metrics = {**result.metrics, "summary": summary, "provenance": target.provenance}
     write_tsv(beside(target.stem, "_predictions.tsv"), result.predictions)
     write_json(beside(target.stem, "_predictions.json"), result.columns)
+    write_tsv(beside(target.stem, "_folds.tsv"), result.folds, exact=True)
+    write_json(beside(target.stem, "_folds.json"), result.fold_columns)
     keep_readout(target.readout, result, cohort.embedded, target.columns, target.units)
     write_json(beside(target.stem, "_metrics.json"), metrics)
     return summary
