@@ -35,11 +35,7 @@ _COLUMNS = {
 
 
 def tested_rows(
-    design: CVDesign,
-    units: Units,
-    rows: Rows,
-    predicted: Array,
-    **columns: Any,
+    design: CVDesign, units: Units, rows: Rows, predicted: Array, **columns: Any
 ) -> pd.DataFrame:
     """Return a row for each row that one model, or one per fold, predicted.
 

@@ -14,7 +14,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.errors import UsageError
-from nidl_dcl.evaluation.cross_validation import ProgressCounter, cross_validate, cross_validate_dummy
+from nidl_dcl.evaluation.cross_validation import (
+    ProgressCounter,
+    cross_validate,
+    cross_validate_dummy,
+)
 from nidl_dcl.evaluation.features import Source
 from nidl_dcl.evaluation.folds import CVDesign, main_class
 from nidl_dcl.evaluation.metrics import METRIC_WORDS, compared, interval, score_bounds

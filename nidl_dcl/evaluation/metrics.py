@@ -317,9 +317,7 @@ def compare(
     elif high < 0:
         verdict = f"The embeddings predict {target} worse than the best baseline, {best}"
     else:
-        verdict = (
-            f"The embeddings are not shown to predict {target} better than the best baseline, {best}"
-        )
+        verdict = f"The embeddings are not shown to predict {target} better than the best baseline, {best}"
         zero = ", which includes 0"
     mine, theirs_best = compared(scores[metric]["mean"], baselines[best][metric]["mean"])
     sentence = (

@@ -68,6 +68,7 @@ from nidl_dcl.evaluation.site_effects import (
     score_sites,
     site_audit,
 )
+from nidl_dcl.evaluation.summary import summary_table
 from nidl_dcl.evaluation.targets import HELD_OUT
 from nidl_dcl.randomness import fresh_seed
 
@@ -111,14 +112,19 @@ class PhenotypeResult:
     folds: pd.DataFrame
     fold_columns: dict[str, Any]
 
+    def __str__(self) -> str:
+        """Return the scores as a table to print, and the headline in words."""
+        return f"{summary_table([self.summary()])}\n\n{self.metrics['headline']['sentence']}"
+
     def summary(self) -> dict[str, Any]:
         """Return one row of a table of targets.
 
         Returns
         -------
         dict
-            ``target``, ``metric``, ``score``, ``low`` and ``high`` (its interval), ``chance``,
-            ``p``, ``half`` (the score with half of the labeled participants, None if unknown), one
+            ``target``, ``metric``, ``score``, ``low`` and ``high`` (its interval), ``observed`` and
+            ``chance`` (the score in the first repeat, and with the target shuffled), ``p``,
+            ``permutations`` (how many), ``half`` (the score with half of the labeled participants, None if unknown), one
             entry per baseline (``dummy``, ``untrained``, ...; ``untrained`` is None when it was not
             given), ``n`` (participants).
         """
@@ -135,7 +141,9 @@ class PhenotypeResult:
             "low": low,
             "high": high,
             "chance": metrics["permutation"]["chance"],
+            "observed": metrics["permutation"]["observed"],
             "p": metrics["permutation"]["p"],
+            "permutations": metrics["permutation"]["n"],
             "half": sizes[0.5]["mean"] if 0.5 in sizes else None,
             "dummy": baselines.pop("dummy"),
             "untrained": baselines.pop("untrained", None),

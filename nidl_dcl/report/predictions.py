@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from nidl_dcl.evaluation.metrics import METRIC_WORDS
+from nidl_dcl.evaluation.metrics import METRIC_WORDS, MIN_FINDING, p_words
 from nidl_dcl.report.html import Gallery, Picture, Table, format_number, format_score, row_names
 from nidl_dcl.report.plots import (
     RASTER_ABOVE,
@@ -34,6 +34,7 @@ _FEATURES = {
     "log_brain_volume": "the logarithm of the brain's volume alone, whose size alignment takes out "
     "of the images",
     "confounds": "the confounds alone",
+    "site": "the site alone",
 }
 
 _MOST_CLASSES = 30
@@ -70,6 +71,9 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
         "chance": as_number(permutation.get("chance") if is_of_main else None),
         "p": as_number(permutation.get("p")),
         "permutations": as_number(permutation.get("n")),
+        "observed": as_number(permutation.get("observed") if is_of_main else None),
+        "p_words": _p_words(permutation),
+        "grid": as_dict(as_dict(metrics.get("cv")).get("grid")),
         "baselines": {name: s.get(main, Score(None)) for name, s in baselines.items()},
         "rows": [
             {"name": "embeddings", "scores": scores, "gain": None},
@@ -92,6 +96,7 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
         ],
         "curve": as_dict(metrics.get("learning_curve")),
     }
+    entry["places"] = _more_places([entry["own"], *entry["baselines"].values()])
     entry["sentence"] = str(headline.get("sentence") or _sentence(entry))
     drawn = (
         _draw_predictions(found, entry, gallery),
@@ -109,21 +114,40 @@ def score_external(metrics: Mapping[str, Any]) -> dict[str, Any]:
     calibration = _scores(metrics.get("calibration"))
     notes = [as_dict(metrics.get(name)).get("sentence") for name in ("overlap", "exposure")]
     reason = metrics.get("cross_validation")
+    n = as_number(metrics.get("n_participants"))
+    # Files of versions before do not say it.
+    few = n is not None and n < MIN_FINDING
+    nothing, guess = Score(None), _scores(as_dict(metrics.get("baselines")).get("dummy"))
     return {
         "name": str(metrics.get("target") or ""),
         "metric": _metric(main),
-        "n_participants": as_number(metrics.get("n_participants")),
+        "n_participants": n,
+        "too_few": few,
         "n_inside": as_number(internal.get("n_participants")),
         "n_dropped": as_dict(metrics.get("n_dropped")),
-        "own": as_score(headline.get("external")),
+        "own": nothing if few else as_score(headline.get("external")),
         "inside": as_score(headline.get("internal")),
-        "guess": _scores(as_dict(metrics.get("baselines")).get("dummy")).get(main, Score(None)),
-        "slope": calibration.get("slope", Score(None)),
-        "intercept": calibration.get("intercept", Score(None)),
+        "guess": nothing if few else guess.get(main, nothing),
+        "slope": nothing if few else calibration.get("slope", nothing),
+        "intercept": nothing if few else calibration.get("intercept", nothing),
         "sentence": str(headline.get("sentence") or ""),
         "notes": [str(note) for note in (*notes, reason) if note],
         "shift": [str(s) for s in as_list(as_dict(metrics.get("shift")).get("sentences"))],
     }
+
+
+def _p_words(permutation: Mapping[str, Any]) -> str:
+    n = as_number(permutation.get("n"))
+    return p_words(as_number(permutation.get("p")), None if n is None else int(n))
+
+
+def _more_places(scores: Iterable[Score]) -> int:
+    """Return how many more decimals than usual tell the scores of a row apart, at most three."""
+    known = {score.mean for score in scores if score.mean is not None}
+    for more in range(3):
+        if len({format_score(value, more) for value in known}) == len(known):
+            return more
+    return 3
 
 
 def _scores(value: Any) -> dict[str, Score]:
@@ -140,11 +164,13 @@ def _verdict(headline: Mapping[str, Any]) -> dict[str, str]:
     gain, best = as_score(headline.get("gain")), headline.get("best_baseline")
     if not best or gain.mean is None:
         return {"kind": "", "words": "–"}
+    if headline.get("beats") and headline.get("within_site") is False:
+        return {"kind": "even", "words": "≈ nothing is shown within sites"}
     if headline.get("beats"):
         return {"kind": "better", "words": f"▲ better than {best}"}
     if gain.high is not None and gain.high < 0:
         return {"kind": "worse", "words": f"▼ worse than {best}"}
-    return {"kind": "even", "words": f"≈ no better than {best}"}
+    return {"kind": "even", "words": f"≈ not shown to be better than {best}"}
 
 
 def _sentence(entry: Mapping[str, Any]) -> str:
@@ -220,6 +246,8 @@ def _draw_baselines(entry: Mapping[str, Any], gallery: Gallery) -> Picture | Non
     labeled, label = rows.rename(columns={"features": "label"}), _axis(entry["metric"], entry)
     drawn = draw_intervals(name, labeled, xlabel=label, chance=entry["chance"], alt=alt)
     caption = f"{words[:1].upper()}{words[1:]} on the same folds; lines are 95 % intervals."
+    if entry["chance"] is not None:
+        caption += " Dashed: mean score with the target shuffled, on the folds of the first repeat."
     behind = rows.assign(chance=entry["chance"])
     return gallery.svg(name, drawn, alt, caption, table=behind)
 
@@ -279,7 +307,18 @@ def _decoded(site: Mapping[str, Any]) -> dict[str, Any]:
         permutation = as_dict(audit.get("permutation"))
         chance, p = (as_number(permutation.get(what)) for what in ("chance", "p"))
         if score.mean is not None:
-            rows.append({"name": name, "score": score, "chance": chance, "p": p})
+            words = _p_words(permutation)
+            first = as_number(permutation.get("observed"))
+            rows.append(
+                {
+                    "name": name,
+                    "score": score,
+                    "first": first,
+                    "chance": chance,
+                    "p": p,
+                    "p_words": words,
+                }
+            )
     sentences = [site.get("sentence"), site.get("harmonized_sentence")]
     sizes = [(name, as_number(n)) for name, n in as_dict(site.get("sites")).items()]
     return {

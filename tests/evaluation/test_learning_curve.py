@@ -6,7 +6,11 @@ import pytest
 
 from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation.baselines import Baseline
-from nidl_dcl.evaluation.cross_validation import ProgressCounter, cross_validate, dummy_scores
+from nidl_dcl.evaluation.cross_validation import (
+    ProgressCounter,
+    cross_validate,
+    cross_validate_dummy,
+)
 from nidl_dcl.evaluation.features import Features
 from nidl_dcl.evaluation.folds import make_design
 from nidl_dcl.evaluation.learning_curve import labeled_groups, learning_shares
@@ -87,7 +91,7 @@ def test_the_dummy_learns_from_the_known_rows_alone():
     known[0, ::2] = False
     changed = design_of(np.where(known[0], AGE, AGE + 1000), PEOPLE, n_repeats=1)
 
-    said = dummy_scores(design, known)
+    _, said = cross_validate_dummy(design, known)
 
     fold = design.row_folds[0]
     expected = [

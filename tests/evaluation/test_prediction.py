@@ -109,7 +109,10 @@ def test_shuffled_labels_give_chance(which):
     assert low <= metrics["permutation"]["observed"] <= high
     assert metrics["permutation"]["p"] > 0.05
     assert not metrics["headline"]["beats"]
-    assert "do not beat the best baseline, dummy" in metrics["headline"]["sentence"]
+    assert (
+        "not shown to predict target better than the best baseline, dummy"
+        in metrics["headline"]["sentence"]
+    )
 
 
 def test_a_leak_by_images_of_one_participant_is_closed_by_grouping():

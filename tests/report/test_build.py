@@ -347,7 +347,10 @@ def test_scores_on_the_page_are_those_of_the_metrics_files(study: Path, page: Pa
         metric = metrics["headline"]["metric"]
         score = metrics["scores"][metric]
         assert float(shown["embeddings"]["value"]) == score["mean"]
+        assert float(shown["first repeat"]["value"]) == metrics["permutation"]["observed"]
         assert float(shown["chance"]["value"]) == metrics["permutation"]["chance"]
+        if metrics["permutation"]["p"] == 1 / 21:
+            assert shown["p"]["text"] == "≤ 0.048"
         assert float(shown["p"]["value"]) == metrics["permutation"]["p"]
         assert int(float(shown["n"]["value"])) == metrics["n_participants"]
         for name, baseline in metrics["baselines"].items():
