@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,7 @@ from nidl_dcl.evaluation.learning_curve import check_shares, learning_shares
 from nidl_dcl.evaluation.learning_curve import learning_curve as score_by_size
 from nidl_dcl.evaluation.linear_models import count_edges
 from nidl_dcl.evaluation.metrics import MAIN_METRIC, compare
+from nidl_dcl.evaluation.missing_values import describe_missing
 from nidl_dcl.evaluation.people import People, read_people
 from nidl_dcl.evaluation.prediction_table import describe_predictions, prediction_table
 from nidl_dcl.evaluation.readout import FittedReadout, fit_readout
@@ -69,10 +70,18 @@ from nidl_dcl.evaluation.site_effects import (
     site_audit,
 )
 from nidl_dcl.evaluation.summary import summary_table
-from nidl_dcl.evaluation.targets import HELD_OUT
+from nidl_dcl.evaluation.targets import HELD_OUT, Target
 from nidl_dcl.randomness import fresh_seed
 
 Labels = NDArray[np.object_]
+
+
+class HasBaselines(Protocol):
+    """A model that knows what its embeddings have to beat, such as `nidl_dcl.DCL`."""
+
+    def baseline_features(self, data: Any) -> Mapping[str, Comparison]:
+        """Return features of each baseline, one row per row of ``data.images``."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +169,9 @@ def predict_phenotype(
     target: str = "target",
     task: str = "auto",
     scaling: Literal["each", "shared"] = "each",
-    baselines: Mapping[str, Comparison] | None = None,
+    baselines: Mapping[str, Comparison] | Literal["default"] | None = None,
+    model: HasBaselines | None = None,
+    data: Any = None,
     extra_features: pd.DataFrame | None = None,
     site: Column | AuditedSites | None = None,
     confounds: pd.DataFrame | None = None,
@@ -207,7 +218,12 @@ def predict_phenotype(
     baselines : dict, optional
         Name to matrix, to several matrices (scores are averaged over them: three untrained seeds),
         or to a `nidl_dcl.evaluation.baselines.Baseline` (voxels). ``dummy`` is always there: the
-        training mean, or the shares of the classes.
+        training mean, or the shares of the classes. ``"default"``: those of the command, untrained
+        encoders and voxels, of `model` and `data`.
+    model : DCL, optional
+        What gave the features, for ``baselines="default"``.
+    data : BIDSDataModule, optional
+        What they were computed from, one row per row of ``data.images``, for ``baselines="default"``.
     extra_features : DataFrame, shape (n_images, n_columns), optional
         Numbers to predict from beside the features, and beside those of every baseline (voxels: beside
         their components), such as the logarithm of the brain's volume in ml where the images were
@@ -289,6 +305,7 @@ def predict_phenotype(
     if scaling not in ("each", "shared"):
         raise UsageError(f"scaling is one of each, shared; got {scaling!r}.")
     seed = fresh_seed(random_state)
+    baselines = _given_baselines(baselines, model, data)
     beside = {"y": y, "groups": groups, "baselines": baselines, "extra_features": extra_features}
     beside |= {"site": site, "confounds": confounds, "held_out": held_out, "ids": ids}
     y, groups, baselines, extra_features, site, confounds, held_out, ids = align_rows(
@@ -318,7 +335,7 @@ def predict_phenotype(
         harmonized = labels[rows]
     at_sites = None if labels is None else encode_sites(design, labels[rows])
     sources = _read_sources(
-        *(matrix, baselines or {}, rows, people, extra, removed, harmonized, scaling, at_sites)
+        *(matrix, baselines, rows, people, extra, removed, harmonized, scaling, at_sites)
     )
     shares = learning_shares(design, learning_curve)
     located = None if labels is None else labels[design.rows]
@@ -397,6 +414,14 @@ def predict_phenotype(
         "exposure": people.describe_exposure(design.rows),
         "holdout": holdout,
         "site": audit,
+        "missing": {
+            name: found
+            for name, found in (
+                ("site", _missing_sites(sites, located, people.person[design.rows])),
+                *((name, _missing_confound(name, phenotype, people)) for name in known),
+            )
+            if found
+        },
         "confounds": None if removed is None else removed.describe(),
         "harmonization": None
         if harmonized is None
@@ -425,6 +450,39 @@ def predict_phenotype(
         *(metrics, predictions, columns, readout, design.rows, repeats, folds),
         describe_folds(folds, design, target),
     )
+
+
+def _missing_sites(
+    sites: AuditedSites, located: Labels | None, who: Labels
+) -> dict[str, Any] | None:
+    """Return which of the used images have no site."""
+    if located is None:
+        return None
+    column = str(getattr(sites.column, "name", None) or "site")
+    return describe_missing("site", column, np.asarray(pd.isna(located)), who)
+
+
+def _missing_confound(name: str, phenotype: Target, people: People) -> dict[str, Any] | None:
+    """Return which images with a target have no value of a confound."""
+    lacking = phenotype.reasons == f"confound missing: {name}"
+    rows = lacking | (phenotype.reasons == "")
+    return describe_missing("confound", name, lacking[rows], people.person[rows])
+
+
+def _given_baselines(given: Any, model: HasBaselines | None, data: Any) -> Mapping[str, Comparison]:
+    """Return baselines as a dict; those of the command, if these are asked for."""
+    if isinstance(given, str):
+        if given != "default":
+            raise UsageError(f"baselines is a dict or 'default', got {given!r}.")
+        if model is None or data is None:
+            raise UsageError(
+                "baselines='default' needs the model and the data module that the features come from: "
+                "predict_phenotype(..., baselines='default', model=model, data=data)."
+            )
+        return dict(model.baseline_features(data))
+    if model is not None or data is not None:
+        raise UsageError("model and data are for baselines='default' alone; leave them out.")
+    return given or {}
 
 
 def _by_image(

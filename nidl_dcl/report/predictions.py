@@ -90,6 +90,7 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
                 (
                     *as_list(metrics.get("features")),
                     *map(metrics.get, ("duplicates", "confounds", "harmonization")),
+                    *as_dict(metrics.get("missing")).values(),
                 ),
             )
             if said.get("sentence")

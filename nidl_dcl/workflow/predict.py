@@ -28,10 +28,10 @@ from nidl_dcl.evaluation.readout_file import ReadoutFile, readout_exists, readou
 from nidl_dcl.evaluation.site_effects import AuditedSites, site_audit
 from nidl_dcl.io.console import progress_of
 from nidl_dcl.io.formats import beside, keep_tsv, to_tsv, write_json, write_tsv
+from nidl_dcl.models.baselines import baseline_features, read_voxels
 from nidl_dcl.models.serialization import load_model, read_description
 from nidl_dcl.output.embeddings import read_embeddings
 from nidl_dcl.volumes.preparation import Preparation
-from nidl_dcl.workflow.baselines import baseline_features, read_voxels
 from nidl_dcl.workflow.external import (
     EmbeddedDataset,
     applied_before,
@@ -44,7 +44,7 @@ from nidl_dcl.workflow.figure_data import write_outliers, write_retrieval
 from nidl_dcl.workflow.inputs import Study
 from nidl_dcl.workflow.occlusion_maps import Occlusion, forget_old, occlude
 from nidl_dcl.workflow.options import PredictionOptions
-from nidl_dcl.workflow.participants import checksum, held_out_rows, record_holdout
+from nidl_dcl.workflow.participants import checksum, held_out_rows, missing_groups, record_holdout
 from nidl_dcl.workflow.preflight import check_targets, refuse_unusable, site_column
 
 _LOGGER = logging.getLogger(__name__)
@@ -345,6 +345,8 @@ def _cross_validate(
 
 def _write_result(cohort: _Cohort, target: _Target, result: PhenotypeResult) -> dict[str, Any]:
     """Write what a cross-validation gave, the metrics last; return its summary."""
+    if found := missing_groups(cohort.embedded.images, cohort.prediction.group):
+        result.metrics["missing"]["group"] = found
     record_holdout(cohort.study.output, result.metrics, cohort.study.run, target.provenance)
     summary = result.summary()
     metrics = {**result.metrics, "summary": summary, "provenance": target.provenance}
