@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation.baselines import Comparison, read_baseline
+from nidl_dcl.evaluation.calibration import describe_calibration
 from nidl_dcl.evaluation.confounds import (
     EncodedConfounds,
     encode_confounds,
@@ -404,6 +405,7 @@ def predict_phenotype(
         ),
         "baselines": scores,
         "headline": headline,
+        **describe_calibration(design, predicted),
         "learning_curve": score_by_size(
             *(design, sources, {"embeddings": own, **scores}, headline),
             target=target,

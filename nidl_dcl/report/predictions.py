@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from nidl_dcl.evaluation.calibration import operating_curves
 from nidl_dcl.evaluation.metrics import METRIC_WORDS, MIN_FINDING, p_words
 from nidl_dcl.report.html import Gallery, Picture, Table, format_number, format_score, row_names
 from nidl_dcl.report.plots import (
@@ -15,6 +16,7 @@ from nidl_dcl.report.plots import (
     draw_identity,
     draw_intervals,
     draw_learning_curve,
+    draw_relation,
 )
 from nidl_dcl.report.reader import Score, TargetResult, as_dict, as_list, as_number, as_score
 from nidl_dcl.report.svg import clean
@@ -105,6 +107,11 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
         _draw_curve(entry, gallery),
     )
     entry["pictures"] = [picture for picture in drawn if picture is not None]
+    entry["details"] = [
+        *_draw_errors(found, entry, gallery),
+        *_draw_operation(found, entry, gallery),
+    ]
+    entry["remarks"] = _remarks(metrics)
     return entry
 
 
@@ -201,11 +208,17 @@ def _draw_predictions(
         names = list(dict.fromkeys([*entry["classes"], *seen]))
         if not names or len(names) > _MOST_CLASSES:
             return None
-        counts = pd.crosstab(used["target"], used["prediction"])
+        counts, of = pd.crosstab(used["target"], used["prediction"]), "images"
+        n = len(used)
+        if known := as_dict(found.metrics.get("confusion")):  # not in files of versions before
+            counts, of = pd.DataFrame(known).T, "participants"
+            n = round(float(counts.to_numpy().sum()))
+            if (counts % 1 == 0).all(axis=None):
+                counts = counts.astype(int)
         counts = counts.reindex(index=names, columns=names, fill_value=0)
         name = f"desc-{gallery.model}{found.label}_confusion"
-        alt = f"Confusion matrix of {what}: {len(used):,} images, {len(names)} classes"
-        caption = f"Predicted against true {what}: images, and their share of the true class."
+        alt = f"Confusion matrix of {what}: {n:,} {of}, {len(names)} classes"
+        caption = f"Predicted against true {what}: {of}, and their share of the true class."
         counted = counts.rename_axis(index="true", columns=None).reset_index()
         drawn = draw_confusion(name, counts, alt=alt)
         return gallery.svg(name, drawn, alt, caption, table=counted)
@@ -228,6 +241,107 @@ def _draw_predictions(
     ids = [c for c in ("participant_id", "session_id", "run") if c in used]
     behind = used.loc[pairs.index, ids].join(pairs)
     return gallery.svg(name, drawn, alt, caption, table=behind)
+
+
+def _remarks(metrics: Mapping[str, Any]) -> list[str]:
+    """Return calibration and regression to the mean in sentences."""
+    calibration = as_dict(metrics.get("calibration"))
+    remarks = []
+    if (slope := as_number(calibration.get("slope"))) is not None:
+        offset = format_score(as_number(calibration.get("intercept")))
+        remarks.append(
+            f"Calibration: the truth regressed on the prediction has slope {format_score(slope)} and "
+            f"intercept {offset}; 1 and 0 are perfect."
+        )
+    if said := as_dict(metrics.get("regression_to_the_mean")).get("sentence"):
+        remarks.append(str(said))
+    if (brier := as_score(calibration.get("brier"))).mean is not None:
+        ends = f" [{format_score(brier.low)}, {format_score(brier.high)}]" if brier.low else ""
+        equal = format_score(as_number(calibration.get("brier_of_equal_shares")))
+        remarks.append(
+            f"Brier score, with classes weighted equally: {format_score(brier.mean)}{ends} (0 is "
+            f"perfect; {equal} is that of equal probabilities)."
+        )
+    return remarks
+
+
+def _draw_errors(found: TargetResult, entry: Mapping[str, Any], gallery: Gallery) -> list[Picture]:
+    """Draw the errors of numbers against the truth, with their trend."""
+    trend = as_dict(found.metrics.get("regression_to_the_mean"))
+    slope, intercept = (as_number(trend.get(name)) for name in ("slope", "intercept"))
+    table = found.predictions
+    if slope is None or intercept is None or not {"target", "prediction"} <= set(table.columns):
+        return []
+    pairs = table[["target", "prediction"]].apply(pd.to_numeric, errors="coerce").dropna()
+    if "status" in table:
+        pairs = pairs[table.loc[pairs.index, "status"] != "holdout"]
+    if pairs.empty:
+        return []
+    what, name = clean(found.name), f"desc-{gallery.model}{found.label}_errors"
+    points = pd.DataFrame(
+        {"of": "error", "target": pairs["target"], "error": pairs["prediction"] - pairs["target"]}
+    )
+    ends = (points["target"].min(), points["target"].max())
+    line = (*ends, *(intercept + (slope - 1) * end for end in ends))
+    alt = f"Error of {what} against its true value, falling by {1 - slope:.2f} for each unit"
+    drawn = draw_relation(
+        name,
+        points,
+        xlabel=f"{what}, true",
+        ylabel="predicted − true",
+        line=line,
+        joined=False,
+        alt=alt,
+    )
+    caption = f"Errors against true {what}, one point per image; dashed: their trend."
+    return [gallery.svg(name, drawn, alt, caption, table=points.drop(columns="of"))]
+
+
+def _draw_operation(
+    found: TargetResult, entry: Mapping[str, Any], gallery: Gallery
+) -> list[Picture]:
+    """Draw the ROC curve, the precision-recall curve and the reliability of classes."""
+    calibration, table = as_dict(found.metrics.get("calibration")), found.predictions
+    chances = [c for c in table.columns if str(c).startswith("probability_")]
+    labels = list(entry["classes"])
+    if "brier" not in calibration or len(chances) != len(labels):
+        return []
+    used = table.dropna(subset=["target"])
+    if "status" in used:
+        used = used[used["status"] == "ok"]
+    numbers = used[chances].apply(pd.to_numeric, errors="coerce").to_numpy(dtype="float64")
+    who = used["participant_id"].to_numpy(dtype=object)
+    roc, precision = operating_curves(used["target"].to_numpy(dtype=object), numbers, who, labels)
+    bins = pd.DataFrame(as_list(calibration.get("bins")))
+    what, pictures = clean(found.name), []
+    for ending, points, axes, line, words in (
+        ("roc", roc, ("false positive rate", "true positive rate"), (0, 1, 0, 1), "ROC curve"),
+        (
+            "precisionrecall",
+            precision,
+            ("recall", "precision"),
+            (0, 1, 1, 1),
+            "Precision and recall",
+        ),
+        (
+            *("reliability", bins),
+            *(("predicted probability", "observed share"), (0, 1, 0, 1), "Reliability"),
+        ),
+    ):
+        if points.empty:
+            continue
+        shown = points if "class" in points else points.assign(**{"class": labels[-1]})
+        columns = ["class", *(c for c in points.columns if c not in ("class", "n"))]
+        name = f"desc-{gallery.model}{found.label}_{ending}"
+        of = "each class against the rest" if len(labels) > 2 else clean(labels[-1])
+        alt = f"{words} of {what}: {of}"
+        across, up = axes
+        drawn = draw_relation(name, shown[columns], xlabel=across, ylabel=up, line=line, alt=alt)
+        caption = f"{words} of {what} ({of}), of participants, by their mean probability."
+        if ending == "reliability":
+            caption += " Classes are weighted equally; on the dashed line both agree."
+        pictures.append(gallery.svg(name, drawn, alt, caption, table=points))
+    return pictures
 
 
 def _draw_baselines(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:
