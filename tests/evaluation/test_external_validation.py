@@ -488,3 +488,24 @@ def test_the_page_escapes_what_a_readout_of_others_says(first: Path, tmp_path: P
     assert text not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "desc-dclSex_externalmetrics.json is not JSON" in page
+
+
+@pytest.mark.parametrize(("n", "few"), [(19, True), (20, False)])
+def test_scores_of_fewer_than_twenty_are_in_the_file_but_no_finding(
+    n: int, few: bool, tmp_path: Path
+) -> None:
+    x = np.linspace(5, 30, n)
+    result = applied(stored_for(), x, people(n, age=2 * x + 11 + np.arange(n) % 3))
+    headline, mae = result.metrics["headline"], result.metrics["scores"]["mae"]["mean"]
+    slope = result.metrics["calibration"]["slope"]["mean"]
+    (tmp_path / "desc-dclAge_externalmetrics.json").write_text(json.dumps(result.metrics))
+
+    page = write_report(tmp_path).read_text()
+    printed = summary_table([{"target": "age", "external": result.summary()}])
+
+    assert headline["too_few"] is few
+    assert mae > 0
+    for text in (headline["sentence"], printed):
+        assert (f"{mae:.3g}" in text or f"{mae:.2f}" in text) is not few
+        assert ("too few" in text) is few
+    assert (f'data-value="{slope}"' in page) is not few

@@ -179,7 +179,7 @@ def test_an_interval_ends_at_the_bounds_of_the_score(metric):
 @pytest.mark.parametrize(
     ("values", "texts"),
     [
-        ((5.1234, 5.1299), ["5.123", "5.130"]),
+        ((5.1234, 5.1239), ["5.123", "5.124"]),
         ((0.7, 0.7), ["0.7", "0.7"]),
         ((5.1, None, 5.3), ["5.1", "–", "5.3"]),
     ],
