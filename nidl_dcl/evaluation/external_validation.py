@@ -366,8 +366,8 @@ def _headline(
     too_few = n < MIN_FINDING
     if too_few:
         sentence = (
-            f"{n} participants here are too few to say how well the readout of {stored.target} of "
-            f"another cohort works: it takes {MIN_FINDING}. The predictions are in the table, the "
+            f"There are too few participants here, {n}, to say how well the readout of {stored.target} "
+            f"of another cohort works: it takes {MIN_FINDING}. The predictions are in the table, the "
             "scores in the metrics file; they are not a finding."
         )
     return {

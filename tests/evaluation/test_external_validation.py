@@ -132,7 +132,7 @@ def test_a_perfect_score_of_a_few_has_no_interval() -> None:
     images = people(12, group=np.where(x > 0, "b", "a"))
     metrics = applied(stored_for("classification"), x, images).metrics
     assert metrics["scores"]["balanced_accuracy"] == {"mean": 1.0, "ci95": None}
-    assert "too few participants for an interval" in metrics["headline"]["sentence"]
+    assert "too few participants here, " in metrics["headline"]["sentence"]
 
 
 def test_families_are_resampled_together() -> None:
