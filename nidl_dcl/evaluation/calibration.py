@@ -100,25 +100,23 @@ def _regression_to_the_mean(design: CVDesign, units: Array) -> dict[str, Any]:
             folds.append(float(np.average(error, weights=weight[test])))
         before.append(_correlation(truth, predicted - truth, weight))
         after.append(_correlation(truth, corrected, weight))
-    slope, intercept = (_mean(values) for values in zip(*lines, strict=True))
-    found = {
-        "slope": slope,
-        "intercept": intercept,
-        "error_r": _mean(before),
-        "corrected": {
-            "mae": interval(folds, design.ratio, score_bounds("mae")),
-            "error_r": _mean(after),
-        },
-    }
-    found["sentence"] = None
-    if slope is not None and found["error_r"] is not None:
-        found["sentence"] = (
-            f"Predictions rise by {slope:.2f} for each unit of the true value (1 would be no regression "
-            f"to the mean), so errors go with it: r = {found['error_r']:.2f}. With the usual correction, "
-            f"fitted on the other folds, the mean absolute error is {found['corrected']['mae']['mean']:.3g}; "
-            "it uses the true value of whoever is tested, so it is no error of a prediction."
+    steepness, offset = (_mean(values) for values in zip(*lines, strict=True))
+    error_r, mae = _mean(before), interval(folds, design.ratio, score_bounds("mae"))
+    sentence = None
+    if steepness is not None and error_r is not None:
+        sentence = (
+            f"Predictions rise by {steepness:.2f} for each unit of the true value (1 would be no "
+            f"regression to the mean), so errors go with it: r = {error_r:.2f}. With the usual "
+            f"correction, fitted on the other folds, the mean absolute error is {mae['mean']:.3g}; it "
+            "uses the true value of whoever is tested, so it is no error of a prediction."
         )
-    return found
+    return {
+        "slope": steepness,
+        "intercept": offset,
+        "error_r": error_r,
+        "corrected": {"mae": mae, "error_r": _mean(after)},
+        "sentence": sentence,
+    }
 
 
 def _correlation(x: Array, y: Array, weight: Array) -> float:

@@ -263,7 +263,7 @@ def permutation_test(
 
 def permuted_together(design: CVDesign, strata: Rows | None) -> dict[tuple[int, ...], Rows]:
     """Return the groups between which targets change places, by fold and, if given, stratum."""
-    blocks = {}
+    blocks: dict[tuple[int, ...], Rows] = {}
     for k in range(design.n_folds):
         in_fold = design.fold[0] == k
         if strata is None:

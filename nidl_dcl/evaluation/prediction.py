@@ -306,10 +306,15 @@ def predict_phenotype(
     if scaling not in ("each", "shared"):
         raise UsageError(f"scaling is one of each, shared; got {scaling!r}.")
     seed = fresh_seed(random_state)
-    baselines = _given_baselines(baselines, model, data)
-    beside = {"y": y, "groups": groups, "baselines": baselines, "extra_features": extra_features}
+    compared = _given_baselines(baselines, model, data)
+    beside: dict[str, Any] = {
+        "y": y,
+        "groups": groups,
+        "baselines": compared,
+        "extra_features": extra_features,
+    }
     beside |= {"site": site, "confounds": confounds, "held_out": held_out, "ids": ids}
-    y, groups, baselines, extra_features, site, confounds, held_out, ids = align_rows(
+    y, groups, compared, extra_features, site, confounds, held_out, ids = align_rows(
         features, beside
     ).values()
     matrix = read_matrix(features, "features")
@@ -336,7 +341,7 @@ def predict_phenotype(
         harmonized = labels[rows]
     at_sites = None if labels is None else encode_sites(design, labels[rows])
     sources = _read_sources(
-        *(matrix, baselines, rows, people, extra, removed, harmonized, scaling, at_sites)
+        *(matrix, compared, rows, people, extra, removed, harmonized, scaling, at_sites)
     )
     shares = learning_shares(design, learning_curve)
     located = None if labels is None else labels[design.rows]

@@ -31,6 +31,7 @@ from nidl_dcl.evaluation.external_validation import (
 )
 from nidl_dcl.evaluation.readout import ConfoundModel, FittedReadout
 from nidl_dcl.evaluation.readout_file import ReadoutFile, read_readout, readout_path, write_readout
+from nidl_dcl.evaluation.summary import summary_table
 from nidl_dcl.report.build import write_report
 from nidl_dcl.volumes.quality import QUALITY_METRICS
 from nidl_dcl.workflow.external import EmbeddedDataset, keep_readout
