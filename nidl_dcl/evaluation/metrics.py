@@ -214,7 +214,14 @@ def interval(
 
 
 def within(bounds: tuple[float, float], low: float, high: float) -> list[float]:
-    """Return the ends of an interval, at most the bounds of a score."""
+    """Return the ends of an interval, at most the bounds of a score.
+
+    Parameters
+    ----------
+    bounds : tuple of float
+        As of `score_bounds`.
+    low, high : float
+    """
     return [max(low, bounds[0]), min(high, bounds[1])]
 
 

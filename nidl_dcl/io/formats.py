@@ -66,7 +66,14 @@ def escape_control(text: str) -> str:
 def write_tsv(path: Path, table: pd.DataFrame, *, exact: bool = False) -> None:
     """Write `table` to `path` as BIDS TSV: missing values `n/a`, control characters escaped.
 
-    Numbers have ten digits, or all of them (`exact`).
+    Parameters
+    ----------
+    path : Path
+        The file.
+    table : DataFrame
+        Its rows; the index is not written.
+    exact : bool, default=False
+        Whether numbers have all their digits, instead of ten.
     """
     write_text(path, to_tsv(table, exact=exact))
 

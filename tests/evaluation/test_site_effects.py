@@ -355,7 +355,7 @@ def test_held_out_rows_decide_nothing_and_are_adjusted_by_what_the_others_taught
     changed = scored(wild_x, y, wild_site, wild)
 
     assert result.metrics["holdout"]["n_participants"] == 20
-    assert set(result.metrics["holdout"]["baselines"]) == {"dummy", "voxels", "confounds"}
+    assert set(result.metrics["holdout"]["baselines"]) == {"dummy", "voxels", "confounds", "site"}
     # Products of matrices of other shapes are rounded otherwise.
     for name in ("scores", "site", "confounds"):
         _assert_close(result.metrics[name], alone[name])
