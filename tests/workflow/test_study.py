@@ -279,7 +279,7 @@ def test_confounds_and_sites_reach_the_predictions_and_a_changed_option_is_refus
     assert "confounds" in done.out
     metrics = json.loads((out / "desc-dclSex_metrics.json").read_text())
     assert metrics["n_dropped"] == {"confound missing: weight": 1}
-    assert {"dummy", "untrained", "voxels", "confounds"} == set(metrics["baselines"])
+    assert {"dummy", "untrained", "voxels", "confounds", "site"} == set(metrics["baselines"])
     assert metrics["site"]["column"] == "hospital"
     assert metrics["site"]["within"]["north"]["n_participants"] == 4
     assert set(metrics["site"]["leave_one_site_out"]["scores"]) >= {"embeddings", "voxels"}
