@@ -26,6 +26,9 @@ Array = NDArray[np.float64]
 
 _BINS = 5
 
+_POINTS = 200
+"""Points of a curve that are kept."""
+
 
 def describe_calibration(design: CVDesign, predicted: Array) -> dict[str, Any]:
     """Return what stands beside the scores: nothing of it replaces one.
@@ -39,15 +42,17 @@ def describe_calibration(design: CVDesign, predicted: Array) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``calibration``; ``regression_to_the_mean`` of numbers and ``confusion`` of classes, None for
-        the other task.
+        ``calibration``; ``regression_to_the_mean`` of numbers, ``confusion`` and ``curves`` of classes,
+        None for the other task.
     """
     units = np.stack([design.by_unit(one) for one in predicted])
     if design.labels:
+        mean = units.mean(axis=0)
         return {
             "calibration": _of_classes(design, units),
             "regression_to_the_mean": None,
-            "confusion": _confusion(design, units.mean(axis=0)),
+            "confusion": _confusion(design, mean),
+            "curves": _curves(design, mean),
         }
     lines = [fit_line(one, design.value, design.weight) for one in units]
     slope, intercept = (_mean(values) for values in zip(*lines, strict=True))
@@ -55,6 +60,7 @@ def describe_calibration(design: CVDesign, predicted: Array) -> dict[str, Any]:
         "calibration": {"slope": slope, "intercept": intercept},
         "regression_to_the_mean": _regression_to_the_mean(design, units),
         "confusion": None,
+        "curves": None,
     }
 
 
@@ -196,48 +202,22 @@ def _confusion(design: CVDesign, probability: Array) -> dict[str, dict[str, floa
     }
 
 
-def operating_curves(
-    truth: NDArray[np.object_],
-    probability: Array,
-    participants: NDArray[np.object_],
-    labels: Sequence[str],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the ROC curve and the precision-recall curve of each class; of two, of the last.
-
-    Parameters
-    ----------
-    truth : ndarray of str, shape (n_images,)
-    probability : ndarray, shape (n_images, n_classes)
-    participants : ndarray of object, shape (n_images,)
-        Images of a participant that share a class are averaged; each participant weighs the same.
-    labels : sequence of str
-        The classes, in the order of the columns.
-
-    Returns
-    -------
-    roc : DataFrame
-        ``class``, ``false_positive_rate``, ``true_positive_rate``.
-    precision_recall : DataFrame
-        ``class``, ``recall``, ``precision``.
-    """
-    table = pd.DataFrame(probability).groupby([participants, truth]).mean()
-    who, known = (table.index.get_level_values(i).to_numpy() for i in (0, 1))
-    weight = 1 / pd.Series(who).groupby(who).transform("size").to_numpy()
-    roc, precision_recall = [], []
-    for k, label in list(enumerate(labels))[-1 if len(labels) == 2 else 0 :]:
-        member, chance = known == label, table[k].to_numpy()
-        if member.all() or not member.any():
-            continue
-        false, true, _ = roc_curve(member, chance, sample_weight=weight)
-        precision, recall, _ = precision_recall_curve(member, chance, sample_weight=weight)
-        roc.append(
-            pd.DataFrame({"class": label, "false_positive_rate": false, "true_positive_rate": true})
+def _curves(design: CVDesign, probability: Array) -> dict[str, dict[str, list[list[float]]]]:
+    """Return points of the ROC and the precision-recall curve of each class; of two, of the last."""
+    found: dict[str, dict[str, list[list[float]]]] = {"roc": {}, "precision_recall": {}}
+    classes = list(enumerate(design.labels))
+    for k, label in classes[-1:] if len(classes) == 2 else classes:
+        member = design.value == k
+        false, true, _ = roc_curve(member, probability[:, k], sample_weight=design.weight)
+        precision, recall, _ = precision_recall_curve(
+            member, probability[:, k], sample_weight=design.weight
         )
-        precision_recall.append(
-            pd.DataFrame({"class": label, "recall": recall, "precision": precision})
-        )
-    empty = pd.DataFrame()
-    return (
-        pd.concat(roc, ignore_index=True) if roc else empty,
-        pd.concat(precision_recall, ignore_index=True) if precision_recall else empty,
-    )
+        found["roc"][label] = _points(false, true)
+        found["precision_recall"][label] = _points(recall, precision)
+    return found
+
+
+def _points(x: Array, y: Array) -> list[list[float]]:
+    """Return the points of a curve, at most `_POINTS` of them."""
+    rows = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS)).round().astype(np.intp))
+    return [[float(a), float(b)] for a, b in zip(x[rows], y[rows], strict=True)]

@@ -251,6 +251,17 @@ def p_words(p: float | None, n: int | None) -> str:
     return f"{'≤' if at_floor else '='} {p:.2g}"
 
 
+def multiplicity_note(n_targets: int) -> str:
+    """Return what to think of when several targets were predicted; nothing of one."""
+    if n_targets < 2:
+        return ""
+    return (
+        f"{n_targets} targets were predicted. Intervals and p values are of each alone: of many "
+        "targets without any information, one in twenty has a p of at most 0.05. By Bonferroni's rule "
+        f"for {n_targets}, a p says something from {0.05 / n_targets:.2g} down."
+    )
+
+
 def chance_level(metric: str, observed: float, permuted: Array) -> dict[str, Any]:
     """Return chance level and p value of a score from its values under permuted targets.
 

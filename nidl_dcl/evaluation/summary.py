@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from nidl_dcl.evaluation.metrics import p_words
+from nidl_dcl.evaluation.metrics import multiplicity_note, p_words
 
 _SOMETIMES = {"log_brain_volume": "brain volume", "confounds": "confounds", "site": "site alone"}
 """Baselines that some predictions have, and the columns they get."""
@@ -64,17 +64,6 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
     if several := multiplicity_note(len(shown)):
         tables.append(several)
     return "\n\n".join(tables)
-
-
-def multiplicity_note(n_targets: int) -> str:
-    """Return what to think of when several targets were predicted; nothing of one."""
-    if n_targets < 2:
-        return ""
-    return (
-        f"{n_targets} targets were predicted. Intervals and p values are of each alone: of many "
-        "targets without any information, one in twenty has a p of at most 0.05. By Bonferroni's rule "
-        f"for {n_targets}, a p says something from {0.05 / n_targets:.2g} down."
-    )
 
 
 def _decimals(values: Any) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from nidl_dcl._version import __version__
 from nidl_dcl.errors import UsageError
-from nidl_dcl.evaluation.summary import multiplicity_note
+from nidl_dcl.evaluation.metrics import multiplicity_note
 from nidl_dcl.io.formats import write_text
 from nidl_dcl.report.html import Gallery, Table, format_duration, format_number, render_page
 from nidl_dcl.report.images import show_average, show_outliers, show_retrieval

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from nidl_dcl.evaluation.calibration import operating_curves
 from nidl_dcl.evaluation.metrics import METRIC_WORDS, MIN_FINDING, p_words
 from nidl_dcl.report.html import Gallery, Picture, Table, format_number, format_score, row_names
 from nidl_dcl.report.plots import (
@@ -211,7 +210,9 @@ def _draw_predictions(
         counts, of = pd.crosstab(used["target"], used["prediction"]), "images"
         n = len(used)
         if known := as_dict(found.metrics.get("confusion")):  # not in files of versions before
-            counts, of = pd.DataFrame(known).T, "participants"
+            shares = pd.DataFrame({str(true): as_dict(row) for true, row in known.items()}).T
+            counts = shares.apply(pd.to_numeric, errors="coerce").fillna(0)
+            of = "participants"
             n = round(float(counts.to_numpy().sum()))
             if (counts % 1 == 0).all(axis=None):
                 counts = counts.astype(int)
@@ -256,7 +257,11 @@ def _remarks(metrics: Mapping[str, Any]) -> list[str]:
     if said := as_dict(metrics.get("regression_to_the_mean")).get("sentence"):
         remarks.append(str(said))
     if (brier := as_score(calibration.get("brier"))).mean is not None:
-        ends = f" [{format_score(brier.low)}, {format_score(brier.high)}]" if brier.low else ""
+        ends = (
+            f" [{format_score(brier.low)}, {format_score(brier.high)}]"
+            if brier.low is not None
+            else ""
+        )
         equal = format_score(as_number(calibration.get("brier_of_equal_shares")))
         remarks.append(
             f"Brier score, with classes weighted equally: {format_score(brier.mean)}{ends} (0 is "
@@ -301,18 +306,17 @@ def _draw_operation(
     found: TargetResult, entry: Mapping[str, Any], gallery: Gallery
 ) -> list[Picture]:
     """Draw the ROC curve, the precision-recall curve and the reliability of classes."""
-    calibration, table = as_dict(found.metrics.get("calibration")), found.predictions
-    chances = [c for c in table.columns if str(c).startswith("probability_")]
+    calibration, curves = (as_dict(found.metrics.get(n)) for n in ("calibration", "curves"))
     labels = list(entry["classes"])
-    if "brier" not in calibration or len(chances) != len(labels):
+    if not labels:
         return []
-    used = table.dropna(subset=["target"])
-    if "status" in used:
-        used = used[used["status"] == "ok"]
-    numbers = used[chances].apply(pd.to_numeric, errors="coerce").to_numpy(dtype="float64")
-    who = used["participant_id"].to_numpy(dtype=object)
-    roc, precision = operating_curves(used["target"].to_numpy(dtype=object), numbers, who, labels)
-    bins = pd.DataFrame(as_list(calibration.get("bins")))
+    roc = _curve_table(curves.get("roc"), ("false_positive_rate", "true_positive_rate"))
+    precision = _curve_table(curves.get("precision_recall"), ("recall", "precision"))
+    parts = [as_dict(part) for part in as_list(calibration.get("bins"))]
+    numbers = [[as_number(p.get(c)) for c in ("predicted", "observed", "n")] for p in parts]
+    bins = pd.DataFrame(
+        [row for row in numbers if None not in row], columns=["predicted", "observed", "n"]
+    )
     what, pictures = clean(found.name), []
     for ending, points, axes, line, words in (
         ("roc", roc, ("false positive rate", "true positive rate"), (0, 1, 0, 1), "ROC curve"),
@@ -342,6 +346,17 @@ def _draw_operation(
             caption += " Classes are weighted equally; on the dashed line both agree."
         pictures.append(gallery.svg(name, drawn, alt, caption, table=points))
     return pictures
+
+
+def _curve_table(curves: Any, axes: tuple[str, str]) -> pd.DataFrame:
+    """Return the points of curves by class as a table."""
+    rows = [
+        (label, *map(float, point))
+        for label, points in as_dict(curves).items()
+        for point in map(as_list, as_list(points))
+        if len(point) == 2 and None not in map(as_number, point)
+    ]
+    return pd.DataFrame(rows, columns=["class", *axes])
 
 
 def _draw_baselines(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:

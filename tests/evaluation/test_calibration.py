@@ -8,7 +8,6 @@ import pytest
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import brier_score_loss, confusion_matrix, roc_auc_score
 
-from nidl_dcl.evaluation.calibration import operating_curves
 from nidl_dcl.evaluation.prediction import predict_phenotype
 from nidl_dcl.io.formats import write_json, write_tsv
 from nidl_dcl.report.build import write_report
@@ -98,14 +97,11 @@ def test_confusion_and_curves_are_of_participants():
     expected = confusion_matrix(truth, chance > 0.5)
     confusion = pd.DataFrame(result.metrics["confusion"]).T
     np.testing.assert_array_equal(confusion.loc[["no", "yes"], ["no", "yes"]], expected)
-    table = result.predictions
-    roc, precision = operating_curves(
-        sick, table[["probability_no", "probability_yes"]].to_numpy(), person, ["no", "yes"]
-    )
-    area = np.trapezoid(roc["true_positive_rate"], roc["false_positive_rate"])
-    assert area == pytest.approx(roc_auc_score(truth, chance))
-    assert set(roc["class"]) == set(precision["class"]) == {"yes"}
-    assert precision["precision"].min() >= 0.6
+    roc, precision = (result.metrics["curves"][name] for name in ("roc", "precision_recall"))
+    assert set(roc) == set(precision) == {"yes"}
+    false, true = np.array(roc["yes"]).T
+    assert np.trapezoid(true, false) == pytest.approx(roc_auc_score(truth, chance))
+    assert np.array(precision["yes"])[:, 1].min() >= 0.6
 
 
 def test_the_report_shows_them_in_the_details_of_a_target(found, tmp_path):

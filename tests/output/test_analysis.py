@@ -135,6 +135,7 @@ LEAVES = {
     *("learning_curve.scores", "site.sites", "site.permutation", "provenance.config"),
     *("site.within", "site.permutation_within", "site.harmonized.permutation"),
     *("calibration", "regression_to_the_mean", "confusion", "missing"),
+    *("curves.roc", "curves.precision_recall"),
     *("site.leave_one_site_out.sites", "site.leave_one_site_out.scores"),
 }
 """Keys whose content is named by the data, or described elsewhere."""
