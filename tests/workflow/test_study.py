@@ -65,6 +65,7 @@ def copied(studied: Path, tmp_path: Path) -> Path:
         *("descriptions.tsv", "descriptions.json", "report.html", "code/config.yaml"),
         *("desc-dcl_embeddings.tsv", "desc-dcl_embeddings.json", "desc-dcl_embeddings.npy"),
         *("desc-dclAge_predictions.tsv", "desc-dclAge_predictions.json"),
+        *("desc-dclAge_folds.tsv", "desc-dclAge_folds.json"),
         *("desc-dclSex_metrics.json", "desc-dclAge_metrics.json", "desc-dclSex_predictions.tsv"),
         *("models/desc-dcl/weights.safetensors", "models/desc-dcl/model.json"),
         *("logs/inputs.tsv", "logs/run.json", "logs/metrics.csv", "logs/CITATION.md"),
@@ -203,6 +204,7 @@ def test_all_stages_of_a_study_read_the_dataset_once(
                 ["figures/average.npy", "figures/outlier_1.png"],
                 ["figures/outliers.tsv", ".work"],
                 ["logs/quality.tsv"],
+                ["desc-dclAge_folds.tsv", "desc-dclAge_folds.json"],
             )
         ),
     ],
