@@ -286,6 +286,7 @@ def test_progress_counts_every_step_of_the_curve():
 
     steps = told[0][1]
     assert told == [(i + 1, steps) for i in range(steps)]
-    # Two repeats of three features at four sizes and a permutation step; the site, decoded before
-    # and after harmonization, the same; three features at two new sites.
-    assert steps == (2 * 3 * 4 + 1) + 2 * (2 + 1) + 3 * 2
+    # Two repeats of four features (the site alone is one) at four sizes and a permutation step; the
+    # site, decoded before and after harmonization, the same; four features at two new sites, and a
+    # permutation step within sites.
+    assert steps == (2 * 4 * 4 + 1) + 2 * (2 + 1) + 4 * 2 + 1
