@@ -39,12 +39,17 @@ CREDITS = [
 # What the card says of its use. Claims about scores are those that benchmarks/quality.py measured.
 GOOD_FOR = [
     "T1-weighted images of adult heads, aligned by nidl_dcl or in MNI space already.",
-    "A dataset with too few participants to train an encoder on.",
+    (
+        "A dataset with few labels, or too few participants to train an encoder on: a model trained alike "
+        "on 40 participants of IXI predicted the age of 40 others, whom it never saw, with an error of 7.1 "
+        "years from 32 labels; voxels 8.1, the same network untrained 7.7."
+    ),
     "A first look, without a training.",
     "Features that were fixed before anybody saw your participants, if yours are not in IXI.",
 ]
 NOT_FOR = [
     "Other contrasts, tissue maps, and heads that are not aligned: they are refused.",
+    "Predicting sex better than from voxels: balanced accuracy 0.82 there, voxels 0.84.",
     "Children, and brains with large lesions: training saw healthy adults alone.",
     (
         "Proof of what holds on any scanner: training saw one, the 3 T scanner of Hammersmith "

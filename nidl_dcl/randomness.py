@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,9 +24,13 @@ def key_seed(*key: object) -> int:
 
 
 def fresh_seed(random_state: int | np.random.RandomState | None) -> int:
-    """Return a seed for a `random_state` as scikit-learn takes it; None draws a new one."""
+    """Return a seed for a `random_state` as scikit-learn takes it.
+
+    None draws it from NumPy's global generator, so that ``seed_everything`` or ``np.random.seed``
+    beforehand make it repeatable.
+    """
     if random_state is None:
-        return secrets.randbits(32)
+        return int(np.random.randint(0, 2**32, dtype=np.uint32))  # noqa: NPY002
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(0, 2**32, dtype=np.uint32))
     return int(random_state)

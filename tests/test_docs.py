@@ -203,7 +203,6 @@ def test_exit_statuses_are_the_same_everywhere() -> None:
         )
     ]
     assert written == [0, 1, 2, 3, 4, 130, 143]
-    assert [int(status) for status in rows.findall(README)] == written
     raised = {kind.exit_status for kind in vars(errors).values() if hasattr(kind, "exit_status")}
     assert raised <= set(written)
 
@@ -376,7 +375,7 @@ def test_the_examples_of_the_estimators_page_run() -> None:
     names: dict[str, Any] = {}
     for example in examples("estimator.md"):
         exec(example, names)
-    assert len(examples("estimator.md")) == 10
+    assert len(examples("estimator.md")) == 12
     assert names["features"].shape == (40, 8)
     assert list(names["who"]) == names["names"]
     assert float(names["collapsed"]) == pytest.approx(math.log(30), abs=1e-4)

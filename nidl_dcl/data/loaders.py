@@ -125,10 +125,9 @@ def count_rows(loader: Any) -> int | None:
 class PredictShards(L.LightningDataModule):
     """Every process's part of the batches to encode, from a caller's loader."""
 
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(self, loader: Any) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.loader = loader
 
     def predict_dataloader(self) -> Any:

@@ -8,10 +8,13 @@ subclasses.
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 import re
 import warnings
-from collections.abc import Mapping
+from abc import ABCMeta
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import lightning as L
@@ -19,6 +22,7 @@ import numpy as np
 import sklearn.base
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.trainer.states import TrainerStatus
 from sklearn.utils.validation import validate_data
 from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -30,7 +34,8 @@ from nidl_dcl.data.exposure import after
 from nidl_dcl.data.loaders import Loaders, shard_loader
 from nidl_dcl.distributed import by_itself, first_value, share_buffers, world
 from nidl_dcl.errors import NonFiniteError
-from nidl_dcl.models.arguments import Arguments
+from nidl_dcl.models.arguments import Arguments, keywords
+from nidl_dcl.models.callback_state import as_given, copied_as_given, restored
 from nidl_dcl.models.context_managers import (
     ignore_warnings,
     isolate_rng,
@@ -48,12 +53,44 @@ from nidl_dcl.models.inputs import (
     stacked,
     warn_of_pairs,
 )
-from nidl_dcl.models.trainers import training_trainer
+from nidl_dcl.models.serialization import is_plain, save_model
+from nidl_dcl.models.trainers import trainer_options, training_trainer
+from nidl_dcl.models.transformer import TransformerMixin
+from nidl_dcl.models.wrapped import match_names
 from nidl_dcl.randomness import fresh_seed, key_seed
 from nidl_dcl.volumes.preparation import Preparation
 
 
-class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
+class EstimatorType(ABCMeta):
+    """The class of estimator classes: keeps the call of a constructor, and knows encoders.
+
+    What subclasses do in their constructors is theirs: the call itself is what a copy is made of. A
+    class with a ``transform_step`` is a transformer.
+    """
+
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        """Make a class, with `TransformerMixin` among its bases if it encodes."""
+        encodes = "transform_step" in namespace or any(hasattr(b, "transform_step") for b in bases)
+        if encodes and not any(issubclass(base, TransformerMixin) for base in bases):
+            bases = (TransformerMixin, *bases)
+        return super().__new__(cls, name, bases, namespace, **kwargs)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make an estimator."""
+        estimator = super().__call__(*args, **kwargs)
+        estimator._arguments.record(cls.__init__, args, kwargs)  # type: ignore[misc]
+        estimator._update_hparams()
+        return estimator
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=EstimatorType):
     """Base of estimators that train with Lightning and behave as scikit-learn's do.
 
     Parameters
@@ -64,7 +101,8 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         the CPU on macOS), and
 
         random_state : int, RandomState or None, default=None
-            Seed of weights, order and views; None draws a new one at each fit.
+            Seed of weights, order and views. None draws one at each fit, from NumPy's global
+            generator, as in scikit-learn.
         views : callable, optional
             From one float32 sample without batch axis to one view of it. Default: the views for
             volumes where samples have three spatial axes, else `JitterTransform`.
@@ -86,9 +124,11 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
 
     Notes
     -----
-    A subclass defines ``training_step``, ``validation_step`` and ``configure_optimizers``, keeps its
-    own arguments with `_set_arguments`, and builds what depends on them in `_arguments_changed`. With
-    `TransformerMixin` before this class it gets ``transform`` from a ``transform_step``.
+    A subclass defines ``training_step`` and ``configure_optimizers``, perhaps ``validation_step``,
+    and ``transform_step`` for ``transform``. Its constructor takes what it likes and hands
+    ``**kwargs`` on. Arguments are those of the call: `get_params`, copies, ``hparams`` and model
+    folders know them, and `set_params` calls the constructor again, keeping weights whose shapes do
+    not change.
 
     Examples
     --------
@@ -100,17 +140,17 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     >>> class Autoencoder(BaseEstimator):
     ...     def __init__(self, size=8, **kwargs):
     ...         super().__init__(**kwargs)
-    ...         self._set_arguments(size=size)
     ...         self.layers = nn.Sequential(nn.Linear(size, 2), nn.Linear(2, size))
     ...     def training_step(self, batch, batch_idx):
     ...         x1, x2 = batch
     ...         return nn.functional.mse_loss(self.layers(x1), x2)
-    ...     validation_step = training_step
+    ...     def transform_step(self, batch, batch_idx, dataloader_idx=0):
+    ...         return self.layers[0](batch)
     ...     def configure_optimizers(self):
     ...         return torch.optim.Adam(self.parameters())
     >>> model = Autoencoder(max_epochs=1, enable_progress_bar=False, enable_model_summary=False)
-    >>> model.fit(torch.randn(16, 8)).fitted
-    True
+    >>> model.fit(torch.randn(16, 8)).transform(torch.randn(3, 8)).shape
+    torch.Size([3, 2])
     >>> model.get_params()["size"]
     8
     """
@@ -118,9 +158,15 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     _more_options: ClassVar[Mapping[str, Any]] = {}
     """Further options of a subclass, and their defaults."""
 
+    _of_fits: ClassVar[tuple[str, ...]] = (
+        *("_seed", "_fitted", "_preparation", "_exposure", "_first_weights", "_first_exposure"),
+        "_trainer",
+    )
+    """Attributes that fits set."""
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
-        self._arguments = Arguments(type(self), kwargs)
+        self._arguments = Arguments(type(self), BaseEstimator, kwargs)
         self._seed: int | None = None
         self._fitted = False
         self._preparation: Preparation | None = None
@@ -131,6 +177,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
 
     # -- fitting -----------------------------------------------------------------------------
 
+    @keywords(train_dataloader="X", datamodule="X")
     def fit(self, X: Any, y: Any = None, val_dataloader: Any = None, ckpt_path: Any = None) -> Self:
         """Train on two views of each sample.
 
@@ -165,6 +212,9 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         On several processes, ``batch_size`` counts the samples of all of them; of a loader, as many
         batches as there are processes make one, which they share out. Batch statistics are
         synchronized on GPUs; on the CPU they cannot be, and a warning says so.
+
+        Callbacks begin each fit in the state in which they were given. ``trainer`` is the last fit's
+        afterwards. `X` may also be called ``train_dataloader`` or ``datamodule``.
         """
         if val_dataloader is None and _is_data(y):
             val_dataloader = y
@@ -172,11 +222,23 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         self._seed = seed = fresh_seed(self._arguments["random_state"])
         data = self._training_data(X, val_dataloader, seed)
         with isolate_rng(seed, "fit"), ignore_warnings(), keyboard_interrupt():
+            # A subclass need not have such a step; every DCL has one.
+            if isinstance(data, Loaders) and data.validation is None:
+                warnings.filterwarnings("ignore", ".*passed in a `val_dataloader` but have no.*")
+            warnings.filterwarnings("ignore", ".*defined a `validation_step` but have no.*")
             if getattr(data, "identity", dict)():
                 # Keyed loaders follow the trainer's progress, so they do resume in mid-epoch.
                 warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
-            trainer = training_trainer(self, self._arguments.given)
-            with by_itself(trainer.world_size == 1), shard_loader(data, trainer.world_size):
+            trainer = training_trainer(self, self._arguments.values)
+            self._update_hparams(but=getattr(data, "hparams", ()))
+            callbacks = restored(
+                self._arguments.values.get("callbacks"), [self, *self._arguments.values.values()]
+            )
+            with (
+                by_itself(trainer.world_size == 1),
+                shard_loader(data, trainer.world_size),
+                callbacks,
+            ):
                 self._prepare_weights(data)
                 seen: dict[str, Any] = getattr(data, "exposure", dict)()
                 self._exposure = after(self._exposure, seen)
@@ -194,8 +256,6 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
                             stacklevel=2,
                         )
                     raise
-                finally:
-                    self._drop_trainer()
         self._fitted = True
         return self
 
@@ -207,7 +267,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
             self._first_weights = copy.deepcopy(self.state_dict())
             self._first_exposure = self._exposure
         elif not self._arguments["warm_start"]:
-            self.load_state_dict(self._first_weights)
+            self.load_state_dict(match_names(self._first_weights, self.state_dict()))
             self._exposure = self._first_exposure
 
     def _materialize(self, data: L.LightningDataModule) -> None:
@@ -215,16 +275,19 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
         data.prepare_data()
         data.setup("fit")
         batch = next(iter(data.train_dataloader()))
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*trying to `self.log.*")
             self.training_outputs(batch)
 
     def training_outputs(self, batch: Any) -> Any:
-        """Run the networks on a training batch; for subclasses with lazy modules."""
-        raise NotImplementedError
+        """Run the networks on a training batch, outside of a trainer."""
+        return self.training_step(batch, 0)
 
-    def _drop_trainer(self) -> None:
-        self.trainer = None
-        self._fabric = None
+    @property
+    def _runs(self) -> bool:
+        """Whether a trainer runs, so that there is somebody to log to."""
+        running = self._trainer is not None and self._trainer.state.status == TrainerStatus.RUNNING
+        return running or self._fabric is not None
 
     # -- data --------------------------------------------------------------------------------
 
@@ -293,6 +356,14 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     def fitted(self, value: bool) -> None:
         self._fitted = value
 
+    fitted_ = fitted
+    """`fitted`, by nidl's name."""
+
+    @property
+    def trainer_params(self) -> dict[str, Any]:
+        """The options of ``lightning.Trainer`` that a fit uses, over Lightning's own defaults."""
+        return trainer_options(self._arguments.values)
+
     @property
     def preparation(self) -> Preparation | None:
         """The input contract: how images become what the encoder takes; None without images."""
@@ -308,7 +379,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
 
         A RuntimeError names the weights when its architecture differs.
         """
-        self.load_state_dict(other.state_dict())
+        self.load_state_dict(match_names(other.state_dict(), self.state_dict()))
         self._first_weights = None
         self._exposure = other.exposure
         return self
@@ -330,20 +401,85 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the arguments as given, ``**kwargs`` included; `deep` is without effect."""
-        return dict(self._arguments.given)
+        return self._arguments.params()
 
     def set_params(self, **params: Any) -> Self:
-        """Set arguments or options by name; a ValueError refuses an unknown one."""
-        self._arguments.update(params)
-        self._arguments_changed(set(params))
+        """Set arguments or options by name; a ValueError refuses an unknown one.
+
+        Assigning to an attribute of that name is the same.
+        """
+        self._arguments.refuse_unknown(params)
+        if not self._arguments.rebuilding & params.keys():
+            self._arguments.update(params)
+            self._arguments_changed(set(params))
+        elif self._runs:  # a callback sets it: the networks under the trainer must stay
+            self._arguments.update(params)
+            for name in self._arguments.rebuilding & params.keys():
+                self._assign(name, params[name])
+        else:
+            self._rebuild(params)
+        self._update_hparams()
         return self
 
-    def _set_arguments(self, **named: Any) -> None:
-        """Keep the caller's named arguments as they are; called once, by the constructor."""
-        self._arguments.given = {**named, **self._arguments.given}
-        if self._arguments["save_hparams"]:
-            self._set_hparams(self._arguments.plain())
-            self._hparams_initial = copy.deepcopy(self._hparams)
+    def _rebuild(self, params: Mapping[str, Any]) -> None:
+        """Call the constructor again; keep the weights, and what was fitted, where they still fit."""
+        new = type(self)(**{**self._arguments.given, **params})
+        before, weights = dict(vars(self)), self.state_dict()
+        networks = any(isinstance(value, nn.Module | type) for value in params.values())
+        self.__dict__.update(vars(new))
+        shapes = {
+            name: None if nn.parameter.is_lazy(value) else value.shape
+            for name, value in self.state_dict().items()
+        }
+        fit = weights.keys() == shapes.keys() and all(
+            shapes[name] in (None, value.shape)
+            for name, value in weights.items()
+            if not nn.parameter.is_lazy(value)
+        )
+        if fit and not networks:  # another network brings its own
+            self.load_state_dict(weights)
+            self.__dict__.update({name: before[name] for name in self._of_fits})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        arguments = vars(self).get("_arguments")
+        if arguments is not None and arguments.complete and name in arguments.known:
+            self.set_params(**{name: value})
+        else:
+            self._assign(name, value)
+
+    def _assign(self, name: str, value: Any) -> None:
+        """Set an attribute, also one with the name of an argument."""
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            try:
+                return vars(self)["_arguments"].find(name)
+            except KeyError:
+                pass
+            raise
+
+    def _update_hparams(self, but: Iterable[str] = ()) -> None:
+        """Give loggers and checkpoints the plain arguments of now, less those of a data module."""
+        if not self._arguments["save_hparams"]:
+            return
+        plain = self._arguments.plain()
+        for name in [k for k, v in self.hparams.items() if is_plain(v)]:
+            if name in self._arguments.known and name not in plain:
+                del self.hparams[name]
+        self._set_hparams(plain)
+        # What loggers get. A data module logs its own, and one name with two values is an error.
+        self._hparams_initial = copy.deepcopy(self._hparams)
+        for name in but:
+            self._hparams_initial.pop(name, None)
+        self._log_hyperparams = True
+
+    @classmethod
+    def _argument_names(cls) -> list[str]:
+        """Return the names that constructors take, apart from options."""
+        return Arguments(cls, BaseEstimator, {}).named
 
     def _arguments_changed(self, names: set[str]) -> None:
         """Rebuild what depends on the arguments of these names; for subclasses."""
@@ -357,11 +493,35 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
 
     def __sklearn_clone__(self) -> Self:
         # All arguments in one copy: an optimizer keeps pointing at the encoder it was made for.
-        clone = type(self)(**copy.deepcopy(self._arguments.given))
+        memo: dict[int, Any] = {}
+        given = dict(self._arguments.given)
+        callbacks = {"callbacks": given.pop("callbacks")} if "callbacks" in given else {}
+        given = copy.deepcopy(given, memo)
+        clone = type(self)(
+            **given, **{name: copied_as_given(v, memo) for name, v in callbacks.items()}
+        )
+        own = {id(module) for module in self.modules()}
+        if self._first_weights and any(id(v) in own for v in self._arguments.given.values()):
+            # A network that was given is trained itself, not a copy of it.
+            clone.load_state_dict(match_names(self._first_weights, clone.state_dict()))
         for name in ("_metadata_request", "_sklearn_output_config"):
             if hasattr(self, name):
                 setattr(clone, name, copy.deepcopy(getattr(self, name)))
         return clone
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())  # without the trainer
+        arguments = state["_arguments"] = copy.copy(self._arguments)
+        for name in ("given", "values"):
+            held = dict(getattr(arguments, name))
+            setattr(arguments, name, held)
+        if "callbacks" in arguments.values:
+            # Those that ran hold the trainer, progress bars, …
+            callbacks = as_given(arguments.values["callbacks"])
+            arguments.values["callbacks"] = callbacks
+            if "callbacks" in arguments.given:
+                arguments.given["callbacks"] = callbacks
+        return state
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -371,6 +531,12 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
     def _get_fitted_attr_html(self, *args: Any, **kwargs: Any) -> str:
         # scikit-learn would read every public attribute; Lightning's raise without a trainer.
         return ""
+
+    # -- model folder ------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model to a folder of safetensors and JSON, and return it; see `load_model`."""
+        return save_model(self, folder, preparation=self._preparation, exposure=self.exposure)
 
     # -- hooks of Lightning ------------------------------------------------------------------
 
@@ -411,6 +577,12 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule):
                 "batch_size samples; limit_train_batches must not be 0."
             )
         self._fitted = True
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Mark an estimator of ``load_from_checkpoint`` as fitted; match the names of wrapped parts."""
+        checkpoint["state_dict"] = match_names(checkpoint["state_dict"], self.state_dict())
+        if self._trainer is None:
+            self._fitted = True
 
 
 def _is_data(value: Any) -> bool:

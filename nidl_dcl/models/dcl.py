@@ -37,8 +37,10 @@ from nidl_dcl.models.collapse import CollapseMonitor
 from nidl_dcl.models.encoders import ProjectionHead
 from nidl_dcl.models.losses import DCLLoss, DCLWLoss
 from nidl_dcl.models.optimization import build_optimizer, build_scheduler
+from nidl_dcl.models.serialization import read_weights
 from nidl_dcl.models.trainers import accumulation, count_steps
 from nidl_dcl.models.transformer import TransformerMixin
+from nidl_dcl.models.wrapped import inner_module, inner_name, inner_names, is_wrapped, match_names
 from nidl_dcl.randomness import fresh_seed, key_seed, keyed
 
 _COLLAPSED = -1e-3
@@ -74,9 +76,11 @@ class DCL(TransformerMixin, BaseEstimator):
         Length of the projection.
     temperature : float, default=0.1
         Temperature of the loss.
-    optimizer : {"sgd", "adam", "adamW"}, Optimizer class or Optimizer, default="adamW"
+    optimizer : {"sgd", "adam", "adamW"}, Optimizer class, callable or Optimizer, default="adamW"
         Names in any case. An instance is copied; parameters it lacks are added as a group of their
-        own, with a warning.
+        own, with a warning. Any other callable gets the list of parameters and returns an optimizer,
+        with the rates and the weight decay that it chooses; a ``functools.partial`` of a class is as
+        the class with those options.
     learning_rate : float, default=3e-4
         Initial learning rate.
     weight_decay : float, default=5e-4
@@ -85,8 +89,10 @@ class DCL(TransformerMixin, BaseEstimator):
         If true, biases and normalization layers get no weight decay.
     optimizer_kwargs : dict or None, default=None
         Further arguments of the optimizer.
-    lr_scheduler : {"warmup_cosine", "none"}, None, class or instance, default="warmup_cosine"
-        Learning-rate schedule.
+    lr_scheduler : {"warmup_cosine", "none"}, None, callable or instance, default="warmup_cosine"
+        Learning-rate schedule. A class or another callable gets the optimizer, as in
+        ``lambda optimizer: SequentialLR(optimizer, …)``. An instance is copied onto the optimizer,
+        with the schedules in it and the rates of the optimizer that it was made for.
     lr_scheduler_kwargs : dict or None, default=None
         For "warmup_cosine": ``{"warmup_epochs": 10, "warmup_start_lr": 1e-6, "min_lr": 0.0,
         "interval": "step"}`` and what is given here; else arguments of the class.
@@ -132,6 +138,7 @@ class DCL(TransformerMixin, BaseEstimator):
     """
 
     _more_options: ClassVar[Mapping[str, Any]] = {"weighting_sigma": None, "chunk_size": None}
+    _of_fits = (*BaseEstimator._of_fits, "_seen_regions")
 
     encoder: nn.Module
     projection_head: nn.Module
@@ -146,6 +153,8 @@ class DCL(TransformerMixin, BaseEstimator):
     _monitor: CollapseMonitor | None = None
     _collapse_warned = False
     _seen_regions: int | None = None
+    _configured: tuple[float, float | None] | None = None
+    """Learning rate and number of steps that the optimizer and its schedule were made for."""
 
     def __init__(
         self,
@@ -166,8 +175,8 @@ class DCL(TransformerMixin, BaseEstimator):
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")}
         super().__init__(**kwargs)
-        self._set_arguments(**given)
-        self._arguments_changed(set(self._arguments.given))
+        self._arguments.values.update(given)
+        self._arguments_changed(set(self._arguments.values))
 
     # -- attributes that are arguments before fit and objects after it -------------------------
 
@@ -191,7 +200,7 @@ class DCL(TransformerMixin, BaseEstimator):
     @property
     def _n_regions(self) -> int | None:
         """How many regions the encoder has, as it states or as was seen; None without regions."""
-        stated = getattr(self.encoder, "n_regions", None)
+        stated = getattr(inner_module(self.encoder), "n_regions", None)
         return stated if isinstance(stated, int) else self._seen_regions
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
@@ -212,17 +221,23 @@ class DCL(TransformerMixin, BaseEstimator):
     # -- building ----------------------------------------------------------------------------
 
     def _arguments_changed(self, names: set[str]) -> None:
-        self._used = {}
-        for name in names & set(self._arguments.named) - {"encoder", "optimizer", "lr_scheduler"}:
-            setattr(self, name, self._arguments[name])
+        networks = {"encoder", "encoder_kwargs", *_SIZES, "random_state"}
+        if names & {"optimizer", "lr_scheduler", *networks}:
+            self._used = {}
         if names & {"temperature", "weighting_sigma"}:
             self.loss = _unless_invalid(self._build_loss)
-        if names & {"encoder", "encoder_kwargs", *_SIZES, "random_state"}:
+        if names & networks:
             self._first_weights = self._seen_regions = None
             self._fitted = False
             with keyed(_unless_invalid(self._initial_seed), "weights"):
-                self.encoder = _unless_invalid(self._build_encoder)
+                self._assign("encoder", _unless_invalid(self._build_encoder))
                 self.projection_head = _unless_invalid(self._build_head)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "encoder" and is_wrapped(value, vars(self).get("_modules", {}).get("encoder")):
+            self._assign(name, value)  # the same network, run in another way
+        else:
+            super().__setattr__(name, value)
 
     def _initial_seed(self) -> int:
         # A RandomState is drawn from in fit alone: building must not change the caller's object.
@@ -246,7 +261,7 @@ class DCL(TransformerMixin, BaseEstimator):
             if isinstance(size, bool) or int(size) != size or size < 1:
                 raise ValueError(f"{name} must be a positive integer, got {size!r}.")
         input_dim, hidden_dim, output_dim = map(int, sizes)
-        n_regions = getattr(self.encoder, "n_regions", None)
+        n_regions = getattr(inner_module(self.encoder), "n_regions", None)
         n_regions = n_regions if isinstance(n_regions, int) else None
         return ProjectionHead(input_dim, hidden_dim, output_dim, n_regions)
 
@@ -280,7 +295,7 @@ class DCL(TransformerMixin, BaseEstimator):
                     "the one without chunks. Larger chunks are closer to it.",
                     stacklevel=2,
                 )
-        self._check_fit(getattr(self.encoder, "n_features", None))
+        self._check_fit(getattr(inner_module(self.encoder), "n_features", None))
         self._used = {}
 
     def _check_fit(self, n_features: Any) -> None:
@@ -295,12 +310,9 @@ class DCL(TransformerMixin, BaseEstimator):
         given = self._arguments["encoder"]
         copies = {}
         if isinstance(given, nn.Module):
-            own = dict(self.encoder.named_parameters(remove_duplicate=False))
-            copies = {
-                id(p): own[name]
-                for name, p in given.named_parameters(remove_duplicate=False)
-                if name in own
-            }
+            own = inner_names(self.encoder.named_parameters(remove_duplicate=False))
+            theirs = inner_names(given.named_parameters(remove_duplicate=False))
+            copies = {id(p): own[name] for name, p in theirs.items() if name in own}
         optimizer = build_optimizer(
             self._arguments["optimizer"],
             self,
@@ -311,16 +323,17 @@ class DCL(TransformerMixin, BaseEstimator):
             copies=copies,
         )
         self._used.update(optimizer=optimizer, lr_scheduler=None)
+        self._configured = self.learning_rate, None
         if self._arguments["lr_scheduler"] in (None, "none"):
             return optimizer
         total_steps, steps_per_epoch = count_steps(self.trainer)
+        self._configured = self.learning_rate, total_steps
         config = build_scheduler(
             self._arguments["lr_scheduler"],
             optimizer,
             lr_scheduler_kwargs=self.lr_scheduler_kwargs,
             total_steps=total_steps,
             steps_per_epoch=steps_per_epoch,
-            given_optimizer=self._arguments["optimizer"],
         )
         if config is None:
             return optimizer
@@ -334,9 +347,15 @@ class DCL(TransformerMixin, BaseEstimator):
 
         They have the shapes (n, length), or (n, regions, length).
         """
-        (x1, x2), y = two_views(batch)
+        (x1, x2), y = self.parse_batch(batch)
         h1, h2 = self._embed(x1), self._embed(x2)
         return h1, h2, self.projection_head(h1), self.projection_head(h2), y
+
+    def parse_batch(self, batch: Any, device: Any = None) -> tuple[list[Tensor], Any]:
+        """Return the two views of a training batch, and its targets or None, on a device if given."""
+        (x1, x2), y = two_views(batch)
+        views = [x if device is None else x.to(device) for x in (x1, x2)]
+        return views, y.to(device) if device is not None and isinstance(y, Tensor) else y
 
     def _embed(self, x: Tensor) -> Tensor:
         size = self._arguments["chunk_size"]
@@ -370,7 +389,7 @@ class DCL(TransformerMixin, BaseEstimator):
     def _shared_step(self, batch: Any, batch_idx: int, stage: str) -> dict[str, Any]:
         if isinstance(batch, LazyViews):  # from a caller's loop; else drawn after the transfer
             batch = batch.draw()
-        (x1, x2), _ = two_views(batch)
+        (x1, x2), _ = self.parse_batch(batch)
         self._check_finite((x1, x2), batch_idx, stage)
         h1, h2, z1, z2, y = self.training_outputs(batch)
         n = len(z1)
@@ -388,17 +407,14 @@ class DCL(TransformerMixin, BaseEstimator):
                 "or look at the inputs of that batch."
             )
         share = n / len(z1)
-        if self._trainer is not None or self._fabric is not None:
-            self.log(
-                f"loss/{'train' if stage == 'training' else 'val'}",
-                total(own * share),
-                prog_bar=True,
-                batch_size=len(z1),
-                on_epoch=True,
-                on_step=False,
-                sync_dist=True,
-            )
-        if stage == "training" and self._monitor is not None:
+        if self._runs:
+            name, value = f"loss/{'train' if stage == 'training' else 'val'}", total(own * share)
+            options: dict[str, Any] = {"prog_bar": True, "batch_size": len(z1)}
+            self.log(name, value, on_step=False, on_epoch=True, sync_dist=True, **options)
+            if stage == "training":  # beside the mean of the epoch, which comes at its end
+                self.log(f"{name}_step", value, on_step=True, on_epoch=False, **options)
+        if stage == "training":
+            self._monitor = self._monitor or CollapseMonitor()
             self._monitor.add(h1.detach(), h2.detach(), len(z1))
         return {
             # Averaging gradients over processes divides by their number: each one's part of the
@@ -410,7 +426,9 @@ class DCL(TransformerMixin, BaseEstimator):
         }
 
     def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Return the loss of one training batch, and log it as ``loss/train``.
+        """Return the loss of one training batch; log it as ``loss/train_step`` and ``loss/train``.
+
+        The latter is the mean of the epoch.
 
         Parameters
         ----------
@@ -507,9 +525,16 @@ class DCL(TransformerMixin, BaseEstimator):
     # -- hooks -------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Start to monitor the embeddings for collapse."""
-        self._monitor = CollapseMonitor()
+        """Start to monitor the embeddings for collapse, and take over what callbacks changed."""
+        self._monitor = CollapseMonitor()  # callbacks may have trained already, to find a rate
         self._collapse_warned = False
+        rate, steps = self._configured or (self.learning_rate, None)
+        if rate != self.learning_rate or (
+            steps is not None and steps != count_steps(self.trainer)[0]
+        ):
+            # LearningRateFinder sets the rate of the optimizer, but not that of the schedule;
+            # BatchSizeFinder changes the number of steps.
+            self.trainer.strategy.setup_optimizers(self.trainer)
         if world()[1] > 1:
             leave_at_exit()
 
@@ -521,8 +546,7 @@ class DCL(TransformerMixin, BaseEstimator):
 
     def on_train_epoch_end(self) -> None:
         """Log the measures of `collapse`, and warn of a collapse, once."""
-        monitor, self._monitor = self._monitor, CollapseMonitor()
-        assert monitor is not None
+        monitor, self._monitor = self._monitor or CollapseMonitor(), CollapseMonitor()
         found = monitor.measure()
         for name, value in found.items():
             self.log(name, value, batch_size=1, sync_dist=True)
@@ -555,10 +579,10 @@ class DCL(TransformerMixin, BaseEstimator):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume under another configuration; without random_state, restore the seed."""
+        super().on_load_checkpoint(checkpoint)
         saved = dict(checkpoint.get("nidl_dcl") or {})
         seed = saved.pop("seed", self._seed)
-        self._fitted = True
-        if self._trainer is None:
+        if self._trainer is None or _is_of_tuner(self.trainer.ckpt_path):
             return
         if self._arguments["random_state"] is None:
             self._seed = seed
@@ -586,12 +610,6 @@ class DCL(TransformerMixin, BaseEstimator):
 
     # -- model folder ------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the model to a folder of safetensors and JSON, and return it; see `load_model`."""
-        from nidl_dcl.models.serialization import save_model
-
-        return save_model(self, folder, preparation=self._preparation, exposure=self.exposure)
-
     def baseline_features(self, data: BIDSDataModule) -> dict[str, Any]:
         """Return what embeddings of a data module have to beat, one row per row of ``data.images``.
 
@@ -613,13 +631,14 @@ class DCL(TransformerMixin, BaseEstimator):
         UsageError
             When the file cannot be read, or does not fit; names the first states that do not.
         """
-        from nidl_dcl.models.serialization import read_weights
-
         self._check_arguments()
-        given, own = read_weights(file), self.state_dict()
+        own = self.state_dict()
+        given = match_names(read_weights(file), own)
         missing = [name for name in own if name not in given]
         other = [name for name in own if name in given and given[name].shape != own[name].shape]
-        further = [name for name in given if name.startswith("encoder.") and name not in own]
+        further = [
+            name for name in given if name not in own and inner_name(name).startswith("encoder.")
+        ]
         for what, names in (("lacks", missing), ("has another shape of", other)):
             if names:
                 raise UsageError(f"{file} {what} {', '.join(names[:3])} ({len(names)} in all).")
@@ -659,6 +678,11 @@ def _begin_step_again(checkpoint: dict[str, Any]) -> None:
     if isinstance(size, dict):
         size = size[max(first for first in size if first <= epoch)]
     current.update(dict.fromkeys(current, current["ready"] - current["ready"] % size))
+
+
+def _is_of_tuner(checkpoint: Any) -> bool:
+    """Return whether Lightning goes back to the start of a fit, in which it tuned something."""
+    return Path(checkpoint or "").name.startswith((".lr_find_", ".scale_batch_size_"))
 
 
 def _unless_invalid(build: Callable[[], Any]) -> Any:

@@ -25,6 +25,9 @@ Yeh, C.-H., Hong, C.-Y., Hsu, Y.-C., Liu, T.-L., Chen, Y., LeCun, Y. (2022).
 TOLD_BY_OWNER = ("name", "license", "credits", "good_for", "not_for")
 """Keys of ``provenance`` that hold what whoever wrote the model says of it, for everybody to read."""
 
+NO_ENCODER = "none"
+"""Stands for the class of an encoder that is not an argument of the estimator."""
+
 _SHOWN_ELSEWHERE = ("encoder", "preparation", "preset", "holdout", "group", "random_seed")
 
 
@@ -35,7 +38,9 @@ def model_card(description: Mapping[str, Any]) -> str:
     """
     provenance = description.get("provenance") or {}
     config = provenance.get("config") or {}
-    encoder = description["encoder"]
+    encoder, estimator = description["encoder"], description["estimator"]
+    if encoder["class"] == NO_ENCODER:
+        encoder = {"class": estimator, "arguments": {}}
     contract = description.get("input_contract")
     parts = list(filter(None, trainings(description.get("exposure") or {})))
     known = {k: v for k, v in config.items() if k not in _SHOWN_ELSEWHERE}
@@ -60,6 +65,7 @@ def model_card(description: Mapping[str, Any]) -> str:
     return environment.get_template("model_card.md.jinja").render(
         head=yaml.safe_dump(head, sort_keys=False).strip(),
         encoder=encoder,
+        own_class=None if estimator.startswith("nidl_dcl") else estimator.rpartition(":")[2],
         kind=encoder["class"].rpartition(":")[2],
         package=encoder["class"].partition(":")[0].partition(".")[0],
         description=description,

@@ -6,16 +6,18 @@ Numbers of steps come from the caller; no trainer is needed.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import itertools
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 
@@ -34,6 +36,13 @@ _NORMS = (
     nn.RMSNorm,
     nn.LocalResponseNorm,
 )
+
+
+_OF_GROUPS = (
+    *("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs"),
+    *("base_momentums", "max_momentums"),
+)
+"""What schedulers hold for each group of parameters."""
 
 
 class WarmupCosine(LRScheduler):
@@ -112,7 +121,7 @@ def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str
 
 
 def build_optimizer(
-    optimizer: str | Optimizer | type[Optimizer],
+    optimizer: str | Optimizer | Callable[..., Optimizer],
     module: nn.Module,
     *,
     learning_rate: float,
@@ -125,13 +134,15 @@ def build_optimizer(
 
     Parameters
     ----------
-    optimizer : str, Optimizer class or Optimizer
-        A name of `OPTIMIZERS` in any case; a class; or an instance, which is copied: it keeps its
-        groups and state, and trains the module's parameters in place of those it was made with.
+    optimizer : str, Optimizer class, callable or Optimizer
+        A name of `OPTIMIZERS` in any case; a class, or a ``functools.partial`` of one; another
+        callable, which gets the list of trainable parameters and `optimizer_kwargs` alone; or an
+        instance, which is copied: it keeps its groups and state, and trains the module's parameters
+        in place of those it was made with.
     module : nn.Module
         What is trained.
     learning_rate, weight_decay, exclude_bias_and_norm_wd, optimizer_kwargs : object
-        As in `DCL`; an instance keeps its own.
+        As in `DCL`; an instance keeps its own, and a callable chooses them.
     copies : mapping
         From the id of a caller's parameter to the module's copy of it.
 
@@ -143,6 +154,7 @@ def build_optimizer(
         For anything else, or for arguments that the class does not take.
     """
     options = dict(optimizer_kwargs or {})
+    kind: Any = optimizer
     if isinstance(optimizer, Optimizer):
         if options:
             warnings.warn("optimizer is an instance, so optimizer_kwargs is ignored.", stacklevel=2)
@@ -150,22 +162,37 @@ def build_optimizer(
     if isinstance(optimizer, str):
         if optimizer.lower() not in OPTIMIZERS:
             raise ValueError(
-                f"optimizer must be one of {', '.join(OPTIMIZERS)} (any case), a torch.optim class "
-                f"or an instance, got {optimizer!r}."
+                f"optimizer must be one of {', '.join(OPTIMIZERS)} (any case), a torch.optim class, "
+                f"a callable or an instance, got {optimizer!r}."
             )
-        optimizer = OPTIMIZERS[optimizer.lower()]
-    if not (inspect.isclass(optimizer) and issubclass(optimizer, Optimizer)):
-        raise TypeError(f"optimizer must be a name, a class or an instance, got {optimizer!r}.")
+        kind = OPTIMIZERS[optimizer.lower()]
+    if isinstance(kind, functools.partial) and not kind.args and _is_class(kind.func):
+        kind, options = kind.func, {**kind.keywords, **options}
+    if not _is_class(kind):
+        if inspect.isclass(kind) or not callable(kind):
+            raise TypeError(
+                f"optimizer must be a name, a class, a callable or an instance, got {kind!r}."
+            )
+        made = kind([p for p in module.parameters() if p.requires_grad], **options)
+        if not isinstance(made, Optimizer):
+            raise TypeError(
+                f"optimizer must be a callable that returns an Optimizer, got {made!r}."
+            )
+        return made
     if exclude_bias_and_norm_wd:
         groups = weight_decay_groups(module, weight_decay)
     else:
         groups = [{"params": [p for p in module.parameters() if p.requires_grad]}]
-    takes = inspect.signature(optimizer).parameters
+    takes = inspect.signature(kind).parameters
     if "weight_decay" in takes:
         options.setdefault("weight_decay", weight_decay)
     else:
         groups = [{"params": [p for group in groups for p in group["params"]]}]
-    return optimizer(groups, **{"lr": learning_rate, **options})
+    return kind(groups, **{"lr": learning_rate, **options})
+
+
+def _is_class(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, Optimizer)
 
 
 def build_scheduler(
@@ -175,7 +202,6 @@ def build_scheduler(
     lr_scheduler_kwargs: Mapping[str, Any] | None,
     total_steps: float,
     steps_per_epoch: float,
-    given_optimizer: Any,
 ) -> dict[str, Any] | None:
     """Return Lightning's scheduler configuration, or None for a constant rate.
 
@@ -183,20 +209,20 @@ def build_scheduler(
     ----------
     lr_scheduler : {"warmup_cosine", "none"}, None, class, callable, instance or dict
         A class or callable gets the optimizer and `lr_scheduler_kwargs`; an instance is copied onto
-        the optimizer; a dict is Lightning's own configuration.
+        the optimizer, with the schedulers in it and the rates of the optimizer that it was made for;
+        a dict is Lightning's own configuration.
     optimizer : Optimizer
         Whose learning rates it sets.
     lr_scheduler_kwargs : mapping or None
         See `SCHEDULE_DEFAULTS`; ``interval`` ("step" or "epoch") goes to Lightning.
     total_steps, steps_per_epoch : float
         Optimizer steps of the whole run and of one epoch.
-    given_optimizer : object
-        The optimizer argument, to recognize a scheduler made for it.
 
     Raises
     ------
     ValueError
-        For an unknown name or interval, or a cosine over an endless run.
+        For an unknown name or interval, a cosine over an endless run, or an instance that cannot be
+        copied onto the optimizer.
     TypeError
         For anything else.
     """
@@ -214,15 +240,14 @@ def build_scheduler(
         return {**_warmup_cosine(optimizer, options, total_steps, steps_per_epoch), **given}
     interval = _interval(options.pop("interval", "epoch"))
     if isinstance(lr_scheduler, LRScheduler | ReduceLROnPlateau):
-        scheduler = copy.copy(lr_scheduler)
-        scheduler.optimizer = optimizer
-        if lr_scheduler.optimizer is not given_optimizer:
-            rates = getattr(lr_scheduler, "base_lrs", None)
-            rates = rates or [g["lr"] for g in lr_scheduler.optimizer.param_groups]
-            for group, rate in zip(optimizer.param_groups, rates, strict=False):
-                group.setdefault("initial_lr", rate)
+        scheduler = _copy_scheduler(lr_scheduler, optimizer)
     elif callable(lr_scheduler):
         scheduler = lr_scheduler(optimizer, **options)
+        if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+            raise ValueError(
+                "lr_scheduler must make a scheduler for the optimizer that it gets, such as "
+                "lambda optimizer: StepLR(optimizer, 10); this one is for another optimizer."
+            )
     else:
         raise TypeError(f"lr_scheduler must be a name, class or instance, got {lr_scheduler!r}.")
     config = {"scheduler": scheduler, "interval": interval, "frequency": 1}
@@ -266,6 +291,48 @@ def _interval(value: Any) -> str:
     if value not in ("step", "epoch"):
         raise ValueError(f"interval must be 'step' or 'epoch', got {value!r}.")
     return str(value)
+
+
+def _copy_scheduler(given: Any, optimizer: Optimizer) -> Any:
+    """Copy a scheduler, and those in it, onto an optimizer; the caller's, and its, stay as they are."""
+    theirs = given.optimizer.param_groups
+    LambdaLR(optimizer, lambda _: 1.0)  # prepares optimizer.step, as every scheduler does
+    for group, source in zip(
+        optimizer.param_groups, itertools.chain(theirs, itertools.repeat(theirs[-1])), strict=False
+    ):
+        # Beside the rate, what schedulers such as OneCycleLR note in a group.
+        noted = source.keys() - given.optimizer.defaults.keys() - {"params"}
+        group.update({name: copy.deepcopy(source[name]) for name in {"lr", *noted}})
+    try:
+        scheduler = copy.deepcopy(given, {id(given.optimizer): optimizer})
+        if len(optimizer.param_groups) != len(theirs):
+            _fit_groups(scheduler, len(theirs), len(optimizer.param_groups))
+            trial = copy.copy(optimizer)
+            trial.param_groups = [{**group} for group in optimizer.param_groups]
+            arguments = [0.0] if isinstance(given, ReduceLROnPlateau) else []
+            with warnings.catch_warnings(action="ignore"):  # no step of the optimizer before it
+                copy.deepcopy(scheduler, {id(optimizer): trial}).step(*arguments)
+    except Exception as error:
+        raise ValueError(
+            f"The {type(given).__name__} given as lr_scheduler was made for an optimizer with "
+            f"{len(theirs)} group(s) of parameters and cannot be copied onto the one in use, with "
+            f"{len(optimizer.param_groups)} ({error}). Let it be made for that one: "
+            f"lr_scheduler=lambda optimizer: {type(given).__name__}(optimizer, …)."
+        ) from error
+    return scheduler
+
+
+def _fit_groups(scheduler: Any, given: int, wanted: int) -> None:
+    """Repeat what a scheduler, or one in it, holds for the last group, for groups that were added."""
+    for name, values in vars(scheduler).items():
+        if name in _OF_GROUPS and isinstance(values, list) and len(values) == given:
+            if given > wanted:
+                raise ValueError("it has fewer")
+            values.extend(copy.deepcopy(values[-1:]) * (wanted - given))
+            continue
+        for part in values if isinstance(values, list | tuple) else [values]:
+            if isinstance(part, LRScheduler | ReduceLROnPlateau):
+                _fit_groups(part, given, wanted)
 
 
 def _copy_optimizer(

@@ -35,9 +35,11 @@ from nidl_dcl.data.exposure import is_exposure
 from nidl_dcl.errors import UsageError
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.formats import read_json, write_json, write_text
-from nidl_dcl.models.model_card import model_card
+from nidl_dcl.models.model_card import NO_ENCODER, model_card
 from nidl_dcl.models.model_source import folder_of
 from nidl_dcl.models.trust import TRUSTED, is_of
+from nidl_dcl.models.wrapped import inner_module, inner_names, match_names
+from nidl_dcl.randomness import keyed
 from nidl_dcl.volumes.preparation import Preparation
 
 FORMAT = 1
@@ -90,13 +92,13 @@ def save_model(
     folder = Path(folder)
     state = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in estimator.state_dict().items()
+        for name, tensor in inner_names(estimator.state_dict().items()).items()
     }
     weights = folder / "weights.safetensors"
     content = safetensors.torch.save(state)
     write_bytes(weights, content)
     digest = hashlib.sha256(content).hexdigest()
-    arguments, left_out = _describe_arguments(estimator.get_params())
+    arguments, left_out = _describe_arguments(estimator._arguments.given)
     description = {
         "format": FORMAT,
         "estimator": _stable_path(type(estimator)),
@@ -121,6 +123,7 @@ def load_model(
     folder: str | Path,
     *,
     encoder: nn.Module | type[nn.Module] | None = None,
+    estimator: type | None = None,
     trust: Iterable[str] = (),
     **options: Any,
 ) -> Any:
@@ -133,6 +136,9 @@ def load_model(
         folder of that name, which ``"./builtin"`` means.
     encoder : nn.Module or class, optional
         Used in place of the one that the folder names; needed when that one cannot be rebuilt.
+    estimator : class, optional
+        Class of the model, in place of the one that the folder names; needed for a class of your own
+        unless its package is in `trust`.
     trust : iterable of str
         Packages, besides nidl_dcl, monai and torch.nn, whose modules may be imported by name.
     **options : dict
@@ -140,14 +146,14 @@ def load_model(
 
     Returns
     -------
-    DCL
-        Fitted if it was; on the CPU.
+    estimator
+        A `DCL`, or what was saved. Fitted if it was; on the CPU.
 
     Raises
     ------
     UsageError
         When the folder is not a model, its weights do not match their checksum or the encoder, or
-        the encoder's class is not trusted or cannot be rebuilt.
+        a class is not trusted or cannot be rebuilt.
 
     Examples
     --------
@@ -163,7 +169,7 @@ def load_model(
     >>> torch.equal(again.transform(x), model.transform(x))
     True
     """
-    folder = folder_of(folder)
+    folder, trust = folder_of(folder), tuple(trust)
     description = read_description(folder)
     weights = folder / "weights.safetensors"
     try:
@@ -181,48 +187,76 @@ def load_model(
         state = safetensors.torch.load(raw)
     except safetensors.SafetensorError as error:
         raise UsageError(f"{weights} is not a safetensors file ({error}).") from error
+    kind: Any = estimator
+    if kind is None:
+        kind = _estimator_class(description, folder, trust)
+    if not hasattr(kind, "_restore"):
+        raise UsageError(f"{folder} holds a {description['estimator']}, not a model of nidl_dcl.")
     given = description["arguments"]
     arguments = {k: v for k, v in given.items() if k not in _NOT_ARGUMENTS}  # never written there
     known = description["encoder"]
+    built: dict[str, Any] = {}
     if encoder is not None:
         arguments["encoder"] = encoder
+    elif known["class"] == NO_ENCODER:
+        pass
     elif known["arguments"] is None:
         raise UsageError(
             f"The encoder of {folder} is an instance of {known['class']} whose arguments are not "
             "known. Build it yourself and pass load_model(folder, encoder=…)."
         )
     else:
-        arguments["encoder"] = import_module_class(known["class"], trust)
+        built["encoder"] = import_module_class(known["class"], trust)
         # It is loaded on the CPU, wherever it was built.
-        arguments["encoder_kwargs"] = {k: v for k, v in known["arguments"].items() if k != "device"}
-    estimator_class: Any = None
-    if is_of(description["estimator"].partition(":")[0], ("nidl_dcl",)):
-        estimator_class = import_module_class(description["estimator"])
-    if not hasattr(estimator_class, "transform"):
-        raise UsageError(f"{folder} holds a {description['estimator']}, not a model of nidl_dcl.")
+        built["encoder_kwargs"] = {k: v for k, v in known["arguments"].items() if k != "device"}
     try:
         contract = description["input_contract"]
         preparation = contract and Preparation.from_dict(contract)
     except (TypeError, ValueError) as error:
         raise UsageError(f"The input contract of {folder} cannot be used: {error}") from error
+
+    def build() -> Any:
+        if built and "encoder_kwargs" not in kind._argument_names():
+            arguments["encoder"] = built["encoder"](**built["encoder_kwargs"])
+            return kind(**{**arguments, **options})
+        return kind(**{**arguments, **built, **options})
+
     try:
-        _refuse_larger(lambda: estimator_class(**{**arguments, **options}), state)
-        estimator = estimator_class(**{**arguments, **options})
-        if estimator.encoder is None or estimator.projection_head is None:
+        with keyed("load"):  # weights that are replaced: the caller's generators stay as they are
+            _refuse_larger(build, state)
+            model = build()
+        if any(getattr(model, part, True) is None for part in ("encoder", "projection_head")):
             raise ValueError("the encoder cannot be built from the stored arguments")
-        estimator.load_state_dict(state)
+        model.load_state_dict(match_names(state, model.state_dict()))
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"The weights of {folder} do not fit the model: {error}") from error
+        lacking = sorted(set(description.get("arguments_left_out") or ()) - options.keys())
+        hint = f" Not in the folder: load_model(folder, {lacking[0]}=…)." if lacking else ""
+        raise UsageError(f"The weights of {folder} do not fit the model: {error}{hint}") from error
     fitted = bool(description.get("fitted"))
-    estimator._restore(
+    model._restore(
         preparation=preparation,
         exposure=(description.get("exposure") or {}) if fitted else None,
         fitted=fitted,
     )
     # An encoder need not state its number of regions. A damaged one must not ask for any memory.
-    n_regions = (description.get("n_features") or 0) // estimator.proj_input_dim
-    estimator._seen_regions = n_regions if 1 < n_regions <= _MOST_REGIONS else None
-    return estimator
+    n_regions = (description.get("n_features") or 0) // getattr(model, "proj_input_dim", 10**9)
+    model._seen_regions = n_regions if 1 < n_regions <= _MOST_REGIONS else None
+    return model
+
+
+def _estimator_class(
+    description: Mapping[str, Any], folder: str | Path, trust: Iterable[str]
+) -> type[nn.Module]:
+    """Return the class of a model; a UsageError where it is of a package that is not trusted."""
+    path = description["estimator"]
+    module, _, name = path.partition(":")
+    if is_of(module, ("nidl_dcl", *trust)):
+        return import_module_class(path, trust)
+    raise UsageError(
+        f"{folder} holds a {path}, and a file alone must not make code run. Pass the class, "
+        f"load_model(folder, estimator={name.rpartition('.')[2]}); or, if it can be imported and you "
+        f"trust it, trust=[{module.partition('.')[0]!r}]."
+    )
 
 
 class _TooLargeError(Exception):
@@ -264,7 +298,7 @@ def _refuse_larger(build: Callable[[], Any], state: Mapping[str, Tensor]) -> Non
     finally:
         for hook in hooks:
             hook.remove()
-    if model.encoder is not None:
+    if getattr(model, "encoder", True) is not None:
         needed = sum(t.numel() for t in model.state_dict().values() if not is_lazy(t))
         if needed > held:
             raise ValueError(f"the model described has {needed} numbers, the file holds {held}")
@@ -391,8 +425,10 @@ def _resolve(path: str) -> Any:
 
 
 def _describe_encoder(estimator: Any) -> dict[str, Any]:
-    params = estimator.get_params()
-    kind, arguments = params["encoder"], params["encoder_kwargs"] or {}
+    given = estimator._arguments.given
+    if "encoder" not in given:  # the estimator's constructor makes it, or has none
+        return {"class": NO_ENCODER, "arguments": None}
+    kind, arguments = inner_module(given["encoder"]), given.get("encoder_kwargs") or {}
     if not inspect.isclass(kind):
         kind, arguments = type(kind), getattr(kind, "arguments", None)
     return {

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 
 from nidl_dcl.models.arguments import TRAINER_OPTIONS
+from nidl_dcl.models.callback_state import callback_list
 
 
 def training_trainer(module: nn.Module, arguments: Mapping[str, Any]) -> L.Trainer:
@@ -57,8 +58,7 @@ def inference_trainer(arguments: Mapping[str, Any], callback: L.Callback) -> L.T
 def trainer_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that Lightning's Trainer takes, over the defaults of this package."""
     given = {name: value for name, value in arguments.items() if name in TRAINER_OPTIONS}
-    callbacks = given.get("callbacks") or []
-    callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+    callbacks = callback_list(given.get("callbacks"))
     options = {
         "logger": False,
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),

@@ -23,11 +23,12 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from nidl_dcl.data.batches import finite_rows, first_bad, single_view
+from nidl_dcl.data.batches import describe, finite_rows, first_bad, single_view
 from nidl_dcl.data.datasets import ImageSamples, OneViewSamples
 from nidl_dcl.data.loaders import PredictShards, count_rows, image_loader
 from nidl_dcl.distributed import by_itself, gather_objects, world
 from nidl_dcl.errors import NonFiniteError
+from nidl_dcl.models.arguments import keywords
 from nidl_dcl.models.context_managers import keyboard_interrupt, silence_lightning
 from nidl_dcl.models.trainers import inference_trainer
 from nidl_dcl.volumes.cache import PreparedVolumes
@@ -66,6 +67,7 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
         features, _ = self._encode(X)
         return torch.from_numpy(features) if isinstance(X, DataLoader | Tensor) else features
 
+    @keywords(test_dataloader="X")
     def transform_with_targets(self: Any, X: Any) -> tuple[Any, Any]:
         """Return (features, targets) of a loader, dataset or data module with items ``(x, y)``.
 
@@ -83,6 +85,28 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
         else:
             joined = np.array([value for y in targets for value in y])
         return (torch.from_numpy(features) if as_tensor else features), joined
+
+    def transform_step_with_targets(
+        self: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
+        """Return the embeddings and targets of one batch ``(x, y)``, for callbacks that probe.
+
+        Parameters
+        ----------
+        batch : tuple or list
+            Inputs, given to `transform_step` as they are, and targets.
+        batch_idx, dataloader_idx : int
+            Given to `transform_step`.
+
+        Returns
+        -------
+        dict
+            ``features`` and ``targets``.
+        """
+        if not isinstance(batch, tuple | list) or len(batch) < 2:
+            raise ValueError(f"transform_step_with_targets needs (x, y), got {describe(batch)}.")
+        features = self.transform_step(batch[0], batch_idx, dataloader_idx)
+        return {"features": features, "targets": batch[1]}
 
     def predict_step(self: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the encoder's output for one batch of a trainer's ``predict``.
@@ -117,7 +141,8 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
         _warn_of_order(loader)
         rows = _Rows()
         with silence_lightning(), keyboard_interrupt():
-            trainer = inference_trainer(self._arguments.given, rows)
+            trainer = inference_trainer(self._arguments.values, rows)
+            of_fit = self._trainer
             with by_itself(trainer.world_size == 1):
                 failure: Exception | None = None
                 try:
@@ -132,7 +157,7 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
                         raise
                     failure = error
                 finally:
-                    self._drop_trainer()
+                    self.trainer = of_fit
                 _raise_together(failure)
                 pieces = gather_in_order(rows.pieces)
         if not pieces:
@@ -162,6 +187,12 @@ class TransformerMixin(sklearn.base.ClassNamePrefixFeaturesOutMixin, sklearn.bas
         if isinstance(samples, ImageSamples):
             return image_loader(samples, workers)
         return DataLoader(samples, batch_size=self._arguments["batch_size"], num_workers=workers)
+
+
+# Outside of what scikit-learn wraps around it for `set_output`, which needs X by position.
+TransformerMixin.transform = keywords(test_dataloader="X")(  # type: ignore[method-assign]
+    TransformerMixin.transform
+)
 
 
 class _Rows(L.Callback):

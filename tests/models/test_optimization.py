@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    CyclicLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiplicativeLR,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 
+from nidl_dcl import DCL
 from nidl_dcl.models.optimization import (
     WarmupCosine,
     build_optimizer,
@@ -44,12 +64,7 @@ def make(optimizer, module, **kwargs):
 
 def schedule(kind, optimizer, kwargs=None, total=500.0, per_epoch=5.0):
     return build_scheduler(
-        kind,
-        optimizer,
-        lr_scheduler_kwargs=kwargs,
-        total_steps=total,
-        steps_per_epoch=per_epoch,
-        given_optimizer=None,
+        kind, optimizer, lr_scheduler_kwargs=kwargs, total_steps=total, steps_per_epoch=per_epoch
     )
 
 
@@ -146,6 +161,124 @@ def test_schedule_classes_and_instances():
         schedule(3, optimizer)
 
 
+def sequential(optimizer):
+    parts = [LinearLR(optimizer, 0.1, total_iters=2), ExponentialLR(optimizer, 0.5)]
+    return SequentialLR(optimizer, parts, milestones=[3])
+
+
+def nested(optimizer):
+    return ChainedScheduler([sequential(optimizer), ConstantLR(optimizer, 0.5, 2)], optimizer)
+
+
+SCHEDULES = {
+    "StepLR": lambda o: StepLR(o, 2),
+    "MultiStepLR": lambda o: MultiStepLR(o, [1, 3]),
+    "LambdaLR": lambda o: LambdaLR(o, lambda t: 1 / (1 + t)),
+    "MultiplicativeLR": lambda o: MultiplicativeLR(o, lambda t: 0.7),
+    "CosineAnnealingLR": lambda o: CosineAnnealingLR(o, 6),
+    "OneCycleLR": lambda o: OneCycleLR(o, max_lr=0.3, total_steps=8),
+    "CyclicLR": lambda o: CyclicLR(o, base_lr=0.01, max_lr=0.3, step_size_up=2),
+    "SequentialLR": sequential,
+    "ChainedScheduler": lambda o: ChainedScheduler([StepLR(o, 1), ExponentialLR(o, 0.5)], o),
+    "nested": nested,
+}
+
+
+def rates(optimizer, scheduler, steps=6):
+    found = []
+    for _ in range(steps):
+        found.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize("make_schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+@pytest.mark.parametrize("by_name", [False, True])
+def test_an_instance_of_a_schedule_sets_the_rates_that_it_would_set(make_schedule, by_name):
+    encoder, own = nn.Linear(2, 2), nn.Linear(2, 2)
+    both = nn.ModuleList([own, nn.Linear(2, 3)])
+    caller = torch.optim.SGD(encoder.parameters(), lr=0.1, momentum=0.9)
+    given = make_schedule(caller)
+    before = copy.deepcopy([given.state_dict(), *({**g, "params": 0} for g in caller.param_groups)])
+    copies = {id(a): b for a, b in zip(encoder.parameters(), own.parameters(), strict=True)}
+    if by_name:
+        optimizer = make("sgd", both, optimizer_kwargs={"momentum": 0.9})
+    else:
+        with pytest.warns(UserWarning, match="lacks 2 parameters"):
+            optimizer = make(caller, both, copies=copies)
+    scheduler = schedule(given, optimizer)["scheduler"]
+    assert type(scheduler) is type(given)
+    alone = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1, momentum=0.9)
+    expected = rates(alone, make_schedule(alone))
+    assert len({tuple(rate) for rate in expected}) > 1
+    assert rates(optimizer, scheduler) == [pytest.approx(rate * 2) for rate in expected]
+    after = [given.state_dict(), *({**g, "params": 0} for g in caller.param_groups)]
+    assert repr(after) == repr(before)
+
+
+def test_a_plateau_given_as_an_instance_lowers_the_rate():
+    given = ReduceLROnPlateau(sgd(0.1), patience=0, factor=0.5)
+    optimizer = make("sgd", nn.Linear(2, 2))
+    config = schedule(given, optimizer)
+    for _ in range(3):
+        optimizer.step()
+        config["scheduler"].step(1.0)
+    assert config["monitor"] == "loss/train"
+    assert [g["lr"] for g in optimizer.param_groups] == [pytest.approx(0.025)] * 2
+    assert given.optimizer.param_groups[0]["lr"] == 0.1
+
+
+class PerGroup(LRScheduler):
+    """Holds a factor for each group, under a name of its own."""
+
+    def __init__(self, optimizer):
+        self.factors = [0.5] * len(optimizer.param_groups)
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        pairs = zip(self.base_lrs, self.factors, strict=True)
+        return [base * factor**self.last_epoch for base, factor in pairs]
+
+
+def test_an_instance_that_does_not_fit_is_refused_and_the_callable_shown():
+    with pytest.raises(ValueError, match=r"PerGroup.*lr_scheduler=lambda optimizer: PerGroup\("):
+        schedule(PerGroup(sgd(0.1)), make("sgd", nn.Linear(2, 2)))
+    two = torch.optim.SGD([{"params": [p]} for p in nn.Linear(2, 2).parameters()], lr=0.1)
+    with pytest.raises(ValueError, match=r"LambdaLR.*2 group\(s\).*with 1"):
+        schedule(LambdaLR(two, lambda t: 1.0), sgd(0.1))
+
+
+def test_a_callable_that_makes_a_schedule_for_another_optimizer_is_refused():
+    other = StepLR(sgd(0.1), 1)
+    with pytest.raises(ValueError, match="for another optimizer"):
+        schedule(lambda optimizer: other, sgd(0.1))
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_fit_follows_a_sequence_of_schedules(twice):
+    x, encoder = torch.randn(12, 4), nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    given = sequential(optimizer)
+    model = DCL(
+        encoder,
+        proj_input_dim=3,
+        optimizer=optimizer,
+        lr_scheduler=given,
+        max_epochs=5,
+        random_state=0,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    for _ in range(1 + twice):
+        with pytest.warns(UserWarning, match="lacks"):
+            model.fit(x)
+        assert [g["lr"] for g in model.optimizer.param_groups] == [pytest.approx(0.025)] * 2
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert given.last_epoch == 0
+
+
 class Mixed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -196,8 +329,35 @@ def test_a_class_without_weight_decay_gets_none():
     assert len(optimizer.param_groups) == 1
 
 
+def test_a_callable_gets_the_parameters_and_chooses_the_rest():
+    module = nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    optimizer = make(
+        lambda params, nesterov: torch.optim.SGD(params, 0.5, 0.9, nesterov=nesterov),
+        module,
+        optimizer_kwargs={"nesterov": True},
+    )
+    (group,) = optimizer.param_groups
+    assert [id(p) for p in group["params"]] == [id(module.weight)]
+    assert (group["lr"], group["weight_decay"], group["nesterov"]) == (0.5, 0, True)
+
+
+def test_a_partial_of_a_class_is_the_class_with_those_options():
+    optimizer = make(functools.partial(torch.optim.SGD, momentum=0.9), nn.Linear(2, 2))
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+    assert {(g["lr"], g["momentum"]) for g in optimizer.param_groups} == {(1e-3, 0.9)}
+    slower = make(functools.partial(torch.optim.SGD, lr=0.5), nn.Linear(2, 2))
+    assert slower.param_groups[0]["lr"] == 0.5
+
+
 @pytest.mark.parametrize(
-    ("wrong", "error"), [("adagrad2", ValueError), (3, TypeError), (nn.Linear, TypeError)]
+    ("wrong", "error"),
+    [
+        (lambda params: None, TypeError),
+        ("adagrad2", ValueError),
+        (3, TypeError),
+        (nn.Linear, TypeError),
+    ],
 )
 def test_wrong_optimizers(wrong, error):
     with pytest.raises(error, match="optimizer must be"):
