@@ -240,8 +240,8 @@ def predict(
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
     """Predict phenotypes from embeddings, cross-validated by participant."""
+    from nidl_dcl.evaluation.summary import summary_table
     from nidl_dcl.workflow.predict import predict
-    from nidl_dcl.workflow.summary import summary_table
 
     if _is_not_first():
         return
@@ -291,10 +291,10 @@ def study(
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
     """Pretrain, embed, predict and report, in one go."""
+    from nidl_dcl.evaluation.summary import summary_table
     from nidl_dcl.workflow.dry_run import dry_run
     from nidl_dcl.workflow.pretrain import join_training
     from nidl_dcl.workflow.study import run_study
-    from nidl_dcl.workflow.summary import summary_table
 
     _set_threads(run)
     trained = training if model is None else None
@@ -384,8 +384,8 @@ def demo(
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
     """Write a synthetic BIDS dataset and run a study on it."""
+    from nidl_dcl.evaluation.summary import summary_table
     from nidl_dcl.workflow.study import demo
-    from nidl_dcl.workflow.summary import summary_table
 
     _refuse_dry_run(run)
     _set_threads(run)

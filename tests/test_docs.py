@@ -68,7 +68,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*[a-z]")
 EXAMPLE = re.compile(
     r"(<!-- not run: \S[^\n]* -->\n)?^ *```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE
 )
-RUN = {"analysis.md"}
+RUN = {"analysis.md", "scores_again.md"}
 """Pages whose examples are run by a test: by test_analysis.py, or by one here marked with `runs`."""
 
 
@@ -332,6 +332,9 @@ def test_every_example_is_run_or_says_why_not() -> None:
     from output import test_analysis
 
     assert examples("analysis.md") == test_analysis.EXAMPLES
+    from evaluation import test_fold_table
+
+    assert examples("scores_again.md") == test_fold_table.EXAMPLES
 
 
 @runs("README.md")

@@ -14,6 +14,7 @@ from typing import Any
 
 from nidl_dcl._version import __version__
 from nidl_dcl.errors import UsageError
+from nidl_dcl.evaluation.metrics import multiplicity_note
 from nidl_dcl.io.formats import write_text
 from nidl_dcl.report.html import Gallery, Table, format_duration, format_number, render_page
 from nidl_dcl.report.images import show_average, show_outliers, show_retrieval
@@ -156,6 +157,7 @@ def write_report(
         ),
         "baselines": [describe_features(name) for name in names],
         "facts": _facts(context),
+        "several": multiplicity_note(len(context["targets"])),
         "setting": _settings(results, context["run"]["options"]),
         "credits": _credits(results),
     }
@@ -316,6 +318,9 @@ def _limits(context: Mapping[str, Any]) -> list[str]:
         )
     if preprocessing := context["preprocessing"]:
         limits += preprocessing["limits"]
+    limits += [
+        f"{t['name']}: {t['grid']['sentence']}" for t in targets if t["grid"].get("sentence")
+    ]
     if any(as_number(t["exposure"].get("seen")) for t in targets):
         limits.append(
             "Pretraining saw images of the people it was tested on (without labels, see Exposure), "

@@ -25,7 +25,7 @@ from nidl_dcl.output.selection import Selection, as_text, merge_inputs, merge_ma
 from nidl_dcl.volumes.preparation import Preparation
 from nidl_dcl.workflow.factory import data_module, image_table
 from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
-from nidl_dcl.workflow.participants import hold_out
+from nidl_dcl.workflow.participants import hold_out, missing_groups
 from nidl_dcl.workflow.preprocess import choose_mode, preprocess_scans, write_measures
 
 _LOGGER = logging.getLogger(__name__)
@@ -146,6 +146,8 @@ class Study:
             self._is_announced = True
             for line in input_lines(self.table, "logs/inputs.tsv"):
                 _LOGGER.info(line)
+            if found := missing_groups(module.images, self.group):
+                _LOGGER.info(found["sentence"])
         volumes = module.plan()
         if missing := len(volumes.missing()):
             _LOGGER.info(

@@ -45,11 +45,11 @@ from nidl_dcl.evaluation.readout_file import ReadoutFile, read_readout, readout_
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import beside, write_json, write_npy, write_tsv
+from nidl_dcl.models.baselines import embed_untrained, untrained_encoder
 from nidl_dcl.models.dcl import DCL
 from nidl_dcl.models.serialization import load_model
 from nidl_dcl.output.sharing_rules import largest_share
 from nidl_dcl.randomness import key_seed
-from nidl_dcl.workflow.baselines import embed_untrained, untrained_encoder
 from nidl_dcl.workflow.external import EmbeddedDataset
 from nidl_dcl.workflow.options import PredictionOptions, RunOptions
 

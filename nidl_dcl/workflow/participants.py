@@ -15,6 +15,7 @@ import pandas as pd
 from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.exposure import recognize, validated
 from nidl_dcl.errors import UsageError
+from nidl_dcl.evaluation.missing_values import describe_missing
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.formats import to_tsv, utc_now
 from nidl_dcl.models.model_source import ModelSource, folder_of
@@ -84,6 +85,14 @@ def held_out_rows(images: pd.DataFrame) -> np.ndarray:
     return np.asarray(held_out, dtype=bool)
 
 
+def missing_groups(images: pd.DataFrame, group: str | None) -> dict[str, Any] | None:
+    """Return whose value of the column of groups is missing, and what that means; None if nobody's."""
+    if group is None:
+        return None
+    who = images["participant_id"].to_numpy(dtype=object)
+    return describe_missing("group", group, images[group].isna().to_numpy(), who)
+
+
 def pretraining_splits(images: pd.DataFrame, description: Mapping[str, Any]) -> list[str | None]:
     """Return what a model's pretraining did with the person of each image; None if not known.
 
@@ -124,6 +133,9 @@ def record_holdout(
     """
     if metrics["duplicates"]:
         _LOGGER.info(metrics["duplicates"]["sentence"])
+    for kind, found in metrics["missing"].items():
+        if kind != "group":  # which is said before anything is done
+            _LOGGER.info(f"{metrics['target']}: {found['sentence']}")
     last = metrics["holdout"]
     if last is None:
         return

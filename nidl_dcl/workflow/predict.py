@@ -28,10 +28,10 @@ from nidl_dcl.evaluation.readout_file import ReadoutFile, readout_exists, readou
 from nidl_dcl.evaluation.site_effects import AuditedSites, site_audit
 from nidl_dcl.io.console import progress_of
 from nidl_dcl.io.formats import beside, keep_tsv, to_tsv, write_json, write_tsv
+from nidl_dcl.models.baselines import baseline_features, read_voxels
 from nidl_dcl.models.serialization import load_model, read_description
 from nidl_dcl.output.embeddings import read_embeddings
 from nidl_dcl.volumes.preparation import Preparation
-from nidl_dcl.workflow.baselines import baseline_features, read_voxels
 from nidl_dcl.workflow.external import (
     EmbeddedDataset,
     applied_before,
@@ -44,7 +44,7 @@ from nidl_dcl.workflow.figure_data import write_outliers, write_retrieval
 from nidl_dcl.workflow.inputs import Study
 from nidl_dcl.workflow.occlusion_maps import Occlusion, forget_old, occlude
 from nidl_dcl.workflow.options import PredictionOptions
-from nidl_dcl.workflow.participants import checksum, held_out_rows, record_holdout
+from nidl_dcl.workflow.participants import checksum, held_out_rows, missing_groups, record_holdout
 from nidl_dcl.workflow.preflight import check_targets, refuse_unusable, site_column
 
 _LOGGER = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def _fingerprint(cohort: _Cohort, columns: Sequence[str]) -> str:
     names = dict.fromkeys(["participant_id", "session_id", "source", *columns])
     table = embedded.images[list(names)]
     digest = hashlib.blake2b(to_tsv(table).encode(), digest_size=16)
-    digest.update(b"shared scaling")
+    digest.update(b"shared scaling, wide grids of penalties")
     if cohort.prediction.harmonize:
         digest.update(b"harmonize")
     digest.update(np.ascontiguousarray(embedded.features).tobytes())
@@ -306,7 +306,8 @@ def _predict_target(cohort: _Cohort, name: str) -> _Found:
 def _done_before(target: _Target) -> dict[str, Any] | None:
     """Return the summary of a prediction that needs not be done again; refuse a changed one."""
     file = beside(target.stem, "_metrics.json")
-    if not file.is_file() or not beside(target.stem, "_predictions.tsv").is_file():
+    tables = (beside(target.stem, f"_{name}.tsv") for name in ("predictions", "folds"))
+    if not file.is_file() or not all(table.is_file() for table in tables):
         return None
     try:
         known = json.loads(file.read_text("utf-8"))
@@ -344,11 +345,15 @@ def _cross_validate(
 
 def _write_result(cohort: _Cohort, target: _Target, result: PhenotypeResult) -> dict[str, Any]:
     """Write what a cross-validation gave, the metrics last; return its summary."""
+    if found := missing_groups(cohort.embedded.images, cohort.prediction.group):
+        result.metrics["missing"]["group"] = found
     record_holdout(cohort.study.output, result.metrics, cohort.study.run, target.provenance)
     summary = result.summary()
     metrics = {**result.metrics, "summary": summary, "provenance": target.provenance}
     write_tsv(beside(target.stem, "_predictions.tsv"), result.predictions)
     write_json(beside(target.stem, "_predictions.json"), result.columns)
+    write_tsv(beside(target.stem, "_folds.tsv"), result.folds, exact=True)
+    write_json(beside(target.stem, "_folds.json"), result.fold_columns)
     keep_readout(target.readout, result, cohort.embedded, target.columns, target.units)
     write_json(beside(target.stem, "_metrics.json"), metrics)
     return summary

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nidl_dcl.models.baselines import untrained_encoder
 from nidl_dcl.models.encoders import RegionalEncoder
-from nidl_dcl.workflow.baselines import untrained_encoder
 from nidl_dcl.workflow.factory import in_epochs, new_model
 from nidl_dcl.workflow.options import TrainingOptions
 

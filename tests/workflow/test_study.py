@@ -65,6 +65,7 @@ def copied(studied: Path, tmp_path: Path) -> Path:
         *("descriptions.tsv", "descriptions.json", "report.html", "code/config.yaml"),
         *("desc-dcl_embeddings.tsv", "desc-dcl_embeddings.json", "desc-dcl_embeddings.npy"),
         *("desc-dclAge_predictions.tsv", "desc-dclAge_predictions.json"),
+        *("desc-dclAge_folds.tsv", "desc-dclAge_folds.json"),
         *("desc-dclSex_metrics.json", "desc-dclAge_metrics.json", "desc-dclSex_predictions.tsv"),
         *("models/desc-dcl/weights.safetensors", "models/desc-dcl/model.json"),
         *("logs/inputs.tsv", "logs/run.json", "logs/metrics.csv", "logs/CITATION.md"),
@@ -203,6 +204,7 @@ def test_all_stages_of_a_study_read_the_dataset_once(
                 ["figures/average.npy", "figures/outlier_1.png"],
                 ["figures/outliers.tsv", ".work"],
                 ["logs/quality.tsv"],
+                ["desc-dclAge_folds.tsv", "desc-dclAge_folds.json"],
             )
         ),
     ],
@@ -279,7 +281,7 @@ def test_confounds_and_sites_reach_the_predictions_and_a_changed_option_is_refus
     assert "confounds" in done.out
     metrics = json.loads((out / "desc-dclSex_metrics.json").read_text())
     assert metrics["n_dropped"] == {"confound missing: weight": 1}
-    assert {"dummy", "untrained", "voxels", "confounds"} == set(metrics["baselines"])
+    assert {"dummy", "untrained", "voxels", "confounds", "site"} == set(metrics["baselines"])
     assert metrics["site"]["column"] == "hospital"
     assert metrics["site"]["within"]["north"]["n_participants"] == 4
     assert set(metrics["site"]["leave_one_site_out"]["scores"]) >= {"embeddings", "voxels"}

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from nidl_dcl.data.datamodule import BIDSDataModule
+from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation.baselines import Baseline
 from nidl_dcl.io.console import log_progress
-from nidl_dcl.models.dcl import DCL
 from nidl_dcl.models.inference import embed_volumes
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.volumes.quality import QUALITY_METRICS, measure_quality
@@ -56,7 +56,7 @@ def read_voxels(module: BIDSDataModule, rows: Sequence[int]) -> tuple[np.ndarray
 
 
 def baseline_features(
-    module: BIDSDataModule, rows: Sequence[int], voxels: np.ndarray, model: DCL
+    module: BIDSDataModule, rows: Sequence[int], voxels: np.ndarray, model: Any
 ) -> dict[str, Any]:
     """Return the features that the embeddings have to beat: untrained encoders, and voxels.
 
@@ -78,8 +78,33 @@ def baseline_features(
     return {"untrained": untrained, "voxels": Baseline(voxels, pca=True)}
 
 
+def default_baselines(model: Any, data: BIDSDataModule) -> dict[str, Any]:
+    """Return the baselines of the command, for all images of a data module.
+
+    Parameters
+    ----------
+    model : DCL
+        What gave the embeddings.
+    data : BIDSDataModule
+        Set up here, if it is not; its images must be prepared as the model's were.
+
+    Raises
+    ------
+    UsageError
+        For other data than a `BIDSDataModule`.
+    """
+    if not isinstance(data, BIDSDataModule):
+        raise UsageError(
+            f"baselines='default' reads voxels from a BIDSDataModule; data is a {type(data).__name__}. "
+            "Compute the baselines yourself, and give them as a dict."
+        )
+    data.setup()
+    rows = range(len(data.images))
+    return baseline_features(data, rows, read_voxels(data, rows)[0], model)
+
+
 def embed_untrained(
-    model: DCL, module: BIDSDataModule, rows: Sequence[int], title: str
+    model: Any, module: BIDSDataModule, rows: Sequence[int], title: str
 ) -> np.ndarray:
     """Return the embeddings of some images by a model that is kept nowhere.
 
@@ -105,7 +130,7 @@ def embed_untrained(
     return matrix[list(rows)]
 
 
-def untrained_encoder(known: DCL, seed: int, number: int = 0) -> DCL:
+def untrained_encoder(known: Any, seed: int, number: int = 0) -> Any:
     """Return a model like another before training, one of several by its number.
 
     It leaves out the same regions: which are covered by the images is no matter of weights.
@@ -116,9 +141,13 @@ def untrained_encoder(known: DCL, seed: int, number: int = 0) -> DCL:
         Gives the arguments.
     seed, number : int
         Which weights.
+
+    Returns
+    -------
+    DCL
     """
     own = {"random_state": key_seed(seed, "untrained", number), "devices": 1}
-    fresh = DCL(**{**known.get_params(), **own})
+    fresh = type(known)(**{**known.get_params(), **own})
     fresh.fitted = True
     buffers = dict(known.encoder.named_buffers())
     kept = {name: buffers[name] for name in buffers if name.rpartition(".")[2] == "coverage"}
