@@ -45,6 +45,7 @@ from nidl_dcl.workflow.options import (
     code_named,
     read_options,
     refuse_gone,
+    refuse_training,
 )
 
 _LOGGER = logging.getLogger(__name__)
@@ -434,6 +435,9 @@ def _launch(
         given = bound.arguments
         code = code_named(given.get("training"), given.get("trust"))
         refuse_untrusted(config, code, _code_in(words))
+    if (model := bound.arguments.get("model")) is not None and command is study:
+        named = (word.partition("=")[0] for word in words if word.startswith("--"))
+        refuse_training(bound.arguments.get("training") or TrainingOptions(), model, named)
     if print_config:
         bound.apply_defaults()
         sys.stdout.write(_as_yaml(bound.arguments))

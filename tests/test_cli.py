@@ -227,6 +227,43 @@ def test_an_analysis_level_of_a_bids_app_is_a_command(
     assert run("--print-config", "-v", "bids", "out", level, *options).out == own.out
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--max-epochs", "2"], ["--max-epochs"]),
+        (["--max-steps", "300"], ["--max-steps"]),  # the default, but it was asked for
+        (["--encoder", "cnn", "--spacing", "4"], ["--encoder", "--spacing"]),
+        (["--views", "strong", "--batch_size", "8"], ["--views", "--batch-size"]),
+        (["--accelerator=gpu"], ["--accelerator"]),
+        (["--init", "builtin"], ["--init"]),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_options_of_a_training_are_refused_beside_a_model(
+    words: list[str], named: list[str], more: list[str], run: Any, heads_made: Path, tmp_path: Path
+) -> None:
+    given = ("study", heads_made, tmp_path / "out", "--target", "age", "--model", "builtin")
+    done = run(*given, *words, *more)
+    assert done.status == 2
+    assert f"{', '.join(named)}: for a training, and --model builtin is trained" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_a_training_in_a_file_are_refused_beside_a_model(
+    run: Any, heads_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("target: [age]\nmax_epochs: 3\nencoder: regional\n")
+    given = ("study", heads_made, tmp_path / "out", "--model", "builtin")
+    done = run(*given, "--config", file)
+    assert done.status == 2
+    assert "nidl-dcl: --max-epochs: for a training" in done.err
+    monkeypatch.setenv("NIDL_DCL_SPACING", "4")
+    done = run(*given, "--target", "age")
+    assert done.status == 2
+    assert "--spacing: for a training" in done.err
+
+
 @pytest.mark.slow
 def test_participants_in_turn_and_then_the_group_end_like_a_study(
     run: Any, heads_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -390,10 +390,46 @@ def code_named(training: TrainingOptions | None, trust: Iterable[str] | None) ->
     return [*named, training.encoder] if training and ":" in training.encoder else named
 
 
+def refuse_training(
+    training: TrainingOptions, model: ModelSource, named: Iterable[str] = ()
+) -> None:
+    """Refuse options of a training beside a model, which is trained already.
+
+    Parameters
+    ----------
+    training : TrainingOptions
+        Any value that is not the default was meant.
+    model : Path or "builtin"
+        The model.
+    named : iterable of str
+        Options that were given, whatever their values.
+
+    Raises
+    ------
+    UsageError
+        Naming each of them.
+    """
+    plain = {name.lstrip("-").replace("-", "_") for name in named}
+    default = TrainingOptions()
+    given = [
+        _option(f.name)
+        for f in fields(TrainingOptions)
+        if f.name in plain or getattr(training, f.name) != getattr(default, f.name)
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: for a training, and --model {model} is trained already. Leave "
+            f"{'it' if len(given) == 1 else 'them'} out (also of --config and of the environment), or "
+            "train a model without --model; --init starts from the weights of another."
+        )
+
+
 def study_yaml(options: StudyOptions) -> str:
     """Return the YAML from which `read_study`, or ``--config``, gets the same options."""
     values: dict[str, Any] = {name: getattr(options, name) for name in _OWN}
     for name in _GROUPS:
+        if name == "training" and options.model is not None:
+            continue  # nothing is trained, and the defaults of another version may be others
         values.update(asdict(getattr(options, name)))
     if isinstance(options.model, Path):
         values["model"] = options.model.resolve()
