@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -428,6 +429,10 @@ def _launch(
         app.config = (_ENVIRONMENT, Yaml(config, use_commands_as_keys=False, search_parents=False))
     else:
         app.config = (_ENVIRONMENT,)
+    for token in tokens:
+        if re.match("[\u2010-\u2015\u2212]+[a-zA-Z]{2}", token):
+            plain = token.lstrip("\u2010\u2011\u2012\u2013\u2014\u2015\u2212-")
+            raise UsageError(f"{token} begins with a dash that is no hyphen: type --{plain}.")
     words = _command_first(tokens)
     refuse_gone(word.partition("=")[0] for word in words if word.startswith("--"))
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)

@@ -70,6 +70,8 @@ def image_table(
         "filters": _filters(data.bids_filter_file),
         "select": data.select,
         "mask": data.mask,
+        "exclude_participant_label": data.exclude_participant_label or None,
+        "exclude": data.exclude,
     }
     if preprocessed is not None:
         which = {

@@ -51,6 +51,12 @@ class DataOptions:
     session_label: list[str] = field(default_factory=list)
     """Only these sessions, with or without 'ses-'."""
 
+    exclude_participant_label: list[str] = field(default_factory=list)
+    """Not these participants, with or without 'sub-'. Their images stay in logs/inputs.tsv."""
+
+    exclude: Path | None = None
+    """Table of images that are not to be used (TSV or CSV): participant_id, and if wanted session_id, run and reason."""
+
     bids_filter_file: Path | None = None
     """JSON file of entities and values; null is none, "*" is any."""
 
@@ -277,7 +283,10 @@ _OWN = ("bids_dir", "output_dir", "target", "model", "trust")
 
 _MODELS = ("model", "init")
 
-_PATHS = ("bids_dir", "output_dir", "model", "bids_filter_file", "init", "work_dir", "readout")
+_PATHS = (
+    *("bids_dir", "output_dir", "model", "bids_filter_file", "exclude", "init", "work_dir"),
+    "readout",
+)
 
 
 def refuse_gone(names: Iterable[str]) -> None:
@@ -434,6 +443,7 @@ def study_yaml(options: StudyOptions) -> str:
     if isinstance(options.model, Path):
         values["model"] = options.model.resolve()
     values["readout"] = options.prediction.readout and options.prediction.readout.resolve()
+    values["exclude"] = options.data.exclude and options.data.exclude.resolve()
     del values["dry_run"]
     return as_yaml(values)
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed, parallel_config
@@ -352,17 +353,35 @@ def write_measures(brains: PreprocessedImages, bids_dir: Path, selection: Select
     masks = brains.measures["mask"].dropna().str.extract("^bids:([^:]+):", expand=False)
     add_links(brains.folder, {name: brains.links[name] for name in sorted(set(masks))})
     file, table = brains.folder / f"{TABLE}.tsv", as_text(brains.measures)
-    if selection and file.is_file():
+    excluded = _excluded(brains)
+    if (selection or excluded) and file.is_file():
         before = pd.read_csv(
             file, sep="\t", quoting=3, dtype=str, keep_default_na=False, na_values=["n/a"]
         )
-        kept = before[~selection.holds(before) & ~before["source"].isin(table["source"])]
+        for row, source in enumerate(before["source"]):
+            if source in excluded:
+                before.loc[row, ["status", "code", "message"]] = "skip", "excluded", excluded[source]
+        stays = ~selection.holds(before) if selection else np.zeros(len(before), dtype=bool)
+        stays |= before["source"].isin(list(excluded)).to_numpy(dtype=bool)
+        kept = before[stays & ~before["source"].isin(table["source"])]
         table = pd.concat([kept.astype(object), table.astype(object)])
         table = table.sort_values("source", key=lambda c: c.map(natural_key), ignore_index=True)
     keep_tsv(file, table)
     columns = {name: {"Description": text} for name, text in {**_COLUMNS, **MEASURES}.items()}
     sidecar = to_json({"Mode": brains.mode, **columns})
     keep_bytes(file.with_suffix(".json"), sidecar.encode())
+
+
+def _excluded(brains: PreprocessedImages) -> dict[str, str]:
+    """Return why scans were left out by hand, by their source."""
+    scans = brains.scans[brains.scans["code"] == "excluded"]
+    found = {}
+    for path, reason in zip(scans["path"], scans["message"], strict=True):
+        file = Path(os.path.normpath(brains.links["raw"] / str(path)))
+        for name, root in brains.links.items():
+            if root in file.parents:
+                found[f"bids:{name}:{file.relative_to(root).as_posix()}"] = str(reason)
+    return found
 
 
 def _summary(

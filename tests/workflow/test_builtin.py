@@ -79,7 +79,7 @@ def test_a_study_embeds_people_it_never_saw_and_says_so(studied_with_it: Path) -
     own = out / "models" / "desc-dcl"
     assert weights_sha256(own) == weights_sha256("builtin")
     table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t", keep_default_na=False)
-    assert set(table["split"]) == {"holdout"}  # not seen
+    assert set(table["split"]) == {"not_in_training"}
     metrics = json.loads((out / "desc-dclAge_metrics.json").read_text())
     assert (metrics["exposure"]["seen"], metrics["exposure"]["unknown"]) == (0, 0)
     assert np.load(out / "desc-dcl_embeddings.npy").shape == (
@@ -183,7 +183,7 @@ def test_people_whom_it_saw_cannot_be_held_out_and_are_marked(
     assert "seen when builtin was trained" in refused.err
     assert run(*words).status == 0
     table = pd.read_csv(tmp_path / "out" / "desc-dcl_embeddings.tsv", sep="\t")
-    assert table["split"].tolist() == ["train"] * 6 + ["holdout"] * 6
+    assert table["split"].tolist() == ["train"] * 6 + ["not_in_training"] * 6
 
 
 def test_scans_are_preprocessed_for_it_or_one_message_says_what_is_missing(

@@ -318,7 +318,7 @@ def test_a_new_target_and_a_new_participant_are_added_to_what_is_there(
     table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
     assert (out / "models" / "desc-dcl" / "weights.safetensors").read_bytes() == weights
     assert table["participant_id"].nunique() == 10
-    assert dict(zip(table["participant_id"], table["split"], strict=True))["sub-10"] == "holdout"
+    assert dict(zip(table["participant_id"], table["split"], strict=True))["sub-10"] == "not_in_training"
     again = np.load(out / "desc-dcl_embeddings.npy")[table["source"].isin(first["source"])]
     assert np.array_equal(again, rows)
     assert (out / "desc-dclSex_metrics.json").exists()
@@ -353,7 +353,7 @@ def test_another_dataset_is_embedded_by_an_existing_model(
     done = run("study", bids, out, "--target", "sex", "--model", model, page="none")
     assert done.status == 0
     table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
-    assert set(table["split"]) == {"holdout"}
+    assert set(table["split"]) == {"not_in_training"}
     weights = "weights.safetensors"
     copy = out / "models" / "desc-dcl" / weights
     assert copy.read_bytes() == (model / weights).read_bytes()
