@@ -126,7 +126,8 @@ def preprocess(
     if data.preprocess == "auto":
         data = replace(data, preprocess="align")
     if run.dry_run:
-        _write_lines([*dry_run(bids_dir, output_dir, data), "nothing was written (--dry-run)"])
+        lines = dry_run(bids_dir, output_dir, data, run.nprocs)
+        _write_lines([*lines, "nothing was written (--dry-run)"])
         return
     study = _open(bids_dir, output_dir, data, run, describe=describe_brains)
     if study.selection:
@@ -170,7 +171,7 @@ def pretrain(
 
     _set_threads(run)
     if run.dry_run:
-        _write_lines(dry_run(bids_dir, output_dir, data, training, run))
+        _write_lines(dry_run(bids_dir, output_dir, data, training, run, embeds=False))
         return
     with _team(training) as team:
         if team.rank > 0:
@@ -209,7 +210,7 @@ def embed(
 
     _set_threads(run)
     if run.dry_run:
-        _write_lines(dry_run(bids_dir, output_dir, data, None, run, model=model))
+        _write_lines(dry_run(bids_dir, output_dir, data, None, run, model=model, trust=trust))
         return
     study = _open(bids_dir, output_dir, data, run, trust=trust)
     if study.selection:
@@ -308,6 +309,7 @@ def study(
             trained,
             run,
             model=model,
+            trust=trust,
             targets=target,
             prediction=prediction,
         )

@@ -169,8 +169,15 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert done.status == 0
     assert "10 participants to train on" in done.out
     assert "brain-masked" in done.out
-    assert re.search(r"about .* per epoch, .* in all \(.* s a step on cpu, measured\)", done.out)
+    assert re.search(r"about .* per epoch, .* for the training \(.* s a step on cpu, mea", done.out)
     assert re.search(r"about [\d.]+ GB of memory", done.out)
+    assert re.search(r"about .* to embed 13 images\n", done.out)
+    assert re.search(r"about .* to predict age, permutations included\n", done.out)
+    assert re.search(r"about .* for the report", done.out)
+    assert "where the readouts look" not in done.out
+    (whole,) = re.findall(r"about (.*) in all, if nothing is there yet.*: (.*)", done.out)
+    assert {"predicting age", "report"} <= {part.rpartition(" ")[0].rpartition(" ")[0]
+                                            for part in whole[1].split(", ")}  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 

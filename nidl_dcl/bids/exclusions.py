@@ -63,7 +63,9 @@ def read_exclusions(file: str | Path) -> list[Exclusion]:
         where = f"{path}, line {line}"
         who, session, run, reason = (None if at is None else row[at] for at in columns)
         if who is None:
-            raise UsageError(f"--exclude {where}: no participant_id. Complete the row, or remove it.")
+            raise UsageError(
+                f"--exclude {where}: no participant_id. Complete the row, or remove it."
+            )
         if run is not None and not run.removeprefix("run-").isdecimal():
             raise UsageError(f"--exclude {where}: run takes a number, got {run!r}.")
         number = None if run is None else int(run.removeprefix("run-"))

@@ -84,7 +84,13 @@ def test_who_came_after_a_training_is_not_called_held_out() -> None:
     images = pd.DataFrame(
         {
             "participant_id": people,
-            "person_id": ["sub-0", "sub-1", "sub-2", "sub-3", "sub-0"],  # the last has another's scan
+            "person_id": [
+                "sub-0",
+                "sub-1",
+                "sub-2",
+                "sub-3",
+                "sub-0",
+            ],  # the last has another's scan
             "content": [f"c{i}" for i in range(5)],
             "split": ["train", "train", "holdout", "train", "train"],
         }
