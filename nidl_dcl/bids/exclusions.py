@@ -145,7 +145,8 @@ def _fitting(row: Exclusion, images: Sequence[Candidate]) -> list[Candidate]:
                 f"--exclude {row.where}: images of {images[0].participant} have no session, and the "
                 f"row names {row.session}. Leave the session out to exclude them."
             )
-        pairs = match_ids([row.session], sessions - {None}, "ses-")
+        named = [session for session in sessions if session is not None]
+        pairs = match_ids([row.session], named, "ses-")
         session = pairs.get(row.session, (None,))[0]
         images = [image for image in images if session and image.session == session]
     if row.run is not None:

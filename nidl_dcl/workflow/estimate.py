@@ -35,7 +35,7 @@ _PAGE_SECONDS, _TARGET_SECONDS = 2.0, 0.5
 _MOST_PEOPLE = 300
 """Participants that a prediction is measured on; beyond, time is taken to grow with their square."""
 
-_PERMUTATIONS = 5
+_PERMUTATIONS = 20
 
 
 class FewVolumes(Dataset[Tensor]):
