@@ -260,15 +260,11 @@ def test_the_command_and_files_tell_the_word_from_a_folder_of_that_name(
 
 
 def test_the_configuration_of_a_study_keeps_the_word() -> None:
-    options = StudyOptions(
-        bids_dir=Path("b"),
-        output_dir=Path("o"),
-        model="builtin",
-        training=TrainingOptions(init="builtin"),
-    )
-    values = yaml.safe_load(study_yaml(options))
-    assert (values["model"], values["init"]) == ("builtin", "builtin")
-    values = yaml.safe_load(
-        study_yaml(StudyOptions(bids_dir=Path("b"), output_dir=Path("o"), model=Path("builtin")))
-    )
+    folders = {"bids_dir": Path("b"), "output_dir": Path("o")}
+    trained = StudyOptions(**folders, training=TrainingOptions(init="builtin"))
+    assert yaml.safe_load(study_yaml(trained))["init"] == "builtin"
+    values = yaml.safe_load(study_yaml(StudyOptions(**folders, model="builtin")))
+    assert values["model"] == "builtin"
+    assert not {"init", "encoder", "max_steps"} & set(values)  # nothing is trained
+    values = yaml.safe_load(study_yaml(StudyOptions(**folders, model=Path("builtin"))))
     assert values["model"] == str(Path("builtin").resolve())
