@@ -110,9 +110,11 @@ def prediction_seconds(
     }
 
     def once(**more: Any) -> float:
-        arguments = (features, images[target], images["group_id"])
-        seconds, _ = _timed(lambda: predict_phenotype(*arguments, n_repeats=1, **given, **more))
-        return seconds
+        def predict() -> object:
+            options = {**given, **more, "n_repeats": 1}
+            return predict_phenotype(features, images[target], images["group_id"], **options)
+
+        return _timed(predict)[0]
 
     usual = inspect.signature(predict_phenotype).parameters
     repeats, permutations = (usual[n].default for n in ("n_repeats", "n_permutations"))
