@@ -35,6 +35,7 @@ Code = Literal[
     "part",
     "no_image",
     "bad_id",
+    "excluded",
 ]
 """The words for what became of an image; each is explained in the documentation."""
 

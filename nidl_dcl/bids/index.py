@@ -5,7 +5,6 @@ Opening files is left to `nidl_dcl.volumes`.
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,8 @@ import pandas as pd
 
 from nidl_dcl.bids.derivatives import dataset_root, find_preset, named_datasets, search_datasets
 from nidl_dcl.bids.entities import is_label, natural_key, read_filters
+from nidl_dcl.bids.exclusions import exclude_images
+from nidl_dcl.bids.labels import unknown_labels, with_prefix
 from nidl_dcl.bids.masks import pair_masks
 from nidl_dcl.bids.phenotypes import participant_ids, read_phenotypes
 from nidl_dcl.bids.search import Candidate, SearchResult, select_images
@@ -120,6 +121,8 @@ def find_images(
     derivatives: Sequence[str | Path] = (),
     participant_label: Sequence[str] | None = None,
     session_label: Sequence[str] | None = None,
+    exclude_participant_label: Sequence[str] | None = None,
+    exclude: str | Path | None = None,
     filters: Mapping[str, Any] | None = None,
     select: str = "all",
     mask: str = "auto",
@@ -143,6 +146,10 @@ def find_images(
         Folders with images of the preset or brain masks, as ``PATH`` or ``NAME=PATH``.
     participant_label, session_label : sequence of str, optional
         Only these, with or without ``sub-`` and ``ses-``. Empty means all.
+    exclude_participant_label : sequence of str, optional
+        Not these. Their images are listed, and not used.
+    exclude : path, optional
+        A table of images that are not to be used, with reasons (`exclusions.read_exclusions`).
     filters : mapping, optional
         A BIDS filter (see `entities.read_filters`), used instead of the preset's values of the
         same entities.
@@ -169,8 +176,8 @@ def find_images(
     if select not in ("all", "first", "last"):
         raise UsageError(f"select is all, first or last, got {select!r}.")
     entity_filters = read_filters(filters, layout_preset)
-    participants = _labels(participant_label, "sub-")
-    sessions = _labels(session_label, "ses-")
+    participants = with_prefix(participant_label, "sub-")
+    sessions = with_prefix(session_label, "ses-")
     datasets = named_datasets(root, derivatives)
     datasets = {name: path for name, path in datasets.items() if path != leave_out}
     home, found = search_datasets(
@@ -199,6 +206,8 @@ def find_images(
         asked = [f"{len(participants)} participants asked for"] if participants else []
         asked += [f"sessions {' '.join(sorted(sessions))}"] if sessions else []
         found.kept[0] = f"{found.kept[0][0]} ({', '.join(asked)})", found.kept[0][1]
+    without = with_prefix(exclude_participant_label, "sub-")
+    exclude_images(found, known, labels=without, file=exclude)
     if select != "all":
         select_images(found, select)
     found.candidates = _in_order(found.candidates)
@@ -213,24 +222,10 @@ def find_images(
     )
 
 
-def _labels(given: Sequence[str] | None, prefix: str) -> set[str] | None:
-    if not given:
-        return None
-    labels = [given] if isinstance(given, str) else given
-    return {prefix + str(label).removeprefix(prefix) for label in labels}
-
-
 def _refuse_unknown(what: str, asked: set[str], known: Iterable[str], root: Path) -> None:
-    there = sorted(known, key=natural_key)
-    unknown = sorted(asked - set(there), key=natural_key)
-    if not unknown:
-        return
-    close = difflib.get_close_matches(unknown[0], there, n=3) or there[:3]
-    exists = f"{len(there)}, for instance {', '.join(close)}" if there else "none"
-    raise UsageError(
-        f"Unknown {what}{'s' if len(unknown) > 1 else ''} {', '.join(unknown)} in {root}. "
-        f"There are {exists}."
-    )
+    there = set(known)
+    if unknown := asked - there:
+        raise UsageError(unknown_labels(what, unknown, there, root))
 
 
 def _match_table(root: Path, folders: set[str]) -> set[str]:

@@ -44,6 +44,11 @@ class ImageTable:
         Folders of derivatives, ``[NAME=]PATH``.
     participant_label, session_label : sequence of str or None
         Only these, with or without prefix.
+    exclude_participant_label : sequence of str or None
+        Not these, with or without prefix.
+    exclude : path or None
+        Table of images that are not to be used: ``participant_id``, and if wanted ``session_id``,
+        ``run`` and ``reason``.
     filters : mapping or None
         BIDS filter: entity to value, list of values, ``None`` (absent) or ``"*"`` (any).
     select : {"all", "first", "last"}, default="all"
@@ -88,6 +93,8 @@ class ImageTable:
         derivatives: Sequence[str] = (),
         participant_label: Sequence[str] | None = None,
         session_label: Sequence[str] | None = None,
+        exclude_participant_label: Sequence[str] | None = None,
+        exclude: str | Path | None = None,
         filters: Mapping[str, Any] | None = None,
         select: str = "all",
         intensity: str = "auto",
@@ -107,6 +114,8 @@ class ImageTable:
             "derivatives": tuple(derivatives),
             "participant_label": participant_label,
             "session_label": session_label,
+            "exclude_participant_label": exclude_participant_label,
+            "exclude": exclude,
             "filters": filters,
             "select": select,
         }
@@ -255,7 +264,8 @@ class ImageTable:
         self._images = pd.concat([kept, phenotypes.table[own].set_index(kept.index)], axis=1)
 
     def _refuse_unusable(self, inputs: pd.DataFrame, n_usable: int, fetch: str) -> None:
-        candidates = inputs[inputs["path"] != "n/a"]
+        # What a person left out is not a fault of the data.
+        candidates = inputs[(inputs["path"] != "n/a") & (inputs["code"] != "excluded")]
         skipped = int((candidates["status"] == "skip").sum())
         if n_usable == 0:
             first = "`nidl-dcl index` lists the candidates;"

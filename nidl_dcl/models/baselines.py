@@ -19,7 +19,8 @@ from nidl_dcl.models.inference import embed_volumes
 from nidl_dcl.randomness import key_seed
 from nidl_dcl.volumes.quality import QUALITY_METRICS, measure_quality
 
-_UNTRAINED_SEEDS = 3
+UNTRAINED_SEEDS = 3
+"""Untrained encoders, whose scores are averaged."""
 
 
 def read_voxels(module: BIDSDataModule, rows: Sequence[int]) -> tuple[np.ndarray, pd.DataFrame]:
@@ -47,7 +48,7 @@ def read_voxels(module: BIDSDataModule, rows: Sequence[int]) -> tuple[np.ndarray
     coarse, measured = [], []
     for done, (i, voxel_mm) in enumerate(zip(rows, images["voxel_mm"], strict=True), 1):
         volume = volumes[i][0].numpy()
-        coarse.append(_coarse(volume, factor))
+        coarse.append(average_blocks(volume, factor))
         measured.append({"voxel_mm": voxel_mm, **measure_quality(volume, spacing)})
         log_progress("voxels and image quality", done, len(rows))
     quality = pd.DataFrame(measured, columns=list(QUALITY_METRICS))
@@ -72,7 +73,7 @@ def baseline_features(
         What gave the embeddings.
     """
     untrained = []
-    for number in range(_UNTRAINED_SEEDS):
+    for number in range(UNTRAINED_SEEDS):
         fresh = untrained_encoder(model, module.random_state, number)
         untrained.append(embed_untrained(fresh, module, rows, f"untrained encoder {number + 1}"))
     return {"untrained": untrained, "voxels": Baseline(voxels, pca=True)}
@@ -155,8 +156,8 @@ def untrained_encoder(known: Any, seed: int, number: int = 0) -> Any:
     return fresh
 
 
-def _coarse(volume: np.ndarray, factor: Sequence[int]) -> np.ndarray:
-    """Return a volume averaged over blocks of about 8 mm, as a vector."""
+def average_blocks(volume: np.ndarray, factor: Sequence[int]) -> np.ndarray:
+    """Return a volume averaged over blocks of so many voxels along each axis, as a vector."""
     shape = [n // f for n, f in zip(volume.shape, factor, strict=True)]
     cut = volume[tuple(slice(0, n * f) for n, f in zip(shape, factor, strict=True))]
     blocks = cut.reshape(shape[0], factor[0], shape[1], factor[1], shape[2], factor[2])

@@ -264,6 +264,7 @@ def _inputs(results: Results) -> dict[str, Any] | None:
     return {
         "listed": len(table),
         **{status: int((table["status"] == status).sum()) for status in ("ok", "warn", "skip")},
+        "excluded": int((table["code"] == "excluded").sum()),
         "without_image": int(table["path"].isna().sum()),
         "participants": everyone,
         "unused": everyone - table.loc[order < 2, "participant_id"].nunique(),
@@ -280,7 +281,8 @@ def _splits(results: Results) -> Table | None:
         return None
     groups = table.groupby("split", sort=False, dropna=False)["participant_id"]
     rows = [(split, ids.nunique(), len(ids)) for split, ids in groups]
-    rows.sort(key=lambda row: {"train": 0, "val": 1, "holdout": 2}.get(str(row[0]), 3))
+    order = {"train": 0, "val": 1, "holdout": 2, "not_in_training": 3}
+    rows.sort(key=lambda row: order.get(str(row[0]), 4))
     return Table(("split", "participants", "images"), rows, numeric=("participants", "images"))
 
 

@@ -61,7 +61,7 @@ RULES = 1
 _AVERAGED = 500
 """Images of which the mean brain is made, at most."""
 
-_PEOPLE = 6
+PEOPLE = 6
 """Participants whose own volumes are taken, for each target; one of each class of more."""
 
 _BASELINE = "the mean of the same volume inside the brain (the head)"
@@ -273,13 +273,13 @@ def _spread_people(design: CVDesign, people: NDArray[np.object_], seed: int) -> 
     table["order"] = [key_seed(seed, "occlusion", who) for who in table["who"]]
     if design.task == "regression":
         table = table.sort_values(["value", "order"], kind="stable")
-        count = min(_PEOPLE, len(table))
+        count = min(PEOPLE, len(table))
         at = ((np.arange(count) + 0.5) / count * len(table)).astype(int)
         return [int(row) for row in table["row"].iloc[at]]
     table = table.sort_values("order", kind="stable")
     table["turn"] = table.groupby("value").cumcount()
     table = table.sort_values(["turn", "value"], kind="stable")
-    return [int(row) for row in table["row"].iloc[: max(_PEOPLE, len(design.labels))]]
+    return [int(row) for row in table["row"].iloc[: max(PEOPLE, len(design.labels))]]
 
 
 def _embed_hidden(

@@ -51,6 +51,12 @@ class DataOptions:
     session_label: list[str] = field(default_factory=list)
     """Only these sessions, with or without 'ses-'."""
 
+    exclude_participant_label: list[str] = field(default_factory=list)
+    """Not these participants, with or without 'sub-'. Their images stay in logs/inputs.tsv."""
+
+    exclude: Path | None = None
+    """Table of images that are not to be used (TSV or CSV): participant_id, and if wanted session_id, run and reason."""
+
     bids_filter_file: Path | None = None
     """JSON file of entities and values; null is none, "*" is any."""
 
@@ -277,7 +283,10 @@ _OWN = ("bids_dir", "output_dir", "target", "model", "trust")
 
 _MODELS = ("model", "init")
 
-_PATHS = ("bids_dir", "output_dir", "model", "bids_filter_file", "init", "work_dir", "readout")
+_PATHS = (
+    *("bids_dir", "output_dir", "model", "bids_filter_file", "exclude", "init", "work_dir"),
+    "readout",
+)
 
 
 def refuse_gone(names: Iterable[str]) -> None:
@@ -390,14 +399,51 @@ def code_named(training: TrainingOptions | None, trust: Iterable[str] | None) ->
     return [*named, training.encoder] if training and ":" in training.encoder else named
 
 
+def refuse_training(
+    training: TrainingOptions, model: ModelSource, named: Iterable[str] = ()
+) -> None:
+    """Refuse options of a training beside a model, which is trained already.
+
+    Parameters
+    ----------
+    training : TrainingOptions
+        Any value that is not the default was meant.
+    model : Path or "builtin"
+        The model.
+    named : iterable of str
+        Options that were given, whatever their values.
+
+    Raises
+    ------
+    UsageError
+        Naming each of them.
+    """
+    plain = {name.lstrip("-").replace("-", "_") for name in named}
+    default = TrainingOptions()
+    given = [
+        _option(f.name)
+        for f in fields(TrainingOptions)
+        if f.name in plain or getattr(training, f.name) != getattr(default, f.name)
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: for a training, and --model {model} is trained already. Leave "
+            f"{'it' if len(given) == 1 else 'them'} out (also of --config and of the environment), or "
+            "train a model without --model; --init starts from the weights of another."
+        )
+
+
 def study_yaml(options: StudyOptions) -> str:
     """Return the YAML from which `read_study`, or ``--config``, gets the same options."""
     values: dict[str, Any] = {name: getattr(options, name) for name in _OWN}
     for name in _GROUPS:
+        if name == "training" and options.model is not None:
+            continue  # nothing is trained, and the defaults of another version may be others
         values.update(asdict(getattr(options, name)))
     if isinstance(options.model, Path):
         values["model"] = options.model.resolve()
     values["readout"] = options.prediction.readout and options.prediction.readout.resolve()
+    values["exclude"] = options.data.exclude and options.data.exclude.resolve()
     del values["dry_run"]
     return as_yaml(values)
 

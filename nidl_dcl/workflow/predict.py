@@ -45,7 +45,7 @@ from nidl_dcl.workflow.inputs import Study
 from nidl_dcl.workflow.occlusion_maps import Occlusion, forget_old, occlude
 from nidl_dcl.workflow.options import PredictionOptions
 from nidl_dcl.workflow.participants import checksum, held_out_rows, missing_groups, record_holdout
-from nidl_dcl.workflow.preflight import check_targets, refuse_unusable, site_column
+from nidl_dcl.workflow.preflight import check_targets, is_site_name, refuse_unusable, site_column
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ def _predict_target(cohort: _Cohort, name: str) -> _Found:
     }
     outside = None if given is None else applied_before(target.stem, basis)
     why: str | None = None if outside is None else outside["cross_validation"]
-    done = _done_before(target)
+    done = _done_before(cohort, target)
     computed, applied = done is None and not why, False
     if computed:
         baselines, audit = cohort.baselines, cohort.audit(target.site)
@@ -303,8 +303,11 @@ def _predict_target(cohort: _Cohort, name: str) -> _Found:
     return _Found(row=row, computed=computed, applied=applied)
 
 
-def _done_before(target: _Target) -> dict[str, Any] | None:
-    """Return the summary of a prediction that needs not be done again; refuse a changed one."""
+def _done_before(cohort: _Cohort, target: _Target) -> dict[str, Any] | None:
+    """Return the summary of a prediction that needs not be done again; refuse a changed one.
+
+    A column of sites that was found, or is gone, is new data: only a named one is configuration.
+    """
     file = beside(target.stem, "_metrics.json")
     tables = (beside(target.stem, f"_{name}.tsv") for name in ("predictions", "folds"))
     if not file.is_file() or not all(table.is_file() for table in tables):
@@ -314,7 +317,18 @@ def _done_before(target: _Target) -> dict[str, Any] | None:
         provenance, summary = known["provenance"], known["summary"]
     except (ValueError, KeyError, TypeError):
         return None
-    refuse_changes(provenance.get("config", {}), target.config, file)
+    before, now = dict(provenance.get("config", {})), target.config
+    if cohort.prediction.site is None and is_site_name(before.get("site")):
+        before.pop("site", None)
+    own = cohort.study.model_folder
+    refuse_changes(
+        before,
+        now,
+        file,
+        f"To keep both: `nidl-dcl study` with the new options, --model {own} and another "
+        "--model-name, in the same OUTPUT_DIR; nothing is trained or embedded again. To replace "
+        f"what is there: remove {target.stem.name}_*.",
+    )
     if not (readout_exists(target.readout) or target.config["harmonize"]):
         return None
     return dict(summary) if provenance.get("data") == target.fingerprint else None

@@ -155,4 +155,9 @@ def site_column(columns: Sequence[str], named: str | None, target: str) -> str |
     target : str
         Never taken for a site by its name.
     """
-    return named or next((c for c in columns if c.lower() in SITE_COLUMNS and c != target), None)
+    return named or next((c for c in columns if is_site_name(c) and c != target), None)
+
+
+def is_site_name(column: str | None) -> bool:
+    """Return whether a column is taken for that of sites by its name; so is none at all."""
+    return column is None or column.lower() in SITE_COLUMNS
