@@ -42,7 +42,7 @@ with suppress(ImportError):  # ten times as fast, the same numbers
 
     _crc32 = isal_zlib.crc32
 
-_FORMAT = 3
+_FORMAT = 4
 """Number that grows whenever the entries, or the values that preparation gives, change."""
 
 _DIGEST = 4
