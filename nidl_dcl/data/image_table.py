@@ -172,6 +172,18 @@ class ImageTable:
         self.check()
         return self._phenotype_columns
 
+    @property
+    def has_whole_heads(self) -> bool:
+        """Whether images with a skull are used without masks."""
+        preset = PRESETS[self.preset]
+        with_skull = preset.kind == "intensity" and not preset.stripped
+        return (
+            with_skull
+            and self.preprocessing == "none"
+            and len(self.images) > 0
+            and not self.images["mask_path"].notna().all()
+        )
+
     def units(self, column: str) -> str | None:
         """Return the unit that the tables declare for a column, None if they declare none."""
         self.check()

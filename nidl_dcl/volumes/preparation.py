@@ -27,6 +27,7 @@ from nidl_dcl.volumes.reading import (
     INTENSITIES,
     Float32,
     Volume,
+    affine_of,
     errors_naming,
     image_name,
     read_header,
@@ -161,11 +162,14 @@ def common_shape(
         fields, failure = [], None
         for image in images:
             try:
-                grid = image if hasattr(image, "dataobj") else read_header(Path(image))
+                if hasattr(image, "dataobj"):
+                    fields.append(_extent(image.shape[:3], affine_of(image)))
+                    continue
+                grid = read_header(Path(image))
             except (UnreadableVolumeError, OSError) as error:
                 failure = failure or f"{image_name(image)}: {error}"
                 continue
-            fields.append(_extent(grid.shape[:3], grid.affine))
+            fields.append(_extent(grid.shape, grid.affine))
         if not fields:
             raise UnreadableVolumeError(
                 "No image has a readable header, so the size of volumes is not known"

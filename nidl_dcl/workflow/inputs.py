@@ -30,6 +30,13 @@ from nidl_dcl.workflow.preprocess import choose_mode, preprocess_scans, write_me
 
 _LOGGER = logging.getLogger(__name__)
 
+WHOLE_HEADS = (
+    "No brain masks: the images are used as they are, face, neck and scalp included unless they are "
+    "skull-stripped. Give masks as a derivative (…_desc-brain_mask.nii.gz), or have them made: pip "
+    "install 'nidl_dcl[preprocess]', then --preprocess align."
+)
+"""What to do where whole heads are used."""
+
 
 @dataclass(eq=False)
 class Study:
@@ -247,8 +254,11 @@ def input_lines(table: ImageTable, where: str) -> list[str]:
     """
     odd = table.inputs[table.inputs["code"] != "ok"]
     faults = (odd["status"] + ": " + odd["code"]).value_counts()
-    return [
-        *_kept_lines(table.kept),
-        *(f"{count} {fault} ({where})" for fault, count in faults.items()),
-        *table.notes,
-    ]
+    lines = [f"{count} {fault} ({where})" for fault, count in faults.items()]
+    for code in ("affine", "mask", "blank", "range", "spacing"):  # what no file's name tells
+        rows = odd[(odd["status"] == "warn") & (odd["code"] == code)]
+        if len(rows):
+            lines.append(f"  {code}, for one {rows['path'].iloc[0]}: {rows['message'].iloc[0]}")
+    if table.has_whole_heads:
+        lines.append(WHOLE_HEADS)
+    return [*_kept_lines(table.kept), *lines, *table.notes]
