@@ -54,6 +54,8 @@ class ImageTable:
         "auto", "none", or the derivative that holds the brain masks.
     phenotypes : sequence of path, optional
         Further tables, besides those of the dataset.
+    id_column, id_map : optional
+        As in `nidl_dcl.bids.phenotypes.read_phenotypes`.
     preprocessed : PreprocessedImages, optional
         Brains that are used instead of the dataset's own images. `preset` and `derivatives` are then
         those of the brains.
@@ -93,6 +95,8 @@ class ImageTable:
         intensity: str = "auto",
         mask: str = "auto",
         phenotypes: Sequence[str | Path] = (),
+        id_column: str | None = None,
+        id_map: str | Path | None = None,
         preprocessed: PreprocessedImages | None = None,
         max_skipped: float = 0.1,
         work_dir: str | Path | None = None,
@@ -125,6 +129,8 @@ class ImageTable:
         self.matches = pd.DataFrame(columns=["participant_id", "id", "rule", "source"])
         self._phenotype_columns: list[str] = []
         self._intensity = intensity
+        self.ids: dict[str, Any] = {"id_column": id_column, "id_map": id_map}
+        self._reasons: Mapping[str, list[str]] = {}
         self._sidecars: Mapping[str, Any] = {}
         self.links: dict[str, Path] = {}
         self._images: pd.DataFrame | None = None
@@ -183,6 +189,12 @@ class ImageTable:
             and len(self.images) > 0
             and not self.images["mask_path"].notna().all()
         )
+
+    def why_missing(self, column: str | None = None) -> str:
+        """Return why values of a column, or all of a table, may be missing; empty if nothing is odd."""
+        self.check()
+        own = [] if column is None else self._reasons.get(column, [])
+        return "".join(f" {reason}." for reason in (*own, *self._reasons.get("", [])))
 
     def units(self, column: str) -> str | None:
         """Return the unit that the tables declare for a column, None if they declare none."""
@@ -254,7 +266,8 @@ class ImageTable:
         self.kept = [*index.kept, ("usable after opening", len(kept))]
         fetch = how_to_fetch(self.root, inputs)
         self._refuse_unusable(inputs, len(kept), fetch)
-        phenotypes = read_phenotypes(self.root, kept, self.phenotype_files)
+        phenotypes = read_phenotypes(self.root, kept, self.phenotype_files, **self.ids)
+        self._reasons = phenotypes.reasons
         self.notes = [*phenotypes.notes, *([fetch] if fetch else [])]
         self.matches = phenotypes.matches
         self._sidecars = phenotypes.columns

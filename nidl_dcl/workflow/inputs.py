@@ -71,6 +71,7 @@ class Study:
     model: ModelSource | None = None
     brains: Path | None = None
     _is_announced: bool = field(default=False, init=False, repr=False)
+    _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     @property
     def model_folder(self) -> Path:
@@ -143,6 +144,13 @@ class Study:
         self.write_inputs(self.table)
         hold_out(module, self.data.holdout, model, self.group)
         return module
+
+    def announce(self, lines: Sequence[str]) -> None:
+        """Log lines, each of them once, whichever stages say it."""
+        for line in lines:
+            if line not in self._said:
+                self._said.add(line)
+                _LOGGER.info(line)
 
     def prepare(self, module: BIDSDataModule) -> None:
         """Prepare the volumes, after logging what was found and how much will be written where.
