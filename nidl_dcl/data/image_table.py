@@ -74,6 +74,8 @@ class ImageTable:
         How many images each step of the selection left.
     notes : list of str
         How the phenotype tables were read.
+    near : list of str
+        What was not taken though its name is near.
     preprocessing : {"none", "strip", "rigid", "align"}
         What the program did to the images before. Known after `check`.
     links : dict of str to Path
@@ -126,6 +128,7 @@ class ImageTable:
         )
         self.kept: list[tuple[str, int]] = []
         self.notes: list[str] = []
+        self.near: list[str] = []
         self.matches = pd.DataFrame(columns=["participant_id", "id", "rule", "source"])
         self._phenotype_columns: list[str] = []
         self._intensity = intensity
@@ -264,6 +267,7 @@ class ImageTable:
         usable = [check.status != "skip" for check in found]
         kept = images[usable].reset_index(drop=True)
         self.kept = [*index.kept, ("usable after opening", len(kept))]
+        self.near = index.notes
         fetch = how_to_fetch(self.root, inputs)
         self._refuse_unusable(inputs, len(kept), fetch)
         phenotypes = read_phenotypes(self.root, kept, self.phenotype_files, **self.ids)
@@ -283,13 +287,18 @@ class ImageTable:
         candidates = inputs[inputs["path"] != "n/a"]
         skipped = int((candidates["status"] == "skip").sum())
         if n_usable == 0:
-            first = "`nidl-dcl index` lists the candidates;"
+            first = (
+                "`nidl-dcl index` lists the candidates; look at --preset and --bids-filter-file."
+            )
             if inputs.empty:
-                first = f"{WHICH_FOLDER} If so,"
+                first = f"{WHICH_FOLDER} If so, look at --preset and --bids-filter-file."
+                first = " ".join([*(f"{note[0].upper()}{note[1:]}." for note in self.near), first])
+            else:
+                row = inputs.iloc[0]
+                first = f"For one, {row['participant_id']}: {row['message']}. {first}"
             raise InputsUnusableError(
                 f"{self.bids_dir}: no usable image for preset {self.preset!r} "
-                f"({_reasons(inputs) or 'no candidate by name'}). "
-                f"{first} look at --preset and --bids-filter-file. {fetch}"
+                f"({_reasons(inputs) or 'no candidate by name'}). {first} {fetch}"
             )
         if skipped > self.max_skipped * len(candidates):
             raise InputsUnusableError(

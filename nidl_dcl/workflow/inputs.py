@@ -210,8 +210,12 @@ class Study:
         return table if list(table.columns) == list(like.columns) else None
 
 
-def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = False) -> str:
+def index(
+    bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = False
+) -> tuple[str, int]:
     """Return every candidate image as TSV text, the columns those of ``logs/inputs.tsv``.
+
+    Also return how many images can be used.
 
     Parameters
     ----------
@@ -234,15 +238,15 @@ def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = F
                 raise
             _LOGGER.info(f"{error} Masks are not checked.")
             return index(bids_dir, replace(data, mask="none"), run, check=True)
-        inputs, kept = table.inputs, table.kept
+        inputs, kept, notes = table.inputs, table.kept, table.near
     else:
         found = find_images(bids_dir, **table.selection, mask="none", progress=log_progress)
-        inputs, kept = found.inputs, found.kept
-    for line in _kept_lines(kept):
+        inputs, kept, notes = found.inputs, found.kept, found.notes
+    for line in (*_kept_lines(kept), *notes):
         _LOGGER.info(line)
     if inputs.empty:
         _LOGGER.info(f"{bids_dir}: no candidate. {WHICH_FOLDER} If so, look at --preset.")
-    return to_tsv(inputs)
+    return to_tsv(inputs), int((inputs["status"] != "skip").sum())
 
 
 def _kept_lines(kept: Sequence[tuple[str, int]]) -> list[str]:
@@ -269,4 +273,4 @@ def input_lines(table: ImageTable, where: str) -> list[str]:
             lines.append(f"  {code}, for one {rows['path'].iloc[0]}: {rows['message'].iloc[0]}")
     if table.has_whole_heads:
         lines.append(WHOLE_HEADS)
-    return [*_kept_lines(table.kept), *lines, *table.notes]
+    return [*_kept_lines(table.kept), *table.near, *lines, *table.notes]

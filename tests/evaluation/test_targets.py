@@ -97,11 +97,7 @@ def test_classes_that_are_numbers_are_sorted_as_numbers_and_written_without_deci
         ([f"name {i}" for i in range(60)], {}, "60 different texts for 60 participants"),
         ([f"name {i // 2}" for i in range(60)], {}, "fewer than two classes"),
         ([f"{i},5" for i in range(60)], {}, "an identifier, a date or a note"),
-        (
-            [*range(50), *["lost"] * 6, *"--??"],
-            {},
-            r"texts that are none: 'lost', '\?'\. Write",
-        ),
+        ([*range(50), *["lost"] * 6, *"--??"], {}, r"texts that are none: 'lost', '\?'\. Write"),
         (["a", "b"] * 30, {"task": "regression"}, "no finite number"),
         ([np.inf] * 60, {}, "no finite number"),
         (["inf", "-inf"] * 30, {}, "no finite number"),
