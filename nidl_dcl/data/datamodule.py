@@ -66,7 +66,7 @@ class BIDSDataModule(L.LightningDataModule):
     **selection
         Which images of `bids_dir`, as options of `ImageTable`: ``preset``, ``derivatives``,
         ``participant_label``, ``session_label``, ``filters``, ``select``, ``intensity``, ``mask``,
-        ``phenotypes``, ``max_skipped``.
+        ``phenotypes``, ``id_column``, ``id_map``, ``max_skipped``.
 
     Attributes
     ----------

@@ -293,9 +293,9 @@ class ImageTable:
             if inputs.empty:
                 first = f"{WHICH_FOLDER} If so, look at --preset and --bids-filter-file."
                 first = " ".join([*(f"{note[0].upper()}{note[1:]}." for note in self.near), first])
-            else:
-                row = inputs.iloc[0]
-                first = f"For one, {row['participant_id']}: {row['message']}. {first}"
+            elif len(told := inputs[inputs["message"].fillna("").str.len() > 0]):
+                row = told.iloc[0]
+                first = f"For one, {row['participant_id']}: {row['message'].rstrip('.')}. {first}"
             raise InputsUnusableError(
                 f"{self.bids_dir}: no usable image for preset {self.preset!r} "
                 f"({_reasons(inputs) or 'no candidate by name'}). {first} {fetch}"
