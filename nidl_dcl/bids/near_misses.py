@@ -17,7 +17,9 @@ from nidl_dcl.bids.walk import subfolders
 _IMAGES = (".nii", ".nii.gz", ".mgz", ".mgh", ".npy", ".img", ".nrrd", ".mnc")
 _MOST_FILES = 2000
 _MOST_NAMED = 3
-_OLD_FMRIPREP = re.compile(r"_T1w(_space-[A-Za-z0-9]+)?_preproc\.nii(\.gz)?$")
+_OLD_FMRIPREP = re.compile(
+    r"_T1w(?:_space-[A-Za-z0-9]+)?_(?:preproc|class-[A-Z]+_probtissue)\.nii(?:\.gz)?$"
+)
 
 
 def what_lies_there(
@@ -125,7 +127,8 @@ def _reason(path: str, preset: Preset, rule: NameRule, filters: Mapping[str, All
         return f"images of this preset lie in {' or '.join(preset.folders[:2])}"
     suffix, ending = rule.suffixes[0], rule.extensions[0]
     if _OLD_FMRIPREP.search(name):
-        return "a name of fMRIPrep before 1.2; now it would end in _desc-preproc_T1w.nii.gz"
+        now = "_desc-preproc_T1w" if suffix == "T1w" else "_label-GM_probseg"
+        return f"a name of fMRIPrep before 1.2; now it would end in {now}.nii.gz"
     if after := goes_on(name, suffix):
         return f"its name goes on after {suffix}, by {after!r}; it must end in _{suffix}{ending}"
     if rule.stem(name) is None:

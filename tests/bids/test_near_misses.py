@@ -40,6 +40,11 @@ def said(root: Path, preset: str = "raw-t1w") -> str:
             "fMRIPrep before 1.2",
         ),
         (
+            "sub-1/anat/sub-1_T1w_space-MNI152NLin2009cAsym_class-GM_probtissue.nii.gz",
+            "fmriprep-gm",
+            "now it would end in _label-GM_probseg.nii.gz",
+        ),
+        (
             "sub-1/anat/sub-1_space-MNI152NLin6Asym_desc-preproc_T1w.nii.gz",
             "fmriprep-mni",
             "it has space MNI152NLin6Asym, asked for is space MNI152NLin2009cAsym",
