@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,8 +55,8 @@ def check_mask(path: Path, head: Background | None) -> Check:
     if head is None or sample is None:
         return check
     odd = [] if check.code == "ok" else [check]
-    own, grid = sample.grid, head.grid
-    if own.shape == grid.shape and (apart := disagreement(own.affine, grid.affine, grid.shape)):
+    (own, own_shape), (affine, shape) = (_upright(grid) for grid in (sample.grid, head.grid))
+    if own_shape == shape and (apart := disagreement(own, affine, shape)):
         text = f"It has the shape of its image, but lies elsewhere: {apart}."
         odd.append(Check("warn", "mask", text))
     share = _share_of_background(path, head)
@@ -63,6 +64,13 @@ def check_mask(path: Path, head: Background | None) -> Check:
         text = f"{share:.0%} of it covers background of its image."
         odd.append(Check("warn", "mask", text))
     return joined(odd)
+
+
+def _upright(grid: Grid) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+    """Return affine and shape in the closest RAS order: how a file is stored says nothing of a place."""
+    axes = nib.io_orientation(grid.affine)
+    shape = tuple(grid.shape[int(k)] for k in np.argsort(axes[:, 0]))
+    return grid.affine @ nib.orientations.inv_ornt_aff(axes, grid.shape), shape
 
 
 def _share_of_background(path: Path, head: Background) -> float:

@@ -142,13 +142,19 @@ def checked_pair(folder, mask, head=None):
     [
         (AFFINE, ""),
         (np.array([[1.0, 0, 0, 8], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ AFFINE, "8.0 mm"),
-        (np.diag([-1.0, 1, 1, 1]) @ AFFINE, "left and right are swapped"),
+        (np.diag([-1.0, 1, 1, 1]) @ AFFINE, "2.0 mm"),  # its mirror image about x = 0
     ],
 )
 def test_a_mask_of_the_same_shape_that_lies_elsewhere_is_warned_of(place, words, tmp_path):
     found = checked_pair(tmp_path, image(brain()[1], place, "uint8"))
     assert (found.status, found.code) == (("warn", "mask") if words else ("ok", "ok"))
     assert words in found.message
+
+
+@pytest.mark.parametrize("codes", ["LAS", "PSR", "RAI"])
+def test_a_mask_stored_in_another_orientation_lies_where_it_did(codes, tmp_path):
+    turn = nib.orientations.axcodes2ornt(codes)
+    assert checked_pair(tmp_path, image(brain()[1], dtype="uint8").as_reoriented(turn)).code == "ok"
 
 
 def test_a_mask_that_covers_much_background_is_warned_of(tmp_path):
