@@ -115,7 +115,17 @@ def check_targets(
 
 
 def task_of(table: ImageTable, target: str, prediction: PredictionOptions) -> str:
-    """Return what a target is: as asked, or a quantity where its unit is declared."""
+    """Return what a target is: as asked, or a quantity where its unit is declared.
+
+    Parameters
+    ----------
+    table : ImageTable
+        Knows the units that are declared.
+    target : str
+        The column.
+    prediction : PredictionOptions
+        Knows the tasks that are asked for.
+    """
     declared = table.units(target)
     auto = "quantity" if declared and declared.lower() not in _NO_UNITS else "auto"
     return prediction.tasks.get(target, auto)
