@@ -25,6 +25,7 @@ from cyclopts.config import Env, Yaml
 
 from nidl_dcl._version import __version__
 from nidl_dcl.errors import (
+    InputsUnusableError,
     LostProcessError,
     NonFiniteError,
     OnAnotherProcessError,
@@ -101,7 +102,10 @@ def index(
     """List every candidate image of a dataset (TSV on standard output)."""
     from nidl_dcl.workflow.inputs import index
 
-    sys.stdout.write(index(bids_dir, data, run, check=check))
+    table, usable = index(bids_dir, data, run, check=check)
+    sys.stdout.write(table)
+    if not usable:
+        raise InputsUnusableError(f"{bids_dir}: no image can be used; the table says why.")
 
 
 @app.command(usage="Usage: nidl-dcl preprocess BIDS_DIR OUTPUT_DIR [OPTIONS]")

@@ -329,9 +329,24 @@ def test_index_of_a_folder_without_images_asks_whether_it_is_the_right_one(
     words: list[str], run: Any, heads_made: Path
 ) -> None:
     done = run("index", heads_made / "sub-01", *words)
-    assert done.status == 0
+    assert done.status == 3
     assert len(done.out.splitlines()) == 1
     assert "no candidate. Is this the folder that holds the sub-* folders?" in done.err
+
+
+def test_index_says_what_lies_there_in_place_of_images(
+    run: Any, make_heads: Any, tmp_path: Path
+) -> None:
+    bids = make_heads(n=3)
+    for image in bids.glob("sub-*/ses-*/anat/*_T1w.nii.gz"):
+        image.rename(image.with_name(image.name.replace("_T1w", "_T1w_defaced")))
+    done = run("index", bids)
+    assert done.status == 3
+    assert "goes on after T1w, by '_defaced'" in done.out
+    assert "files are not taken: names go on after T1w" in done.err
+    for folder in bids.glob("sub-*"):
+        folder.rename(folder.with_name(folder.name.removeprefix("sub-")))
+    assert run("index", bids).status == 3
 
 
 def test_index_judges_by_name_and_opens_files_only_when_asked(run: Any, make_heads: Any) -> None:

@@ -20,11 +20,16 @@ from nidl_dcl.bids.entities import is_label, natural_key, read_filters
 from nidl_dcl.bids.exclusions import exclude_images
 from nidl_dcl.bids.labels import unknown_labels, with_prefix
 from nidl_dcl.bids.masks import pair_masks
+from nidl_dcl.bids.near_misses import folders_of_others, what_lies_there
 from nidl_dcl.bids.phenotypes import participant_ids, read_phenotypes
+from nidl_dcl.bids.presets import Preset
 from nidl_dcl.bids.search import Candidate, SearchResult, select_images
 from nidl_dcl.bids.subject_ids import match_ids
 from nidl_dcl.bids.walk import Progress
 from nidl_dcl.errors import UsageError
+
+_MOST_LOOKED_AT = 1000
+"""Participants without an image whose folders are looked into."""
 
 INPUT_COLUMNS = ["participant_id", "session_id", "path", "status", "code", "message"]
 
@@ -47,6 +52,8 @@ class DatasetIndex:
         Each step of the selection, and how many images were left after it.
     links : dict of str to Path
         The datasets that the URIs in `source` refer to; ``raw`` is `root`.
+    notes : list of str
+        What is not taken though its name is near.
     """
 
     root: Path
@@ -54,6 +61,7 @@ class DatasetIndex:
     inputs: pd.DataFrame
     kept: list[tuple[str, int]]
     links: dict[str, Path] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def index_bids(
@@ -216,10 +224,31 @@ def find_images(
     masks = pair_masks(
         usable, layout_preset, home, datasets, mask, complete=all_masked, progress=progress
     )
-    inputs = _inputs(found, base, known if participants is None else known & participants, table)
+    expected = known if participants is None else known & participants
+    inputs = _inputs(found, base, expected, table, layout_preset)
     return DatasetIndex(
-        root, _images(usable, base, home, masks, datasets, root), inputs, found.kept, datasets
+        root,
+        _images(usable, base, home, masks, datasets, root),
+        inputs,
+        found.kept,
+        datasets,
+        _near_notes(found, layout_preset),
     )
+
+
+def _near_notes(found: SearchResult, preset: Preset) -> list[str]:
+    """Say what is not taken of a dataset though its name is near."""
+    notes = []
+    if count := len(found.passed_over):
+        are = "file is not taken: its name goes" if count == 1 else "files are not taken: names go"
+        notes.append(f"{count} {are} on after {preset.suffix} (first: {found.passed_over[0]})")
+    others = [] if found.candidates else folders_of_others(found.root, preset)
+    if others:
+        notes.append(
+            f"{len(others)} folders hold images, and their names do not begin with sub- "
+            f"({', '.join(others[:3])}{', …' * (len(others) > 3)})"
+        )
+    return notes
 
 
 def _refuse_unknown(what: str, asked: set[str], known: Iterable[str], root: Path) -> None:
@@ -285,16 +314,24 @@ def _images(
     )
 
 
-def _inputs(found: SearchResult, base: str, expected: set[str], table: set[str]) -> pd.DataFrame:
-    """Return the rows of ``inputs.tsv``: the candidates, and participants without any."""
+def _inputs(
+    found: SearchResult, base: str, expected: set[str], table: set[str], preset: Preset
+) -> pd.DataFrame:
+    """Return the rows of ``inputs.tsv``: the candidates, and participants without any.
+
+    Of these it is said what lies there instead, for the first of them.
+    """
     rows = [
         (*map(_utf8, (c.participant, c.session, base + c.path)), c.status, c.code, c.message)
         for c in found.candidates
     ]
     have = {c.participant for c in found.candidates}
-    for participant in sorted(expected - have):
+    for number, participant in enumerate(sorted(expected - have)):
         where = "in participants.tsv" if participant in table else "as a folder"
         code, message = "no_image", f"listed {where}, without an image that was asked for"
+        if found.rule is not None and number < _MOST_LOOKED_AT:
+            there = what_lies_there(found.root, participant, preset, found.rule, found.filters)
+            message = f"{message}; {there}"
         if not is_label(participant.removeprefix("sub-")):
             code, message = "bad_id", f"listed {where}; labels are letters and digits only"
         rows.append((_utf8(participant), None, "n/a", "skip", code, message))

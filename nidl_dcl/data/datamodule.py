@@ -66,7 +66,8 @@ class BIDSDataModule(L.LightningDataModule):
     **selection
         Which images of `bids_dir`, as options of `ImageTable`: ``preset``, ``derivatives``,
         ``participant_label``, ``session_label``, ``exclude_participant_label``, ``exclude``,
-        ``filters``, ``select``, ``intensity``, ``mask``, ``phenotypes``, ``max_skipped``.
+        ``filters``, ``select``, ``intensity``, ``mask``, ``phenotypes``, ``id_column``, ``id_map``,
+        ``max_skipped``.
 
     Attributes
     ----------

@@ -209,8 +209,8 @@ def predict_phenotype(
         hold the ``participant_id``).
     target : str
         Name of the phenotype.
-    task : {"auto", "classification", "regression"}
-        For the rules of ``"auto"`` see `nidl_dcl.evaluation.targets.read_target`.
+    task : {"auto", "classification", "quantity", "regression"}
+        ``"quantity"`` says that `y` has a unit, so that few different numbers are no classes. For the rules of ``"auto"`` see `nidl_dcl.evaluation.targets.read_target`.
     scaling : {"each", "shared"}, default="each"
         How features, and those of baselines, are standardized: each by its own standard deviation; or
         by the square root of its variance plus the mean variance of all. The latter, which the command

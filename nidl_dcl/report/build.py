@@ -346,7 +346,9 @@ def _limits(context: Mapping[str, Any]) -> list[str]:
         )
     if context["setting"]("masked") is False:
         limits.append(
-            "Images were not masked to the brain, so scores may come from skull, face or neck."
+            "Images were not masked to the brain, so scores may come from skull, face or neck, "
+            "unless they were skull-stripped. Give brain masks as a derivative, or have them made: "
+            "--preprocess align."
         )
     elif _recipe_is_foreign(context["setting"]("origin")):
         limits.append(

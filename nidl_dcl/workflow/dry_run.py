@@ -237,14 +237,14 @@ def dry_run(
         made, contract = _like(contract), None
     module = data_module(table, run, training=made, preparation=contract, group=prediction.group)
     module.hold_out(data.holdout or 0.0, prediction.group)
-    if targets is not None:
-        refuse_unusable(module.images, targets, prediction)
+    tasks = refuse_unusable(module.images, targets, prediction, table) if targets else []
     preparation = module.preparation
     spent["reading the dataset"] = time.perf_counter() - start
     megabytes = module.plan().entry_bytes * len(module.images) / 1e6
     lines = [
         *input_lines(table, "nidl-dcl index --check"),
         *before,
+        *tasks,
         (
             f"volumes of {' x '.join(map(str, preparation.shape or ()))} voxels of "
             f"{' x '.join(f'{s:g}' for s in preparation.spacing)} mm, "

@@ -87,6 +87,8 @@ def image_table(
         intensity=data.intensity,
         preprocessed=preprocessed,
         phenotypes=data.phenotypes,
+        id_column=data.id_column,
+        id_map=data.id_map,
         max_skipped=allowed if max_skipped is None else max_skipped,
         work_dir=work,
         progress=log_progress,

@@ -247,7 +247,9 @@ def _task(
     stored, cohort = read_readout(file), study.cohort
     images, groups = cohort.images, cohort.images["group_id"].to_numpy()
     known = read_confounds(images[prediction.confounds], groups, study.held_out, target)
-    read = read_target_beside(images[target], groups, study.held_out, known, name=target)
+    read = read_target_beside(
+        images[target], groups, study.held_out, known, name=target, task=stored.task
+    )
     people = images["person_id"].to_numpy(dtype=object)
     design = make_design(read, people, groups, n_splits=5, n_repeats=1, seed=run.random_seed)
     removed = encode_confounds(known, design.rows, groups) if known else None

@@ -69,6 +69,12 @@ class DataOptions:
     phenotypes: list[Path] = field(default_factory=list)
     """Tables of phenotypes besides those of the dataset (TSV or CSV with participant_id)."""
 
+    id_column: str | None = None
+    """Column of ids in tables of phenotypes; default: participant_id, participant, subject_id, subject, sub or id."""
+
+    id_map: Path | None = None
+    """Table of two columns: ids as the tables of phenotypes have them, and participant_id as the images have them."""
+
     mask: str = "auto"
     """Brain mask: auto (a desc-brain_mask derivative, if all images have one), none, or its NAME."""
 
@@ -179,6 +185,9 @@ class PredictionOptions:
     group: str | None = None
     """Column whose equal values (a family) stay on one side of every split."""
 
+    task: list[str] = field(default_factory=list)
+    """What a target is, as COLUMN=regression or COLUMN=classification; default: as its unit and its values say."""
+
     confounds: list[str] = field(default_factory=list)
     """Columns whose linear effect is removed from the features, learned inside the folds."""
 
@@ -197,8 +206,20 @@ class PredictionOptions:
     occlusion: bool = False
     """Also map where each readout looks: by how much hiding a block changes the prediction."""
 
+    @property
+    def tasks(self) -> dict[str, str]:
+        """The task of each column that one was asked for."""
+        pairs = (text.rpartition("=") for text in self.task)
+        return {column: task for column, _, task in pairs}
+
     def __post_init__(self) -> None:
         """Refuse what cannot be done."""
+        for text in self.task:
+            column, equals, task = text.rpartition("=")
+            if not (column and equals and task in ("regression", "classification")):
+                raise UsageError(
+                    f"--task takes COLUMN=regression or COLUMN=classification, got {text!r}."
+                )
         if self.harmonize and self.occlusion:
             raise UsageError(
                 "--occlusion needs a readout of all participants, and --harmonize keeps none. "
@@ -285,7 +306,7 @@ _MODELS = ("model", "init")
 
 _PATHS = (
     *("bids_dir", "output_dir", "model", "bids_filter_file", "exclude", "init", "work_dir"),
-    "readout",
+    *("readout", "id_map"),
 )
 
 

@@ -45,7 +45,13 @@ from nidl_dcl.workflow.inputs import Study
 from nidl_dcl.workflow.occlusion_maps import Occlusion, forget_old, occlude
 from nidl_dcl.workflow.options import PredictionOptions
 from nidl_dcl.workflow.participants import checksum, held_out_rows, missing_groups, record_holdout
-from nidl_dcl.workflow.preflight import check_targets, is_site_name, refuse_unusable, site_column
+from nidl_dcl.workflow.preflight import (
+    check_targets,
+    is_site_name,
+    refuse_unusable,
+    site_column,
+    task_of,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -149,7 +155,7 @@ def _open_cohort(study: Study, targets: Sequence[str], prediction: PredictionOpt
     row_of = {source: row for row, source in enumerate(embeddings.table["source"])}
     rows = [i for i, source in enumerate(module.images["source"]) if source in row_of]
     images = module.images.iloc[rows].reset_index(drop=True)
-    refuse_unusable(images, targets, prediction)
+    study.announce(refuse_unusable(images, targets, prediction, study.table))
     exposure = description["exposure"]
     images["seen_by"] = pd.Series(
         recognize(images["participant_id"], images["content"], exposure), dtype=object
@@ -200,6 +206,7 @@ class _Target:
     site: str | None
     columns: dict[str, str]  # of age, sex and site
     units: str | None
+    task: str  # as asked, or as the tables say
     config: dict[str, Any]
     fingerprint: str
 
@@ -223,6 +230,9 @@ def _describe_target(cohort: _Cohort, name: str) -> _Target:
         "model_sha256": cohort.embedded.model_sha256,
         "holdout": float(cohort.module.holdout),
     }
+    task = task_of(cohort.study.table, name, prediction)
+    if name in prediction.tasks:
+        config["task"] = task
     used = [name, *(c for c in (prediction.group, site) if c), *prediction.confounds]
     return _Target(
         name=name,
@@ -231,18 +241,21 @@ def _describe_target(cohort: _Cohort, name: str) -> _Target:
         site=site,
         columns=columns,
         units=cohort.study.table.units(name),
+        task=task,
         config=config,
-        fingerprint=_fingerprint(cohort, [*used, *columns.values()]),
+        fingerprint=_fingerprint(cohort, [*used, *columns.values()], task),
     )
 
 
-def _fingerprint(cohort: _Cohort, columns: Sequence[str]) -> str:
+def _fingerprint(cohort: _Cohort, columns: Sequence[str], task: str) -> str:
     """Return a checksum of the embeddings, of columns beside them and of who is who."""
     embedded = cohort.embedded
     names = dict.fromkeys(["participant_id", "session_id", "source", *columns])
     table = embedded.images[list(names)]
     digest = hashlib.blake2b(to_tsv(table).encode(), digest_size=16)
     digest.update(b"shared scaling, wide grids of penalties")
+    if task == "quantity":
+        digest.update(b"quantity")
     if cohort.prediction.harmonize:
         digest.update(b"harmonize")
     digest.update(np.ascontiguousarray(embedded.features).tobytes())
@@ -344,6 +357,7 @@ def _cross_validate(
         images[target.name],
         images["group_id"],
         target=target.name,
+        task=target.task,
         scaling="shared",
         baselines=baselines,
         extra_features=embedded.extra_features,

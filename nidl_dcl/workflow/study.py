@@ -125,7 +125,7 @@ def configure(study: Study, options: StudyOptions) -> None:
         )
     check_targets(study.table, options.target, options.prediction)
     module = study.data_module(options.model or folder, training=training)
-    refuse_unusable(module.images, options.target, options.prediction)
+    study.announce(refuse_unusable(module.images, options.target, options.prediction, study.table))
     if options.model is None and (folder / "model.json").is_file():
         is_trained(folder, training_config(module, study.data, training))
     here = replace(
