@@ -55,13 +55,13 @@ from nidl_dcl.errors import NidlDclError, UsageError, exit_status
 from nidl_dcl.evaluation.baselines import Baseline
 from nidl_dcl.evaluation.bootstrap import bootstrap_groups
 from nidl_dcl.evaluation.metrics import METRIC_WORDS
+from nidl_dcl.models.baselines import embed_untrained, read_voxels, untrained_encoder
 from nidl_dcl.models.dcl import DCL
 from nidl_dcl.models.encoders import RegionalEncoder
 from nidl_dcl.models.inference import embed_volumes
 from nidl_dcl.models.serialization import load_model, versions
 from nidl_dcl.randomness import keyed, permutation
 from nidl_dcl.report.svg import OKABE_ITO, STYLE
-from nidl_dcl.workflow.baselines import embed_untrained, read_voxels, untrained_encoder
 from nidl_dcl.workflow.factory import data_module, new_model
 from nidl_dcl.workflow.inputs import Study
 from nidl_dcl.workflow.launcher import on_one_process, run_options

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from cyclopts.config import Env, Yaml
 
 from nidl_dcl._version import __version__
 from nidl_dcl.errors import (
+    InputsUnusableError,
     LostProcessError,
     NonFiniteError,
     OnAnotherProcessError,
@@ -45,6 +47,7 @@ from nidl_dcl.workflow.options import (
     code_named,
     read_options,
     refuse_gone,
+    refuse_training,
 )
 
 _LOGGER = logging.getLogger(__name__)
@@ -99,7 +102,10 @@ def index(
     """List every candidate image of a dataset (TSV on standard output)."""
     from nidl_dcl.workflow.inputs import index
 
-    sys.stdout.write(index(bids_dir, data, run, check=check))
+    table, usable = index(bids_dir, data, run, check=check)
+    sys.stdout.write(table)
+    if not usable:
+        raise InputsUnusableError(f"{bids_dir}: no image can be used; the table says why.")
 
 
 @app.command(usage="Usage: nidl-dcl preprocess BIDS_DIR OUTPUT_DIR [OPTIONS]")
@@ -124,7 +130,8 @@ def preprocess(
     if data.preprocess == "auto":
         data = replace(data, preprocess="align")
     if run.dry_run:
-        _write_lines([*dry_run(bids_dir, output_dir, data), "nothing was written (--dry-run)"])
+        lines = dry_run(bids_dir, output_dir, data, run.nprocs)
+        _write_lines([*lines, "nothing was written (--dry-run)"])
         return
     study = _open(bids_dir, output_dir, data, run, describe=describe_brains)
     if study.selection:
@@ -168,7 +175,7 @@ def pretrain(
 
     _set_threads(run)
     if run.dry_run:
-        _write_lines(dry_run(bids_dir, output_dir, data, training, run))
+        _write_lines(dry_run(bids_dir, output_dir, data, training, run, embeds=False))
         return
     with _team(training) as team:
         if team.rank > 0:
@@ -207,7 +214,7 @@ def embed(
 
     _set_threads(run)
     if run.dry_run:
-        _write_lines(dry_run(bids_dir, output_dir, data, None, run, model=model))
+        _write_lines(dry_run(bids_dir, output_dir, data, None, run, model=model, trust=trust))
         return
     study = _open(bids_dir, output_dir, data, run, trust=trust)
     if study.selection:
@@ -240,8 +247,8 @@ def predict(
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
     """Predict phenotypes from embeddings, cross-validated by participant."""
+    from nidl_dcl.evaluation.summary import summary_table
     from nidl_dcl.workflow.predict import predict
-    from nidl_dcl.workflow.summary import summary_table
 
     if _is_not_first():
         return
@@ -291,10 +298,10 @@ def study(
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
     """Pretrain, embed, predict and report, in one go."""
+    from nidl_dcl.evaluation.summary import summary_table
     from nidl_dcl.workflow.dry_run import dry_run
     from nidl_dcl.workflow.pretrain import join_training
     from nidl_dcl.workflow.study import run_study
-    from nidl_dcl.workflow.summary import summary_table
 
     _set_threads(run)
     trained = training if model is None else None
@@ -306,6 +313,7 @@ def study(
             trained,
             run,
             model=model,
+            trust=trust,
             targets=target,
             prediction=prediction,
         )
@@ -384,8 +392,8 @@ def demo(
     run: _Run = RunOptions(),  # noqa: B008
 ) -> None:
     """Write a synthetic BIDS dataset and run a study on it."""
+    from nidl_dcl.evaluation.summary import summary_table
     from nidl_dcl.workflow.study import demo
-    from nidl_dcl.workflow.summary import summary_table
 
     _refuse_dry_run(run)
     _set_threads(run)
@@ -427,6 +435,10 @@ def _launch(
         app.config = (_ENVIRONMENT, Yaml(config, use_commands_as_keys=False, search_parents=False))
     else:
         app.config = (_ENVIRONMENT,)
+    for token in tokens:
+        if re.match("[\u2010-\u2015\u2212]+[a-zA-Z]{2}", token):
+            plain = token.lstrip("\u2010\u2011\u2012\u2013\u2014\u2015\u2212-")
+            raise UsageError(f"{token} begins with a dash that is no hyphen: type --{plain}.")
     words = _command_first(tokens)
     refuse_gone(word.partition("=")[0] for word in words if word.startswith("--"))
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
@@ -434,6 +446,9 @@ def _launch(
         given = bound.arguments
         code = code_named(given.get("training"), given.get("trust"))
         refuse_untrusted(config, code, _code_in(words))
+    if (model := bound.arguments.get("model")) is not None and command is study:
+        named = (word.partition("=")[0] for word in words if word.startswith("--"))
+        refuse_training(bound.arguments.get("training") or TrainingOptions(), model, named)
     if print_config:
         bound.apply_defaults()
         sys.stdout.write(_as_yaml(bound.arguments))

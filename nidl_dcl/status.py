@@ -25,9 +25,11 @@ Code = Literal[
     "scaling",
     "non_finite",
     "constant",
+    "blank",
     "range",
     "affine",
     "spacing",
+    "mask",
     "sidecar",
     "duplicate",
     "ambiguous",
@@ -35,6 +37,7 @@ Code = Literal[
     "part",
     "no_image",
     "bad_id",
+    "excluded",
 ]
 """The words for what became of an image; each is explained in the documentation."""
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import sys
 
+from nidl_dcl.evaluation.summary import summary_table
 from nidl_dcl.io.console import ConsoleHandler, handled_by
 from nidl_dcl.workflow.embed import embed
 from nidl_dcl.workflow.options import read_study
 from nidl_dcl.workflow.predict import predict
 from nidl_dcl.workflow.pretrain import pretrain
 from nidl_dcl.workflow.study import configure, open_study, report
-from nidl_dcl.workflow.summary import summary_table
 
 
 def main(file: str, *trust: str) -> None:

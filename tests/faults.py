@@ -157,6 +157,13 @@ class _Faults:
         self.add(name, expected, both)
 
 
+def _only(values: np.ndarray, side: int) -> np.ndarray:
+    """Return zeros around a bright cube."""
+    left = np.zeros_like(values)
+    left[(slice(8, 8 + side),) * 3] = 900
+    return left
+
+
 def _with(data: np.ndarray, value: float, share: float) -> np.ndarray:
     flat = data.copy().reshape(-1)
     flat[: int(share * flat.size)] = value
@@ -256,6 +263,9 @@ def _headers(faults: _Faults) -> None:
     add("zeros alone", skip("constant"), np.zeros_like)
     add("one value alone", skip("constant"), lambda x: np.full_like(x, 7))
     add("one value and NaN", warn("non_finite"), lambda x: _with(np.full_like(x, 7), np.nan, 0.1))
+    add("one voxel alone", skip("constant"), lambda x: _only(x, 1))
+    add("next to nothing", warn("blank"), lambda x: _only(x, 4))
+    add("a background far below", warn("range"), lambda x: np.where(x > 100, x, -32768))
     add("values without measure", skip("range"), lambda x: x * 1e30)
     add("an infinite slope", skip("scaling"), dtype=np.int16, scl_slope=np.inf, scl_inter=0)
     add("an infinite intercept", skip("scaling"), dtype=np.int16, scl_slope=1, scl_inter=np.inf)
@@ -268,6 +278,7 @@ def _headers(faults: _Faults) -> None:
     add("a sheared orientation", skip("affine"), qform_code=0, srow_x=[8, 6, 0, 0])
     add("a quaternion beyond one", skip("affine"), sform_code=0, quatern_b=3, quatern_c=3)
     add("one of two orientations broken", warn("affine"), srow_x=[np.nan] * 4)
+    add("two orientations apart", warn("affine"), qoffset_z=40)
     add("no orientation", warn("affine"), sform_code=0, qform_code=0)
     add("meters for millimeters", skip("spacing"), affine=np.diag([0.008, 0.008, 0.008, 1]))
     add("micrometers for millimeters", skip("spacing"), affine=np.diag([8000, 8000, 8000, 1.0]))
@@ -453,6 +464,8 @@ def mask_faults() -> dict[str, tuple[str, str, Callable[[Path, np.ndarray], obje
 
     far = AFFINE.copy()
     far[:3, 3] += 5000
+    near = AFFINE.copy()
+    near[:3, 3] += 16
     return {
         "empty file": ("skip", "empty", lambda path, mask: path.touch()),
         "web page": ("skip", "not_nifti", lambda path, mask: path.write_text("<html>")),
@@ -463,7 +476,8 @@ def mask_faults() -> dict[str, tuple[str, str, Callable[[Path, np.ndarray], obje
         "values of an image": ("skip", "range", values(lambda m: m * 900)),
         "four volumes": ("skip", "dimensions", values(lambda m: np.stack([m] * 3, -1))),
         "colors": ("skip", "dtype", of(datatype=128)),
-        "no orientation": ("ok", "ok", of(sform_code=0, qform_code=0)),
+        "no orientation": ("warn", "affine", of(sform_code=0, qform_code=0)),
+        "moved by two voxels": ("warn", "mask", lambda p, m: save(p, m, near, np.uint8)),
         "shear": ("skip", "affine", of(qform_code=0, srow_x=[8, 6, 0, 0])),
         "elsewhere": ("skip", "affine", lambda path, mask: save(path, mask, far, np.uint8)),
         "soft edges": ("ok", "ok", values(lambda m: m * 0.9)),

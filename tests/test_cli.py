@@ -81,6 +81,10 @@ def test_the_version_is_printed(run: Any) -> None:
         (["study", "BIDS", "OUT", "--target", "age", "--model-name", "a b"], "a b"),
         (["study", "BIDS", "OUT", "--target", "age", "--participant-label", "77"], "77"),
         (["study", "BIDS", "OUT", "--target", "age", "--session-label", "nine"], "nine"),
+        (["index", "BIDS", "--participant-label", "01,02"], "a word of its own: 01 02"),
+        (["index", "BIDS", "--exclude-participant-label", "sub–01"], "is no hyphen (-): sub-01"),
+        (["index", "BIDS", "–participant-label", "01"], "type --participant-label"),
+        (["study", "BIDS", "OUT", "—target", "age"], "type --target"),
         (["study", "NONE", "OUT", "--target", "age"], "NONE"),
         (["study", "BIDS", "BIDS", "--target", "age"], "choose another folder"),
         (["study", "BIDS", "BIDS/..", "--target", "age"], "choose another folder"),
@@ -168,8 +172,15 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert done.status == 0
     assert "10 participants to train on" in done.out
     assert "brain-masked" in done.out
-    assert re.search(r"about .* per epoch, .* in all \(.* s a step on cpu, measured\)", done.out)
+    assert re.search(r"about .* per epoch, .* for the training \(.* s a step on cpu, mea", done.out)
     assert re.search(r"about [\d.]+ GB of memory", done.out)
+    assert re.search(r"about .* to embed 13 images\n", done.out)
+    assert re.search(r"about .* to predict age, permutations included\n", done.out)
+    assert re.search(r"about .* for the report", done.out)
+    assert "where the readouts look" not in done.out
+    (whole,) = re.findall(r"about (.*) in all, if nothing is there yet.*: (.*)", done.out)
+    assert {"predicting age", "report"} <= {part.rpartition(" ")[0].rpartition(" ")[0]
+                                            for part in whole[1].split(", ")}  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
@@ -230,6 +241,43 @@ def test_an_analysis_level_of_a_bids_app_is_a_command(
     assert run("--print-config", "-v", "bids", "out", level, *options).out == own.out
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--max-epochs", "2"], ["--max-epochs"]),
+        (["--max-steps", "300"], ["--max-steps"]),  # the default, but it was asked for
+        (["--encoder", "cnn", "--spacing", "4"], ["--encoder", "--spacing"]),
+        (["--views", "strong", "--batch_size", "8"], ["--views", "--batch-size"]),
+        (["--accelerator=gpu"], ["--accelerator"]),
+        (["--init", "builtin"], ["--init"]),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_options_of_a_training_are_refused_beside_a_model(
+    words: list[str], named: list[str], more: list[str], run: Any, heads_made: Path, tmp_path: Path
+) -> None:
+    given = ("study", heads_made, tmp_path / "out", "--target", "age", "--model", "builtin")
+    done = run(*given, *words, *more)
+    assert done.status == 2
+    assert f"{', '.join(named)}: for a training, and --model builtin is trained" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_a_training_in_a_file_are_refused_beside_a_model(
+    run: Any, heads_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("target: [age]\nmax_epochs: 3\nencoder: regional\n")
+    given = ("study", heads_made, tmp_path / "out", "--model", "builtin")
+    done = run(*given, "--config", file)
+    assert done.status == 2
+    assert "nidl-dcl: --max-epochs: for a training" in done.err
+    monkeypatch.setenv("NIDL_DCL_SPACING", "4")
+    done = run(*given, "--target", "age")
+    assert done.status == 2
+    assert "--spacing: for a training" in done.err
+
+
 @pytest.mark.slow
 def test_participants_in_turn_and_then_the_group_end_like_a_study(
     run: Any, heads_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -281,9 +329,24 @@ def test_index_of_a_folder_without_images_asks_whether_it_is_the_right_one(
     words: list[str], run: Any, heads_made: Path
 ) -> None:
     done = run("index", heads_made / "sub-01", *words)
-    assert done.status == 0
+    assert done.status == 3
     assert len(done.out.splitlines()) == 1
     assert "no candidate. Is this the folder that holds the sub-* folders?" in done.err
+
+
+def test_index_says_what_lies_there_in_place_of_images(
+    run: Any, make_heads: Any, tmp_path: Path
+) -> None:
+    bids = make_heads(n=3)
+    for image in bids.glob("sub-*/ses-*/anat/*_T1w.nii.gz"):
+        image.rename(image.with_name(image.name.replace("_T1w", "_T1w_defaced")))
+    done = run("index", bids)
+    assert done.status == 3
+    assert "goes on after T1w, by '_defaced'" in done.out
+    assert "files are not taken: names go on after T1w" in done.err
+    for folder in bids.glob("sub-*"):
+        folder.rename(folder.with_name(folder.name.removeprefix("sub-")))
+    assert run("index", bids).status == 3
 
 
 def test_index_judges_by_name_and_opens_files_only_when_asked(run: Any, make_heads: Any) -> None:

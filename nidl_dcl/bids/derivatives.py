@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nidl_dcl.bids.entities import Allowed
+from nidl_dcl.bids.near_misses import folders_of_others
 from nidl_dcl.bids.presets import PRESETS, Preset
 from nidl_dcl.bids.search import SearchResult, search
 from nidl_dcl.bids.walk import Progress, subfolders
@@ -157,7 +158,18 @@ def search_datasets(
     ]
     if meant:
         return meant[0], finds[meant[0]]
+    others = {name: folders_of_others(datasets[name], preset) for name in finds}
+    for name, folders in others.items():
+        if folders:
+            raise UsageError(
+                f"{datasets[name]} holds such images in folders that do not begin with sub-: "
+                f"{', '.join(folders[:3])}{', …' * (len(folders) > 3)}. Rename them, or make links: "
+                f"ln -s {folders[0]} sub-{re.sub('[^A-Za-z0-9]', '', folders[0])}"
+            )
+    how = "Give the folder: --derivatives NAME=PATH"
+    if first:
+        how = f"Images of this preset lie in {preset.folders[0]} of that folder"
     raise UsageError(
         f"No image of this preset ({preset.summary}) in {datasets['raw']}, nor in its derivatives "
-        f"({', '.join(names) or 'none'}). Give the folder: --derivatives NAME=PATH"
+        f"({', '.join(names) or 'none'}). {how}"
     )

@@ -5,7 +5,6 @@ Opening files is left to `nidl_dcl.volumes`.
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +17,19 @@ import pandas as pd
 
 from nidl_dcl.bids.derivatives import dataset_root, find_preset, named_datasets, search_datasets
 from nidl_dcl.bids.entities import is_label, natural_key, read_filters
+from nidl_dcl.bids.exclusions import exclude_images
+from nidl_dcl.bids.labels import unknown_labels, with_prefix
 from nidl_dcl.bids.masks import pair_masks
+from nidl_dcl.bids.near_misses import folders_of_others, what_lies_there
 from nidl_dcl.bids.phenotypes import participant_ids, read_phenotypes
+from nidl_dcl.bids.presets import Preset
 from nidl_dcl.bids.search import Candidate, SearchResult, select_images
 from nidl_dcl.bids.subject_ids import match_ids
 from nidl_dcl.bids.walk import Progress
 from nidl_dcl.errors import UsageError
+
+_MOST_LOOKED_AT = 1000
+"""Participants without an image whose folders are looked into."""
 
 INPUT_COLUMNS = ["participant_id", "session_id", "path", "status", "code", "message"]
 
@@ -46,6 +52,8 @@ class DatasetIndex:
         Each step of the selection, and how many images were left after it.
     links : dict of str to Path
         The datasets that the URIs in `source` refer to; ``raw`` is `root`.
+    notes : list of str
+        What is not taken though its name is near.
     """
 
     root: Path
@@ -53,6 +61,7 @@ class DatasetIndex:
     inputs: pd.DataFrame
     kept: list[tuple[str, int]]
     links: dict[str, Path] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def index_bids(
@@ -120,6 +129,8 @@ def find_images(
     derivatives: Sequence[str | Path] = (),
     participant_label: Sequence[str] | None = None,
     session_label: Sequence[str] | None = None,
+    exclude_participant_label: Sequence[str] | None = None,
+    exclude: str | Path | None = None,
     filters: Mapping[str, Any] | None = None,
     select: str = "all",
     mask: str = "auto",
@@ -143,6 +154,10 @@ def find_images(
         Folders with images of the preset or brain masks, as ``PATH`` or ``NAME=PATH``.
     participant_label, session_label : sequence of str, optional
         Only these, with or without ``sub-`` and ``ses-``. Empty means all.
+    exclude_participant_label : sequence of str, optional
+        Not these. Their images are listed, and not used.
+    exclude : path, optional
+        A table of images that are not to be used, with reasons (`exclusions.read_exclusions`).
     filters : mapping, optional
         A BIDS filter (see `entities.read_filters`), used instead of the preset's values of the
         same entities.
@@ -169,8 +184,8 @@ def find_images(
     if select not in ("all", "first", "last"):
         raise UsageError(f"select is all, first or last, got {select!r}.")
     entity_filters = read_filters(filters, layout_preset)
-    participants = _labels(participant_label, "sub-")
-    sessions = _labels(session_label, "ses-")
+    participants = with_prefix(participant_label, "sub-")
+    sessions = with_prefix(session_label, "ses-")
     datasets = named_datasets(root, derivatives)
     datasets = {name: path for name, path in datasets.items() if path != leave_out}
     home, found = search_datasets(
@@ -199,6 +214,8 @@ def find_images(
         asked = [f"{len(participants)} participants asked for"] if participants else []
         asked += [f"sessions {' '.join(sorted(sessions))}"] if sessions else []
         found.kept[0] = f"{found.kept[0][0]} ({', '.join(asked)})", found.kept[0][1]
+    without = with_prefix(exclude_participant_label, "sub-")
+    exclude_images(found, known, labels=without, file=exclude)
     if select != "all":
         select_images(found, select)
     found.candidates = _in_order(found.candidates)
@@ -207,30 +224,37 @@ def find_images(
     masks = pair_masks(
         usable, layout_preset, home, datasets, mask, complete=all_masked, progress=progress
     )
-    inputs = _inputs(found, base, known if participants is None else known & participants, table)
+    expected = known if participants is None else known & participants
+    inputs = _inputs(found, base, expected, table, layout_preset)
     return DatasetIndex(
-        root, _images(usable, base, home, masks, datasets, root), inputs, found.kept, datasets
+        root,
+        _images(usable, base, home, masks, datasets, root),
+        inputs,
+        found.kept,
+        datasets,
+        _near_notes(found, layout_preset),
     )
 
 
-def _labels(given: Sequence[str] | None, prefix: str) -> set[str] | None:
-    if not given:
-        return None
-    labels = [given] if isinstance(given, str) else given
-    return {prefix + str(label).removeprefix(prefix) for label in labels}
+def _near_notes(found: SearchResult, preset: Preset) -> list[str]:
+    """Say what is not taken of a dataset though its name is near."""
+    notes = []
+    if count := len(found.passed_over):
+        are = "file is not taken: its name goes" if count == 1 else "files are not taken: names go"
+        notes.append(f"{count} {are} on after {preset.suffix} (first: {found.passed_over[0]})")
+    others = [] if found.candidates else folders_of_others(found.root, preset)
+    if others:
+        notes.append(
+            f"{len(others)} folders hold images, and their names do not begin with sub- "
+            f"({', '.join(others[:3])}{', …' * (len(others) > 3)})"
+        )
+    return notes
 
 
 def _refuse_unknown(what: str, asked: set[str], known: Iterable[str], root: Path) -> None:
-    there = sorted(known, key=natural_key)
-    unknown = sorted(asked - set(there), key=natural_key)
-    if not unknown:
-        return
-    close = difflib.get_close_matches(unknown[0], there, n=3) or there[:3]
-    exists = f"{len(there)}, for instance {', '.join(close)}" if there else "none"
-    raise UsageError(
-        f"Unknown {what}{'s' if len(unknown) > 1 else ''} {', '.join(unknown)} in {root}. "
-        f"There are {exists}."
-    )
+    there = set(known)
+    if unknown := asked - there:
+        raise UsageError(unknown_labels(what, unknown, there, root))
 
 
 def _match_table(root: Path, folders: set[str]) -> set[str]:
@@ -290,16 +314,24 @@ def _images(
     )
 
 
-def _inputs(found: SearchResult, base: str, expected: set[str], table: set[str]) -> pd.DataFrame:
-    """Return the rows of ``inputs.tsv``: the candidates, and participants without any."""
+def _inputs(
+    found: SearchResult, base: str, expected: set[str], table: set[str], preset: Preset
+) -> pd.DataFrame:
+    """Return the rows of ``inputs.tsv``: the candidates, and participants without any.
+
+    Of these it is said what lies there instead, for the first of them.
+    """
     rows = [
         (*map(_utf8, (c.participant, c.session, base + c.path)), c.status, c.code, c.message)
         for c in found.candidates
     ]
     have = {c.participant for c in found.candidates}
-    for participant in sorted(expected - have):
+    for number, participant in enumerate(sorted(expected - have)):
         where = "in participants.tsv" if participant in table else "as a folder"
         code, message = "no_image", f"listed {where}, without an image that was asked for"
+        if found.rule is not None and number < _MOST_LOOKED_AT:
+            there = what_lies_there(found.root, participant, preset, found.rule, found.filters)
+            message = f"{message}; {there}"
         if not is_label(participant.removeprefix("sub-")):
             code, message = "bad_id", f"listed {where}; labels are letters and digits only"
         rows.append((_utf8(participant), None, "n/a", "skip", code, message))

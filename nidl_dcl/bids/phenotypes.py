@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from nidl_dcl.bids.quantities import read_quantities
 from nidl_dcl.bids.recode import as_series, decode, same_value
 from nidl_dcl.bids.subject_ids import match_ids
 from nidl_dcl.bids.tables import Table, read_sidecar, read_table, scan_tables, session_tables
@@ -56,12 +57,15 @@ class Phenotypes:
         What was repaired, merged, renamed or left out; at most 20 for each table.
     columns : dict of str to dict
         Descriptions of the columns in sidecars (Description, Units, Levels …).
+    reasons : dict of str to list of str
+        Why values of a column are missing, besides missing cells; under "" what holds for all columns.
     """
 
     table: pd.DataFrame
     matches: pd.DataFrame
     notes: list[str]
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reasons: dict[str, list[str]] = field(default_factory=dict)
 
 
 def participant_ids(bids_dir: str | Path) -> list[str]:
@@ -81,7 +85,12 @@ def participant_ids(bids_dir: str | Path) -> list[str]:
 
 
 def read_phenotypes(
-    bids_dir: str | Path, images: pd.DataFrame, files: Sequence[str | Path] = ()
+    bids_dir: str | Path,
+    images: pd.DataFrame,
+    files: Sequence[str | Path] = (),
+    *,
+    id_column: str | None = None,
+    id_map: str | Path | None = None,
 ) -> Phenotypes:
     """Return the phenotypes of images.
 
@@ -100,21 +109,30 @@ def read_phenotypes(
         ``participant_id session_id path`` at least, one row per image.
     files : sequence of path
         Further TSV or CSV tables with ids, and sessions if they have several rows per participant.
+    id_column : str, optional
+        Column of ids, in the tables that have it.
+    id_map : path, optional
+        Table of two columns: ids as the tables have them, and as the folders of the images.
 
     Raises
     ------
     UsageError
-        For a table that is missing or broken, and rows that contradict each other, naming them.
+        For a table that is missing or broken, rows that contradict each other, naming them, and an
+        `id_column` that no table has.
     """
-    join = _Join(Path(bids_dir).expanduser().resolve(), images)
+    join = _Join(Path(bids_dir).expanduser().resolve(), images, id_column)
+    if id_map is not None:
+        join.known_as = _read_map(Path(id_map))
     home = join.home
+    if not os.path.lexists(home / "participants.tsv"):
+        join.explain("", _tables_beside(home, files))
     if os.path.lexists(home / "participants.tsv"):
         join.add(read_table(home / "participants.tsv"))
     for path in sorted((home / "phenotype").glob("*.tsv")):
         if path.name.startswith("."):
             continue
         table = read_table(path)
-        if table.find(_PARTICIPANT) is None:
+        if table.find(join.id_names) is None:
             join.notes.append(f"{join.name_of(table)} has no column participant_id and is not used")
         else:
             join.add(table, clash="rename new")
@@ -122,6 +140,11 @@ def read_phenotypes(
     for given in files:
         # Unlike Path.expanduser, this does not raise for an unknown user: the path is then missing.
         join.add(read_table(Path(os.path.expanduser(given))), clash="rename old")  # noqa: PTH111
+    if id_column is not None and not join.id_column_found:
+        raise UsageError(
+            f"--id-column {id_column}: no table has that column. "
+            f"Tables: {', '.join(join.seen) or 'none'}."
+        )
     return join.result()
 
 
@@ -142,7 +165,12 @@ class _Column:
 class _Join:
     """Joins tables one after the other: columns of text, one value per image."""
 
-    def __init__(self, bids_dir: Path, images: pd.DataFrame) -> None:
+    def __init__(self, bids_dir: Path, images: pd.DataFrame, id_column: str | None = None) -> None:
+        self.id_names = (*([_plain_name(id_column)] if id_column else []), *_PARTICIPANT)
+        self.id_column_found = False
+        self.known_as: dict[str, str] = {}
+        self.seen: list[str] = []  # columns of each table
+        self.reasons: defaultdict[str, list[str]] = defaultdict(list)
         self.home = _home(bids_dir)
         self.participants = [str(p) for p in images["participant_id"]]
         self.sessions = [None if pd.isna(s) else str(s) for s in images["session_id"]]
@@ -165,10 +193,14 @@ class _Join:
 
     def add(self, table: Table, clash: str = "over") -> None:
         """Join a table of participants, or of participants and sessions."""
-        at, when = _id_column(table), table.find(_SESSION)
+        at, when = _id_column(table, self.id_names), table.find(_SESSION)
         if table.columns[at] != "participant_id":
             table.notes.append(f"ids are read from the column {table.columns[at][:60]!r}")
+        self.id_column_found |= _plain_name(table.columns[at]) == self.id_names[0]
+        self.seen.append(f"{self.name_of(table)} ({', '.join(table.columns[:8])})")
         ids = [row[at] for row in table.rows]
+        if self.known_as:
+            ids = [None if text is None else self.known_as.get(text, text) for text in ids]
         who = match_ids([text for text in ids if text is not None], self.everyone)
         owners = [None if text is None or text not in who else who[text][0] for text in ids]
         sessions = self._sessions(table, owners, when)
@@ -185,7 +217,7 @@ class _Join:
                 rows.append((whole or every.get(person, []),))
             else:
                 rows.append((groups.get((person, session), []), whole))
-        self._note_matches(table, ids, who, rows)
+        self._note_matches(table, at, ids, who, rows)
         self._join(table, clash, {at, when}, groups, rows)
 
     def add_own(self) -> None:
@@ -213,7 +245,13 @@ class _Join:
         names = ["participant_id", "id", "rule", "source"]
         matches = pd.DataFrame(self.matches, columns=names).astype("string")
         about = {name: dict(c.about) for name, c in self.columns.items() if c.about}
-        return Phenotypes(table, matches, self.notes, about)
+        return Phenotypes(table, matches, self.notes, about, dict(self.reasons))
+
+    def explain(self, column: str, reason: str) -> None:
+        """Note why values are missing, of one column or of all (empty name)."""
+        if reason:
+            self.notes.append(f"{column}: {reason}" if column else reason)
+            self.reasons[column].append(reason)
 
     def _image_keys(self) -> Iterable[_Key]:
         return zip(self.participants, self.sessions, strict=True)
@@ -257,9 +295,16 @@ class _Join:
         rules: Counter[str] = Counter()
         for person, said in theirs.items():
             known = self.sessions_of[person]
+            found = match_ids(said, known, "ses-")
             if not said.keys() <= set(known):
-                known = list(dict.fromkeys([*known, *_folders(self.home / person, "ses-")]))
-            for text, (name, rule) in match_ids(said, known, "ses-").items():
+                folders = _folders(self.home / person, "ses-")
+                everywhere = match_ids(said, list(dict.fromkeys([*known, *folders])), "ses-")
+                # Sessions of a derivative may be written otherwise than the raw ones of the table;
+                # where the raw dataset has both names, they are two sessions.
+                found = {t: f for t, f in found.items() if t == f[0] or f[0] not in folders} | {
+                    t: f for t, f in everywhere.items() if t not in found or found[t][0] in folders
+                }
+            for text, (name, rule) in found.items():
                 matched[person, text] = name
                 rules[rule] += 1
         if rules and set(rules) != {"exact"}:
@@ -280,6 +325,7 @@ class _Join:
     def _note_matches(
         self,
         table: Table,
+        at: int,
         ids: Sequence[str | None],
         who: Mapping[str, tuple[str, str]],
         rows: Sequence[_Rows],
@@ -301,11 +347,23 @@ class _Join:
         without = sum(not any(levels) for name, levels in images if name in have)
         if without:
             said.append(f"{without} of their images have no row for their session")
+            example = next((n, s) for n, s in self._image_keys() if n in have and s is not None)
+            self.reasons[""].append(
+                f"{source}: {without} images have no row for their session, such as {example[1]} of "
+                f"{example[0]}"
+            )
         strange = [text for text in texts if text not in who]
         if strange:
             said.append(
                 f"{len(strange)} ids of the table fit no participant, or several "
                 f"(first: {strange[0][:40]!r})"
+            )
+        if len(have) < len(self.sessions_of) and strange:
+            lone = next(name for name in self.sessions_of if name not in have)
+            self.reasons[""].append(
+                f"{source}: {len(have)} of {len(self.sessions_of)} participants with images have a "
+                f"row; the table, in its column {table.columns[at]!r}, has for instance "
+                f"{strange[0][:40]!r}, and the images have {lone!r} (see --id-column and --id-map)"
             )
         if None in ids:
             said.append(
@@ -337,13 +395,28 @@ class _Join:
         several = [image for image, numbers in enumerate(flat) if len(numbers) > 1]
         names = {at: name for at, name in enumerate(table.columns) if at not in skip}
         for at, name in names.items():
-            column, more = decode(name, [row[at] for row in table.rows], about.get(name, {}))
+            cells = [row[at] for row in table.rows]
+            column, more = decode(name, cells, about.get(name, {}))
+            if read := read_quantities({cell for cell in cells if cell is not None}):
+                about[name] = {**about.get(name, {}), "Units": read[1]}
             for key, numbers in doubles.items():
                 _refuse_contradiction(table, key, name, column, numbers)
             column.append(None)
             values = [column[number] for number in sole]
+            differing = 0
             for image in several:
                 values[image] = _closest(column, rows[image])
+                if values[image] is None and self.sessions[image] is None:
+                    differing += any(column[n] is not None for n in flat[image])
+            if differing:
+                self.reasons[name].append(
+                    f"{self.name_of(table)}: {name} is known per session and differs between "
+                    f"them; {differing} of the images have no session"
+                )
+                notes.append(
+                    f"{name} differs between sessions, and is missing for {differing} images, "
+                    "which have no session"
+                )
             notes += more + self._lay(
                 table, clash, name, values, about.get(name, {}), names.values()
             )
@@ -462,8 +535,48 @@ def _home(bids_dir: Path) -> Path:
     return outer if inside and not own and os.path.lexists(outer / "participants.tsv") else bids_dir
 
 
-def _id_column(table: Table) -> int:
-    at = table.find(_PARTICIPANT)
+def _plain_name(column: str) -> str:
+    return re.sub("[ -]", "_", column.strip().lower())
+
+
+def _read_map(path: Path) -> dict[str, str]:
+    """Return the ids of the images by those of the tables."""
+    table = read_table(path)
+    if len(table.columns) != 2:
+        raise UsageError(
+            f"{path} has {len(table.columns)} columns. A map of ids has two: ids of the tables, "
+            "and participant_id, as the folders of the images are called."
+        )
+    theirs = table.find(("participant_id",))
+    to = 1 if theirs is None else theirs
+    found: dict[str, str] = {}
+    for row, line in zip(table.rows, table.lines, strict=True):
+        own, name = row[1 - to], row[to]
+        if own is None or name is None:
+            continue
+        if found.setdefault(own, name) != name:
+            raise UsageError(f"{path}, line {line}: {own!r} stands there twice. Keep one line.")
+    return found
+
+
+def _tables_beside(home: Path, files: Sequence[str | Path]) -> str:
+    """Return what may have been meant for ``participants.tsv``; empty if nothing is there."""
+    read = {Path(file).resolve() for file in files}
+    names = ("participants.csv", "participants.txt", "participants.xlsx", "participants.tsv.gz")
+    places = [home / name for name in names] + [
+        home.parent / n for n in ("participants.tsv", *names)
+    ]
+    there = [path for path in places if path.is_file() and path.resolve() not in read]
+    if not there:
+        return ""
+    how = f"--phenotypes {there[0]}"
+    if there[0].suffix not in (".tsv", ".csv", ".txt"):
+        how = "save it as participants.tsv, or as CSV and name it with --phenotypes"
+    return f"there is no participants.tsv; {there[0]} is not read: {how}"
+
+
+def _id_column(table: Table, names: Sequence[str] = _PARTICIPANT) -> int:
+    at = table.find(names)
     if at is not None:
         return at
     if len(table.columns) == 1 and len(table.columns[0].split()) > 1:
@@ -473,5 +586,5 @@ def _id_column(table: Table) -> int:
         )
     raise UsageError(
         f"{table.path} has no column participant_id (its columns: {', '.join(table.columns[:8])}). "
-        "Name the column of ids participant_id."
+        "Name the column of ids participant_id, or say which it is with --id-column."
     )

@@ -152,7 +152,8 @@ PRESETS: dict[str, Preset] = {
             f"{who}{where}mri"
             for who in ("sub-*/", "sub-*/ses-*/", "subjects/sub-*/ses-*/")
             for where in ("", "anat/")
-        ),
+        )
+        + _BIDS,  # CAT12 makes no folder mri/ in a BIDS dataset
         extensions=(".nii", ".nii.gz"),
         derivatives=("cat12",),
         kind="probability",

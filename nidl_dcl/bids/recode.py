@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from nidl_dcl.bids.quantities import hold_units, read_quantities
+
 Values = list[str | None]
 _NUMERALS = re.compile("[0-9.eE+-]*")
 _CODE = re.compile(r"[+-]?[0-9]+(?:\.0*)?")
@@ -38,7 +40,8 @@ def decode(
     In this order: whole numbers become their labels in the sidecar's ``Levels`` (a missing value
     when the label says so); in a column of sex or gender, M, m, Male … become ``M`` and F, female …
     ``F``; decimal commas become points, if the column has no decimal points; ``89+`` becomes ``89``
-    when all other values are numbers. Other values stay as they are, with a note where most of the
+    when all other values are numbers; ``022Y`` or ``22 years`` becomes ``22`` when all values are
+    numbers of one unit of time (see `quantities`). Other values stay as they are, with a note where most of the
     column is numbers. Units are never converted.
 
     Parameters
@@ -59,6 +62,7 @@ def decode(
     if _floats(_left(meaning)) is None:
         _commas(meaning, notes)
         _open_ends(meaning, notes)
+        _quantities(meaning, about.get("Units"), notes)
         _odd_ones(meaning, counts, notes)
     if _is_called(name, "age") and str(about.get("Units", "y")).strip().lower().startswith("y"):
         _ages(meaning, notes)
@@ -179,6 +183,23 @@ def _open_ends(meaning: dict[str, str | None], notes: list[str]) -> None:
     if odd and len(ends) == len(odd) < len(_left(meaning)):
         notes.append(f"open ends read as their limit ({_shown(ends, odd)})")
         meaning.update({t: ends.get(v, v) for t, v in meaning.items() if v is not None})
+
+
+def _quantities(meaning: dict[str, str | None], declared: Any, notes: list[str]) -> None:
+    read = read_quantities(_left(meaning))
+    if read is not None:
+        numbers, unit = read
+        notes.append(f"read as numbers of {unit} ({_shown(numbers, sorted(numbers))})")
+        if declared and not str(declared).strip().lower().startswith(unit[0]):
+            notes.append(
+                f"its cells say {unit} and its Units {str(declared)[:40]}; the cells count"
+            )
+        meaning.update({t: numbers[v] for t, v in meaning.items() if v is not None})
+    elif hold_units(_left(meaning)):
+        notes.append(
+            "numbers with units that are not the same in all cells; kept as text, which is not "
+            "predicted. Convert them to one unit"
+        )
 
 
 def _odd_ones(meaning: dict[str, str | None], counts: Counter[str], notes: list[str]) -> None:

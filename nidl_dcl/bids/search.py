@@ -16,11 +16,13 @@ from operator import attrgetter
 from pathlib import Path
 
 from nidl_dcl.bids.entities import Allowed, NameRule, entities_of, is_label, natural_key, passes
+from nidl_dcl.bids.near_misses import goes_on
 from nidl_dcl.bids.presets import Preset
 from nidl_dcl.bids.walk import DatasetWalker, Folder, Progress
 from nidl_dcl.status import Code
 
 _RESOLUTION = re.compile("_res-[a-zA-Z0-9+]+(?=_[^/]*$)")
+_OF_ECHOES = ("echo", "reconstruction", "extension")
 _NUMBERED = re.compile("(run|echo|inv|flip|chunk)-0+(?=[0-9])")
 
 
@@ -56,6 +58,10 @@ class SearchResult:
     participants: list[str] = field(default_factory=list)  # all sub-*, selected or not
     sessions: set[str] = field(default_factory=set)  # of the selected participants
     kept: list[tuple[str, int]] = field(default_factory=list)  # steps, and usable images after each
+    rule: NameRule | None = None  # what was looked for; so are the filters
+    filters: Mapping[str, Allowed] = field(default_factory=dict)
+    # Of files with the suffix in their names, those that are no candidates.
+    passed_over: list[str] = field(default_factory=list)
 
     @property
     def usable(self) -> list[Candidate]:
@@ -99,7 +105,7 @@ def search(
         _texts(filters.pop("suffix", [preset.suffix])),
         _texts(filters.pop("extension", list(preset.extensions))),
     )
-    found = SearchResult(root)
+    found = SearchResult(root, rule=rule, filters=filters)
     reader = _Reader(rule)
     several: list[list[Candidate]] = []
     folders = DatasetWalker(root, preset, participants, progress)
@@ -112,6 +118,7 @@ def search(
         found.candidates += here
         if len(here) > 1:
             several.append(here)
+    found.passed_over = reader.passed_over
     found.participants, found.sessions = list(folders.participants), folders.sessions
     if preset.file_name:
         _drop_templates(found)
@@ -123,6 +130,8 @@ def search(
         found.count(_step(name, allowed))
     if preset.one_resolution and "res" not in filters:
         _drop_resolutions(found)
+    if "echo" not in filters:
+        _drop_echoes(found)
     marks = [n for n in ("desc", "space") if n not in filters and not preset.derivatives]
     for candidate in found.usable:
         _judge_kind(candidate)
@@ -148,6 +157,7 @@ class _Reader:
 
     def __init__(self, rule: NameRule) -> None:
         self.rule = rule
+        self.passed_over: list[str] = []
         self._parsed: dict[tuple[str, str, str], dict[str, str | int]] = {}
 
     def read(self, folder: Folder) -> list[Candidate]:
@@ -181,6 +191,8 @@ class _Reader:
                 elif same:
                     self._parsed[key] = candidate.entities
                 found.append(candidate)
+            elif goes_on(name, self.rule.suffixes[0]):
+                self.passed_over.append(path)
         return found
 
 
@@ -221,6 +233,28 @@ def _drop_resolutions(found: SearchResult) -> None:
     if len(kept) < len(found.candidates):
         found.candidates = [c for c in found.candidates if id(c) in kept]
         found.count("finest resolution of each")
+
+
+def _drop_echoes(found: SearchResult) -> None:
+    """Of the echoes of one scan keep their combination, the image without ``echo-``; else the first.
+
+    The combination may have a ``rec-`` (root mean square, for instance) that the echoes have not.
+    """
+    if not any("echo" in c.entities for c in found.candidates):
+        return
+    scans: defaultdict[object, list[Candidate]] = defaultdict(list)
+    for c in found.usable:
+        others = {k: v for k, v in c.entities.items() if k not in _OF_ECHOES}
+        scans[c.participant, c.session, frozenset(others.items())].append(c)
+    dropped: set[int] = set()
+    for images in scans.values():
+        echoes = [c for c in images if "echo" in c.entities]
+        first = min((int(c.entities["echo"]) for c in echoes), default=0)
+        combined = len(echoes) < len(images)
+        dropped |= {id(c) for c in echoes if combined or int(c.entities["echo"]) > first}
+    if dropped:
+        found.candidates = [c for c in found.candidates if id(c) not in dropped]
+        found.count("of several echoes, their combination (the image without echo-), or the first")
 
 
 def _texts(allowed: Allowed) -> list[str]:

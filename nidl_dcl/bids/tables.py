@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nidl_dcl.bids.quantities import MISSING
 from nidl_dcl.bids.subject_ids import match_ids
 from nidl_dcl.errors import UsageError
 
-_MISSING = {"", "n/a", "na", "nan", "null", "#n/a", "#na", "<na>", "."}
 _LARGEST = 256 * 2**20
 _POINTERS = ("version https://git-lfs", "/annex/objects/", "../.git/annex/")
 _FETCH = "fetch it first (datalad get, git annex get, git lfs pull)"
@@ -62,7 +62,7 @@ def read_table(path: Path) -> Table:
     text = _text(path, notes)
     table: Table | None = None
     # Each text is looked at once, since tables repeat themselves.
-    value_of = cache(lambda cell: None if (text := cell.strip()).lower() in _MISSING else text)
+    value_of = cache(lambda cell: None if (text := cell.strip()).lower() in MISSING else text)
     short: list[int] = []
     for number, row in _rows(path, text, notes):
         if table is None:
@@ -95,20 +95,22 @@ def read_table(path: Path) -> Table:
 def read_sidecar(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Return the descriptions of columns in the JSON file beside a table, by column, and notes.
 
-    There is none without a sidecar; a broken sidecar is a note.
+    There is none without a sidecar; a broken sidecar is a note. It is decoded as tables are.
     """
     sidecar = path.with_name(f"{path.stem}.json")
     if not os.path.lexists(sidecar):
         return {}, []
     try:
-        content = json.loads(_bytes(sidecar).decode("utf-8-sig"))
+        notes: list[str] = []
+        content = json.loads(_decoded(_bytes(sidecar), notes))
     except UsageError as error:
         return {}, [f"{error} Columns are used without it."]
     except (ValueError, RecursionError) as error:
         return {}, [f"{sidecar.name} is no JSON ({error}); columns are used without it"]
     if not isinstance(content, dict):
         return {}, [f"{sidecar.name} is no JSON object; columns are used without it"]
-    return {str(k).strip(): v for k, v in content.items() if isinstance(v, dict)}, []
+    notes = [f"{sidecar.name}: {note}" for note in notes]
+    return {str(k).strip(): v for k, v in content.items() if isinstance(v, dict)}, notes
 
 
 def _rows(path: Path, text: str, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
@@ -156,14 +158,17 @@ def _bytes(path: Path) -> bytes:
         raise UsageError(f"{path} cannot be read: {why}. Give a readable file.") from error
 
 
-def _text(path: Path, notes: list[str]) -> str:
-    data = _bytes(path)
+def _decoded(data: bytes, notes: list[str]) -> str:
     encoding = next((name for name, bom in _BOMS if data.startswith(bom)), "utf-8")
     try:
-        text = data.decode(encoding)
+        return data.decode(encoding)
     except UnicodeDecodeError:
         notes.append("not UTF-8; read as Latin-1")
-        text = data.decode("latin-1")
+        return data.decode("latin-1")
+
+
+def _text(path: Path, notes: list[str]) -> str:
+    text = _decoded(_bytes(path), notes)
     if "\0" in text:
         raise UsageError(f"{path} is no text file. Give a TSV or CSV file in UTF-8.")
     if text.startswith(_POINTERS):

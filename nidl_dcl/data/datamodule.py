@@ -65,8 +65,9 @@ class BIDSDataModule(L.LightningDataModule):
         Called with (what, done, total).
     **selection
         Which images of `bids_dir`, as options of `ImageTable`: ``preset``, ``derivatives``,
-        ``participant_label``, ``session_label``, ``filters``, ``select``, ``intensity``, ``mask``,
-        ``phenotypes``, ``max_skipped``.
+        ``participant_label``, ``session_label``, ``exclude_participant_label``, ``exclude``,
+        ``filters``, ``select``, ``intensity``, ``mask``, ``phenotypes``, ``id_column``, ``id_map``,
+        ``max_skipped``.
 
     Attributes
     ----------

@@ -44,6 +44,11 @@ class ImageTable:
         Folders of derivatives, ``[NAME=]PATH``.
     participant_label, session_label : sequence of str or None
         Only these, with or without prefix.
+    exclude_participant_label : sequence of str or None
+        Not these, with or without prefix.
+    exclude : path or None
+        Table of images that are not to be used: ``participant_id``, and if wanted ``session_id``,
+        ``run`` and ``reason``.
     filters : mapping or None
         BIDS filter: entity to value, list of values, ``None`` (absent) or ``"*"`` (any).
     select : {"all", "first", "last"}, default="all"
@@ -54,6 +59,8 @@ class ImageTable:
         "auto", "none", or the derivative that holds the brain masks.
     phenotypes : sequence of path, optional
         Further tables, besides those of the dataset.
+    id_column, id_map : optional
+        As in `nidl_dcl.bids.phenotypes.read_phenotypes`.
     preprocessed : PreprocessedImages, optional
         Brains that are used instead of the dataset's own images. `preset` and `derivatives` are then
         those of the brains.
@@ -72,6 +79,8 @@ class ImageTable:
         How many images each step of the selection left.
     notes : list of str
         How the phenotype tables were read.
+    near : list of str
+        What was not taken though its name is near.
     preprocessing : {"none", "strip", "rigid", "align"}
         What the program did to the images before. Known after `check`.
     links : dict of str to Path
@@ -88,11 +97,15 @@ class ImageTable:
         derivatives: Sequence[str] = (),
         participant_label: Sequence[str] | None = None,
         session_label: Sequence[str] | None = None,
+        exclude_participant_label: Sequence[str] | None = None,
+        exclude: str | Path | None = None,
         filters: Mapping[str, Any] | None = None,
         select: str = "all",
         intensity: str = "auto",
         mask: str = "auto",
         phenotypes: Sequence[str | Path] = (),
+        id_column: str | None = None,
+        id_map: str | Path | None = None,
         preprocessed: PreprocessedImages | None = None,
         max_skipped: float = 0.1,
         work_dir: str | Path | None = None,
@@ -107,6 +120,8 @@ class ImageTable:
             "derivatives": tuple(derivatives),
             "participant_label": participant_label,
             "session_label": session_label,
+            "exclude_participant_label": exclude_participant_label,
+            "exclude": exclude,
             "filters": filters,
             "select": select,
         }
@@ -122,9 +137,12 @@ class ImageTable:
         )
         self.kept: list[tuple[str, int]] = []
         self.notes: list[str] = []
+        self.near: list[str] = []
         self.matches = pd.DataFrame(columns=["participant_id", "id", "rule", "source"])
         self._phenotype_columns: list[str] = []
         self._intensity = intensity
+        self.ids: dict[str, Any] = {"id_column": id_column, "id_map": id_map}
+        self._reasons: Mapping[str, list[str]] = {}
         self._sidecars: Mapping[str, Any] = {}
         self.links: dict[str, Path] = {}
         self._images: pd.DataFrame | None = None
@@ -171,6 +189,24 @@ class ImageTable:
         """The columns of `images` that come from phenotype tables."""
         self.check()
         return self._phenotype_columns
+
+    @property
+    def has_whole_heads(self) -> bool:
+        """Whether images with a skull are used without masks."""
+        preset = PRESETS[self.preset]
+        with_skull = preset.kind == "intensity" and not preset.stripped
+        return (
+            with_skull
+            and self.preprocessing == "none"
+            and len(self.images) > 0
+            and not self.images["mask_path"].notna().all()
+        )
+
+    def why_missing(self, column: str | None = None) -> str:
+        """Return why values of a column, or all of a table, may be missing; empty if nothing is odd."""
+        self.check()
+        own = [] if column is None else self._reasons.get(column, [])
+        return "".join(f" {reason}." for reason in (*own, *self._reasons.get("", [])))
 
     def units(self, column: str) -> str | None:
         """Return the unit that the tables declare for a column, None if they declare none."""
@@ -240,9 +276,11 @@ class ImageTable:
         usable = [check.status != "skip" for check in found]
         kept = images[usable].reset_index(drop=True)
         self.kept = [*index.kept, ("usable after opening", len(kept))]
+        self.near = index.notes
         fetch = how_to_fetch(self.root, inputs)
         self._refuse_unusable(inputs, len(kept), fetch)
-        phenotypes = read_phenotypes(self.root, kept, self.phenotype_files)
+        phenotypes = read_phenotypes(self.root, kept, self.phenotype_files, **self.ids)
+        self._reasons = phenotypes.reasons
         self.notes = [*phenotypes.notes, *([fetch] if fetch else [])]
         self.matches = phenotypes.matches
         self._sidecars = phenotypes.columns
@@ -255,16 +293,22 @@ class ImageTable:
         self._images = pd.concat([kept, phenotypes.table[own].set_index(kept.index)], axis=1)
 
     def _refuse_unusable(self, inputs: pd.DataFrame, n_usable: int, fetch: str) -> None:
-        candidates = inputs[inputs["path"] != "n/a"]
+        # What a person left out is not a fault of the data.
+        candidates = inputs[(inputs["path"] != "n/a") & (inputs["code"] != "excluded")]
         skipped = int((candidates["status"] == "skip").sum())
         if n_usable == 0:
-            first = "`nidl-dcl index` lists the candidates;"
+            first = (
+                "`nidl-dcl index` lists the candidates; look at --preset and --bids-filter-file."
+            )
             if inputs.empty:
-                first = f"{WHICH_FOLDER} If so,"
+                first = f"{WHICH_FOLDER} If so, look at --preset and --bids-filter-file."
+                first = " ".join([*(f"{note[0].upper()}{note[1:]}." for note in self.near), first])
+            elif len(told := inputs[inputs["message"].fillna("").str.len() > 0]):
+                row = told.iloc[0]
+                first = f"For one, {row['participant_id']}: {row['message'].rstrip('.')}. {first}"
             raise InputsUnusableError(
                 f"{self.bids_dir}: no usable image for preset {self.preset!r} "
-                f"({_reasons(inputs) or 'no candidate by name'}). "
-                f"{first} look at --preset and --bids-filter-file. {fetch}"
+                f"({_reasons(inputs) or 'no candidate by name'}). {first} {fetch}"
             )
         if skipped > self.max_skipped * len(candidates):
             raise InputsUnusableError(

@@ -1,6 +1,6 @@
 """What the embeddings are compared with, as sources of coordinates.
 
-Computing such features is for `nidl_dcl.workflow.baselines`, scoring them for `cross_validation`.
+Computing such features is for `nidl_dcl.models.baselines`, scoring them for `cross_validation`.
 """
 
 from __future__ import annotations

@@ -131,8 +131,9 @@ def cross_validate_all(
     """
     (source,) = sources["embeddings"]
     first, folds, strengths = cross_validate(design, source, counter)
-    predicted = {"embeddings": first[None]}
-    found = {"embeddings": folds, "dummy": dummy_scores(design)}
+    constant, constant_folds = cross_validate_dummy(design)
+    predicted = {"embeddings": first[None], "dummy": constant[None]}
+    found = {"embeddings": folds, "dummy": constant_folds}
     for name in [name for name in sources if name != "embeddings"]:
         runs = [cross_validate(design, each, counter) for each in sources[name]]
         predicted[name] = np.stack([run[0] for run in runs])
@@ -144,14 +145,14 @@ def cross_validate_all(
     return predicted, strengths, scores
 
 
-def dummy_scores(
+def cross_validate_dummy(
     design: CVDesign, known: NDArray[np.bool_] | None = None
-) -> list[dict[str, float]]:
-    """Return the scores of always saying the training mean, or the training shares of classes.
+) -> tuple[Array, list[dict[str, float]]]:
+    """Return predictions and scores of the training mean, or the training shares of classes.
 
     Rows that may be learned from are `known`, shape (n_repeats, n_used); default: all.
     """
-    scores = []
+    predictions, scores = [], []
     for repeat, fold in enumerate(design.row_folds):
         predicted = np.zeros((len(fold), *[len(design.labels)] * (design.task != "regression")))
         for k in range(design.n_folds):
@@ -160,8 +161,9 @@ def dummy_scores(
             predicted[test] = dummy_prediction(
                 design, np.flatnonzero(learned), np.flatnonzero(test)
             )
+        predictions.append(predicted)
         scores += _score_folds(design, repeat, predicted)
-    return scores
+    return np.stack(predictions), scores
 
 
 def train_and_test(
@@ -209,7 +211,12 @@ def dummy_prediction(design: CVDesign, train: Rows, test: Rows) -> Array:
 
 
 def permutation_test(
-    design: CVDesign, source: Source, n_permutations: int, seed: int, counter: ProgressCounter
+    design: CVDesign,
+    source: Source,
+    n_permutations: int,
+    seed: int,
+    counter: ProgressCounter,
+    strata: Rows | None = None,
 ) -> dict[str, Any]:
     """Compare the main score, mean over the folds of the first repeat, with permuted targets.
 
@@ -227,16 +234,19 @@ def permutation_test(
         Key of the permutations.
     counter : ProgressCounter
         Counts `permutation_steps`.
+    strata : ndarray of int, shape (n_groups,), optional
+        Targets change places between groups of one stratum (a site) alone, which tests what is
+        predicted beyond it.
     """
     start = np.searchsorted(design.group, np.arange(design.n_groups))
     count = np.bincount(design.group)
     turn = np.arange(len(design.group)) - start[design.group]
     columns = [np.arange(len(design.group))]
+    blocks = permuted_together(design, strata)
     for i in range(n_permutations):
         donor = np.arange(len(start))
-        for k in range(design.n_folds):
-            members = np.flatnonzero(design.fold[0] == k)
-            donor[members] = members[permutation(len(members), seed, "permutation", i, k)]
+        for key, members in blocks.items():
+            donor[members] = members[permutation(len(members), seed, "permutation", i, *key)]
         given = donor[design.group]
         columns.append(start[given] + turn % count[given])
     values = design.value[np.stack(columns, axis=1)]
@@ -249,6 +259,19 @@ def permutation_test(
         counter.update()
     every = np.concatenate(scores)
     return chance_level(MAIN_METRIC[design.task], float(every[0]), every[1:])
+
+
+def permuted_together(design: CVDesign, strata: Rows | None) -> dict[tuple[int, ...], Rows]:
+    """Return the groups between which targets change places, by fold and, if given, stratum."""
+    blocks: dict[tuple[int, ...], Rows] = {}
+    for k in range(design.n_folds):
+        in_fold = design.fold[0] == k
+        if strata is None:
+            blocks[(k,)] = np.flatnonzero(in_fold)
+            continue
+        for stratum in np.unique(strata[in_fold]):
+            blocks[k, int(stratum)] = np.flatnonzero(in_fold & (strata == stratum))
+    return blocks
 
 
 def permutation_steps(n_permutations: int) -> int:

@@ -19,7 +19,13 @@ from nidl_dcl.evaluation.cohort import compare_cohorts, describe_cohort
 from nidl_dcl.evaluation.extra_features import read_extra_features
 from nidl_dcl.evaluation.features import Column, read_matrix, refuse_non_finite
 from nidl_dcl.evaluation.folds import CVDesign, count_used, make_external_design
-from nidl_dcl.evaluation.metrics import MAIN_METRIC, METRIC_WORDS, prediction_scores
+from nidl_dcl.evaluation.metrics import (
+    MAIN_METRIC,
+    METRIC_WORDS,
+    MIN_FINDING,
+    compared,
+    prediction_scores,
+)
 from nidl_dcl.evaluation.people import People, read_people
 from nidl_dcl.evaluation.prediction_table import describe_predictions, prediction_table
 from nidl_dcl.evaluation.readout_file import ReadoutFile
@@ -69,6 +75,7 @@ class ExternalResult:
             "internal_low": low_inside,
             "internal_high": high_inside,
             "dummy": self.metrics["baselines"]["dummy"][headline["metric"]]["mean"],
+            "too_few": headline["too_few"],
             "n": self.metrics["n_participants"],
             "n_internal": self.metrics["internal"]["n_participants"],
             "n_overlap": self.metrics["overlap"]["n_participants"],
@@ -331,9 +338,11 @@ def _headline(
     sign = -1.0 if metric == "mae" else 1.0
     outside = scores[metric]
     inside = stored.internal.get(metric) or {"mean": None, "ci95": None}
+    guessed = guess[metric]["mean"]
+    here, there, constant = compared(outside["mean"], inside["mean"], guessed)
     sentence = (
         f"A readout fitted on {stored.n_participants} other participants predicts {stored.target} of "
-        f"{n} participants here with {METRIC_WORDS[metric]} {_with_interval(outside)}"
+        f"{n} participants here with {METRIC_WORDS[metric]} {here}{_interval_of(outside)}"
     )
     gap = None
     if inside["mean"] is None:
@@ -347,26 +356,32 @@ def _headline(
             apart = max(low, low_inside) > min(high, high_inside)
             ends = ", and the intervals do not overlap" if apart else ", and the intervals overlap"
         sentence += (
-            f"; cross-validated in its own cohort it had {_with_interval(inside)}: {way} by "
+            f"; cross-validated in its own cohort it had {there}{_interval_of(inside)}: {way} by "
             f"{abs(gap):.2g} here{ends}."
         )
-    guessed = guess[metric]["mean"]
     if sign * (outside["mean"] - guessed) > 0:
-        sentence += f" A constant guess that knows that cohort has {guessed:.3g}."
+        sentence += f" A constant guess that knows that cohort has {constant}."
     else:
-        sentence += f" It does not beat a constant guess that knows that cohort, {guessed:.3g}."
+        sentence += f" It does not beat a constant guess that knows that cohort, {constant}."
+    too_few = n < MIN_FINDING
+    if too_few:
+        sentence = (
+            f"There are too few participants here, {n}, to say how well the readout of {stored.target} "
+            f"of another cohort works: it takes {MIN_FINDING}. The predictions are in the table, the "
+            "scores in the metrics file; they are not a finding."
+        )
     return {
         "metric": metric,
         "external": outside,
         "internal": inside,
         "difference": gap,
+        "too_few": too_few,
         "sentence": sentence,
     }
 
 
-def _with_interval(score: Mapping[str, Any]) -> str:
-    ends = " (95 % interval {:.3g} to {:.3g})".format(*score["ci95"]) if score["ci95"] else ""
-    return f"{score['mean']:.3g}{ends}"
+def _interval_of(score: Mapping[str, Any]) -> str:
+    return " (95 % interval {:.3g} to {:.3g})".format(*score["ci95"]) if score["ci95"] else ""
 
 
 def _shift(stored: ReadoutFile, here: dict[str, Any], design: CVDesign) -> dict[str, Any]:

@@ -9,13 +9,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.evaluation.bootstrap import MIN_GROUPS, N_DRAWS, bootstrap_units
 from nidl_dcl.evaluation.cross_validation import dummy_prediction, train_and_test
 from nidl_dcl.evaluation.features import Source
+from nidl_dcl.evaluation.fold_table import tested_rows
 from nidl_dcl.evaluation.folds import CVDesign, Units, make_units
-from nidl_dcl.evaluation.metrics import MAIN_METRIC, METRIC_WORDS, prediction_scores
+from nidl_dcl.evaluation.metrics import (
+    MAIN_METRIC,
+    METRIC_WORDS,
+    MIN_FINDING,
+    compared,
+    prediction_scores,
+)
 from nidl_dcl.evaluation.people import People
 from nidl_dcl.evaluation.targets import HELD_OUT, Target
 
@@ -28,7 +36,7 @@ def score_held_out(
     people: People,
     sources: Mapping[str, Sequence[Source]],
     seed: int,
-) -> tuple[Array | None, dict[str, Any] | None]:
+) -> tuple[Array | None, dict[str, Any] | None, list[pd.DataFrame]]:
     """Predict and score the held-out rows.
 
     Parameters
@@ -50,9 +58,11 @@ def score_held_out(
         Of the embeddings, for the rows with the reason `HELD_OUT`; None when they are not scored.
     holdout : dict or None
         What ``metrics.json`` holds; None when nobody is held out.
+    tables : list of DataFrame
+        What was predicted from each source, as `nidl_dcl.evaluation.fold_table.tested_rows` gives it.
     """
     if not people.held_out.any():
-        return None, None
+        return None, None, []
     rows = np.flatnonzero(target.reasons == HELD_OUT)
     n, n_held_out = len(set(people.person[rows])), len(set(people.person[people.held_out]))
     result: dict[str, Any] = {"n_participants": n, "n_dropped": n_held_out - n}
@@ -65,7 +75,7 @@ def score_held_out(
             f"{n_held_out} participants are held out, {n} of them with a usable {target.name}: fewer "
             f"than {MIN_GROUPS}, so they are not scored.{unknown}"
         )
-        return None, result
+        return None, result, []
     units = make_units(target.numbers[rows], people.person[rows], people.group[rows])
     train = np.arange(len(design.unit))
     test = len(train) + np.arange(len(rows))
@@ -78,16 +88,24 @@ def score_held_out(
     each = {"dummy": [dummy_prediction(design, train, test)]}
     each |= {name: [prediction for prediction, _ in runs] for name, runs in found.items()}
     result["baselines"] = {name: _score(units, runs, design, seed) for name, runs in each.items()}
+    tables = [
+        tested_rows(
+            *(design, units, rows, prediction), test="holdout", features=name, source=number
+        )
+        for name, runs in {"embeddings": [predicted], **each}.items()
+        for number, prediction in enumerate(runs)
+    ]
     result["interval"] = f"percentiles of {N_DRAWS} draws of participants, 95 %"
     metric = MAIN_METRIC[design.task]
     own, guess = result["scores"][metric], result["baselines"]["dummy"][metric]
     within = " ({:.3g} to {:.3g})".format(*own["ci95"]) if own["ci95"] else ""
+    mine, constant = compared(own["mean"], guess["mean"])
+    few = f" Fewer than {MIN_FINDING} participants: not a finding." if n < MIN_FINDING else ""
     result["sentence"] = (
         f"In {n} participants held out from everything, one readout of the {design.n_participants} "
-        f"others has {METRIC_WORDS[metric]} {own['mean']:.3g}{within}; dummy: "
-        f"{guess['mean']:.3g}.{unknown}"
+        f"others has {METRIC_WORDS[metric]} {mine}{within}; dummy: {constant}.{few}{unknown}"
     )
-    return predicted, result
+    return predicted, result, tables
 
 
 def _score(

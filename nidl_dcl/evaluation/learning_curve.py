@@ -14,10 +14,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nidl_dcl.errors import UsageError
-from nidl_dcl.evaluation.cross_validation import ProgressCounter, cross_validate, dummy_scores
+from nidl_dcl.evaluation.cross_validation import (
+    ProgressCounter,
+    cross_validate,
+    cross_validate_dummy,
+)
 from nidl_dcl.evaluation.features import Source
 from nidl_dcl.evaluation.folds import CVDesign, main_class
-from nidl_dcl.evaluation.metrics import METRIC_WORDS, interval
+from nidl_dcl.evaluation.metrics import METRIC_WORDS, compared, interval, score_bounds
 from nidl_dcl.evaluation.targets import MIN_CLASS
 from nidl_dcl.randomness import permutation
 
@@ -146,10 +150,10 @@ def learning_curve(
                 name: [cross_validate(design, source, counter, rows)[1] for source in given]
                 for name, given in sources.items()
             }
-            runs["dummy"] = [dummy_scores(design, rows)]
+            runs["dummy"] = [cross_validate_dummy(design, rows)[1]]
             for name in scores:
                 folds = np.mean([[fold[metric] for fold in run] for run in runs[name]], axis=0)
-                found[name] = interval(folds, ratio)
+                found[name] = interval(folds, ratio, score_bounds(metric))
         for name, score in found.items():
             points[name].append({key: score[key] for key in ("mean", "ci95")})
     return {
@@ -212,8 +216,10 @@ def _sentence(
             f"With {sizes[reached]:.0f} labeled participants, the embeddings predict {rival} with "
             f"all {everyone}"
         )
+    mine, theirs = compared(own[min(reached, len(own) - 1)], goal)
+    half, whole = compared(own[-2], own[-1])
     return (
-        f"{first} ({words} {own[min(reached, len(own) - 1)]:.3g} against {goal:.3g}). From "
+        f"{first} ({words} {mine} against {theirs}). From "
         f"{sizes[-2]:.0f} to {everyone} participants, the {words} of the embeddings goes from "
-        f"{own[-2]:.3g} to {own[-1]:.3g}."
+        f"{half} to {whole}."
     )

@@ -7,7 +7,9 @@ shared factorization per fold makes 200 permutations of a tuned model cost secon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,11 @@ MAX_ITERATIONS = 2000
 
 _TOLERANCE = 1e-10
 """Where they stop: size of the preconditioned gradient per row."""
+
+_MANY = 0.2
+"""Share of the folds from which on it is said that they chose an end of the grid."""
+
+_NONE = np.empty(0)
 
 
 def _logistic(z: Array, targets: Array, z_test: Array, penalty: Array, n_classes: int) -> Array:
@@ -89,9 +96,17 @@ class Ridge:
     """Ridge regression; its strength is the penalty relative to the total variance (n x trace).
 
     With d standardized features and n training rows, scikit-learn's ``alpha`` is strength x n x d.
+
+    Attributes
+    ----------
+    strengths : ndarray
+        To choose from, the strongest first.
+    weaker : ndarray
+        More of them, tried where the weakest of `strengths` is the best.
     """
 
-    strengths: Array = field(default_factory=lambda: np.logspace(2, -6, 17))
+    strengths: Array = field(default_factory=lambda: np.logspace(4, -8, 25))
+    weaker: Array = field(default_factory=lambda: _NONE)
 
     def predict(self, z: Array, targets: Array, z_test: Array, strength: Array) -> Array:
         """Return predictions of many targets, shape (m, n_targets).
@@ -120,10 +135,18 @@ class Logistic:
 
     The objective is that of ``LogisticRegression(class_weight="balanced")``: one column of weights
     for two classes, softmax for more.
+
+    Attributes
+    ----------
+    n_classes : int
+    strengths, weaker : ndarray
+        As of `Ridge`. The weaker the penalty, the more steps a model takes, so the weakest are tried
+        where they can be chosen alone.
     """
 
     n_classes: int
-    strengths: Array = field(default_factory=lambda: np.logspace(1, -4, 11))
+    strengths: Array = field(default_factory=lambda: np.logspace(4, -4, 17))
+    weaker: Array = field(default_factory=lambda: np.logspace(-4.5, -7, 6))
 
     def predict(self, z: Array, targets: Array, z_test: Array, strength: Array) -> Array:
         """Return class probabilities of many targets, shape (m, n_targets, n_classes).
@@ -180,26 +203,19 @@ def nested_cv_predict(
     strengths : ndarray, shape (n_folds, n_targets)
         What was chosen for each test fold.
     """
-    n_folds, n_targets = int(fold.max()) + 1, targets.shape[1]
-    loss = np.zeros((n_folds, len(model.strengths), n_targets))
-    repeated = np.repeat(model.strengths, n_targets)
+    n_folds = int(fold.max()) + 1
     if known is None:
         known = np.ones(len(fold), dtype=bool)
-    for a in range(n_folds):
-        for b in range(a):
-            train = np.flatnonzero(known & (fold != a) & (fold != b))
-            test = np.flatnonzero(known & ((fold == a) | (fold == b)))
-            if not len(test):
-                continue
-            z, z_test = source.coordinates(train, test)
-            tiled = np.tile(targets[train], (1, len(model.strengths)))
-            predicted = model.predict(z, tiled, z_test, repeated)
-            for inner, outer in ((a, b), (b, a)):
-                rows = fold[test] == inner
-                truth = np.tile(targets[test[rows]], (1, len(model.strengths)))
-                loss[outer] += model.loss(truth, predicted[rows]).reshape(-1, n_targets)
+    loss = _inner_losses(source, targets, fold, model, known, model.strengths)
     # The first of equals is the strongest.
-    strengths = model.strengths[loss.argmin(axis=1)]
+    best = loss.argmin(axis=1)
+    strengths = model.strengths[best]
+    at_edge = best == len(model.strengths) - 1
+    if len(model.weaker) and at_edge.any():
+        some = np.flatnonzero(at_edge.any(axis=0))
+        more = _inner_losses(source, targets[:, some], fold, model, known, model.weaker)
+        better = at_edge[:, some] & (more.min(axis=1) < loss.min(axis=1)[:, some])
+        strengths[:, some] = np.where(better, model.weaker[more.argmin(axis=1)], strengths[:, some])
     predictions: list[tuple[Rows, Array]] = []
     for k in range(n_folds):
         train, test = np.flatnonzero(known & (fold != k)), np.flatnonzero(fold == k)
@@ -209,6 +225,34 @@ def nested_cv_predict(
     for test, predicted in predictions:
         result[test] = predicted
     return result, strengths
+
+
+def _inner_losses(
+    source: Source,
+    targets: Array,
+    fold: NDArray[np.intp],
+    model: Ridge | Logistic,
+    known: NDArray[np.bool_],
+    strengths: Array,
+) -> Array:
+    """Return the loss of each strength for each test fold, shape (n_folds, n_strengths, n_targets)."""
+    n_folds, n_targets = int(fold.max()) + 1, targets.shape[1]
+    loss = np.zeros((n_folds, len(strengths), n_targets))
+    repeated = np.repeat(strengths, n_targets)
+    for a in range(n_folds):
+        for b in range(a):
+            train = np.flatnonzero(known & (fold != a) & (fold != b))
+            test = np.flatnonzero(known & ((fold == a) | (fold == b)))
+            if not len(test):
+                continue
+            z, z_test = source.coordinates(train, test)
+            tiled = np.tile(targets[train], (1, len(strengths)))
+            predicted = model.predict(z, tiled, z_test, repeated)
+            for inner, outer in ((a, b), (b, a)):
+                rows = fold[test] == inner
+                truth = np.tile(targets[test[rows]], (1, len(strengths)))
+                loss[outer] += model.loss(truth, predicted[rows]).reshape(-1, n_targets)
+    return loss
 
 
 def tuned_strength(
@@ -228,13 +272,70 @@ def tuned_strength(
         Losses are summed over the folds of all repeats.
     model : Ridge or Logistic
     """
-    loss = np.zeros(len(model.strengths))
+    strengths = model.strengths
+    loss = _losses(source, targets, train, folds, model, strengths)
+    if len(model.weaker) and loss.argmin() == len(strengths) - 1:
+        strengths = np.concatenate([strengths, model.weaker])
+        more = _losses(source, targets, train, folds, model, model.weaker)
+        loss = np.concatenate([loss, more])
+    # The first of equals is the strongest.
+    return float(strengths[loss.argmin()])
+
+
+def _losses(
+    source: Source,
+    targets: Array,
+    train: Rows,
+    folds: NDArray[np.intp],
+    model: Ridge | Logistic,
+    strengths: Array,
+) -> Array:
+    """Return the loss of each strength over the folds of `train`."""
+    loss = np.zeros(len(strengths))
     for fold in folds:
         for k in range(int(fold.max()) + 1):
             z, z_test = source.coordinates(train[fold != k], train[fold == k])
             known, truth = (
                 np.tile(targets[rows][:, None], (1, len(loss))) for rows in (fold != k, fold == k)
             )
-            loss += model.loss(truth, model.predict(z, known, z_test, model.strengths))
-    # The first of equals is the strongest.
-    return float(model.strengths[loss.argmin()])
+            loss += model.loss(truth, model.predict(z, known, z_test, strengths))
+    return loss
+
+
+def count_edges(chosen: Sequence[float], model: Ridge | Logistic) -> dict[str, Any]:
+    """Return how often tuning chose an end of its grid: another grid might have served better.
+
+    Parameters
+    ----------
+    chosen : sequence of float
+        One per fold.
+    model : Ridge or Logistic
+        Whose grid it was.
+
+    Returns
+    -------
+    dict
+        ``strongest`` and ``weakest`` strength of the grid; ``n_strongest`` and ``n_weakest``, the
+        folds that chose them; ``sentence``, None if fewer than a fifth of the folds did.
+    """
+    grid = np.concatenate([model.strengths, model.weaker])
+    most, least = float(grid.max()), float(grid.min())
+    n = {"strongest": sum(s >= most for s in chosen), "weakest": sum(s <= least for s in chosen)}
+    said = [
+        f"the {name} ({end:.1g}, {means}) in {n[name]} of {len(chosen)} folds"
+        for name, end, means in (
+            ("strongest", most, "hardly anything but the mean is predicted"),
+            ("weakest", least, "hardly any penalty"),
+        )
+        if n[name] >= _MANY * len(chosen)
+    ]
+    return {
+        "strongest": most,
+        "weakest": least,
+        "n_strongest": int(n["strongest"]),
+        "n_weakest": int(n["weakest"]),
+        "sentence": f"Tuning chose an end of its grid of penalties: {', '.join(said)}. Another grid "
+        "might have given another score."
+        if said
+        else None,
+    }

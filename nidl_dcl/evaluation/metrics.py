@@ -18,6 +18,12 @@ Array = NDArray[np.float64]
 MAIN_METRIC = {"regression": "mae", "classification": "balanced_accuracy"}
 """The score of each task that permutations and the headline use."""
 
+MIN_FINDING = 20
+"""Participants scored once, fewer of whom are no finding, whatever the score."""
+
+_BOUNDS = {"mae": (0.0, np.inf), "r2": (-np.inf, 1.0), "r": (-1.0, 1.0)}
+"""What a score of numbers can be; those of classes lie between 0 and 1."""
+
 METRIC_WORDS = {"mae": "mean absolute error", "balanced_accuracy": "balanced accuracy"}
 """The main scores as sentences call them."""
 
@@ -162,13 +168,22 @@ def classification_scores(
     return scores | {f"recall_{label}": float(x) for label, x in zip(labels, recall, strict=True)}
 
 
-def interval(folds: Sequence[float] | Array, test_train_ratio: float) -> dict[str, Any]:
+def score_bounds(metric: str) -> tuple[float, float]:
+    """Return the least and the largest value that a score can have."""
+    return _BOUNDS.get(metric, (0.0, 1.0))
+
+
+def interval(
+    folds: Sequence[float] | Array,
+    test_train_ratio: float,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> dict[str, Any]:
     """Return mean and corrected 95 % interval of a score over repeated folds (Nadeau and Bengio).
 
     Training sets of repeated folds overlap, so the plain standard error is far too small. The
     corrected variance of the mean is ``(1 / J + n_test / n_train) * s**2`` with the sample variance
-    ``s**2`` of the J folds; the interval uses Student's t with J - 1 degrees of freedom. It is not
-    clipped to the range of the score.
+    ``s**2`` of the J folds; the interval uses Student's t with J - 1 degrees of freedom. It ends at
+    the bounds of the score.
 
     Parameters
     ----------
@@ -176,6 +191,8 @@ def interval(folds: Sequence[float] | Array, test_train_ratio: float) -> dict[st
         NaN where the score is undefined; those folds are left out.
     test_train_ratio : float
         Participants in a test set per participant in its training set, mean over the folds.
+    bounds : tuple of float
+        What the score can be, see `score_bounds`; default: anything.
 
     Returns
     -------
@@ -193,12 +210,56 @@ def interval(folds: Sequence[float] | Array, test_train_ratio: float) -> dict[st
         return {"mean": mean, "ci95": None, "folds": listed}
     error = np.sqrt((1 / len(finite) + test_train_ratio) * finite.var(ddof=1))
     half = float(student_t.ppf(0.975, len(finite) - 1) * error)
-    return {"mean": mean, "ci95": [mean - half, mean + half], "folds": listed}
+    return {"mean": mean, "ci95": within(bounds, mean - half, mean + half), "folds": listed}
+
+
+def within(bounds: tuple[float, float], low: float, high: float) -> list[float]:
+    """Return the ends of an interval, at most the bounds of a score.
+
+    Parameters
+    ----------
+    bounds : tuple of float
+        As of `score_bounds`.
+    low, high : float
+    """
+    return [max(low, bounds[0]), min(high, bounds[1])]
 
 
 def summarize(folds: Sequence[dict[str, float]], test_train_ratio: float) -> dict[str, Any]:
     """Return ``{metric: interval(...)}`` from the scores of each fold."""
-    return {metric: interval([f[metric] for f in folds], test_train_ratio) for metric in folds[0]}
+    return {
+        metric: interval([f[metric] for f in folds], test_train_ratio, score_bounds(metric))
+        for metric in folds[0]
+    }
+
+
+def compared(*values: float | None) -> list[str]:
+    """Return scores with as many digits as it takes to tell them apart, three to six."""
+    given = {v for v in values if v is not None}
+    for digits in range(3, 7):
+        texts = ["–" if v is None else f"{v:.{digits}g}" for v in values]
+        if len({t for t, v in zip(texts, values, strict=True) if v is not None}) == len(given):
+            break
+    return texts
+
+
+def p_words(p: float | None, n: int | None) -> str:
+    """Return a p value in words: ``= 0.02``, or ``≤ 0.005`` where no permutation was as good."""
+    if p is None:
+        return ""
+    at_floor = n is not None and p <= 1.0000001 / (1 + n)
+    return f"{'≤' if at_floor else '='} {p:.2g}"
+
+
+def multiplicity_note(n_targets: int) -> str:
+    """Return what to think of when several targets were predicted; nothing of one."""
+    if n_targets < 2:
+        return ""
+    return (
+        f"{n_targets} targets were predicted. Intervals and p values are of each alone: of many "
+        "targets without any information, one in twenty has a p of at most 0.05. By Bonferroni's rule "
+        f"for {n_targets}, a p says something from {0.05 / n_targets:.2g} down."
+    )
 
 
 def chance_level(metric: str, observed: float, permuted: Array) -> dict[str, Any]:
@@ -274,11 +335,12 @@ def compare(
     elif high < 0:
         verdict = f"The embeddings predict {target} worse than the best baseline, {best}"
     else:
-        verdict = f"The embeddings do not beat the best baseline, {best}, at predicting {target}"
+        verdict = f"The embeddings are not shown to predict {target} better than the best baseline, {best}"
         zero = ", which includes 0"
+    mine, theirs_best = compared(scores[metric]["mean"], baselines[best][metric]["mean"])
     sentence = (
-        f"{verdict}: {METRIC_WORDS.get(metric, metric)} {scores[metric]['mean']:.3g} against "
-        f"{baselines[best][metric]['mean']:.3g}, gain {gain['mean']:.2g} "
+        f"{verdict}: {METRIC_WORDS.get(metric, metric)} {mine} against "
+        f"{theirs_best}, gain {gain['mean']:.2g} "
         f"(95 % interval {low:.2g} to {high:.2g}{zero})."
     )
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation.baselines import Comparison, read_baseline
+from nidl_dcl.evaluation.calibration import describe_calibration
 from nidl_dcl.evaluation.confounds import (
     EncodedConfounds,
     encode_confounds,
@@ -26,6 +27,7 @@ from nidl_dcl.evaluation.cross_validation import (
     ProgressCounter,
     check_counts,
     cross_validate_all,
+    make_estimator,
     permutation_steps,
     permutation_test,
 )
@@ -42,6 +44,7 @@ from nidl_dcl.evaluation.features import (
     read_matrix,
     refuse_non_finite,
 )
+from nidl_dcl.evaluation.fold_table import describe_folds, fold_table
 from nidl_dcl.evaluation.folds import CVDesign, count_used, make_design
 from nidl_dcl.evaluation.harmonization import (
     AdjustedFeatures,
@@ -51,21 +54,35 @@ from nidl_dcl.evaluation.harmonization import (
 from nidl_dcl.evaluation.holdout import score_held_out
 from nidl_dcl.evaluation.learning_curve import check_shares, learning_shares
 from nidl_dcl.evaluation.learning_curve import learning_curve as score_by_size
+from nidl_dcl.evaluation.linear_models import count_edges
 from nidl_dcl.evaluation.metrics import MAIN_METRIC, compare
+from nidl_dcl.evaluation.missing_values import describe_missing
 from nidl_dcl.evaluation.people import People, read_people
 from nidl_dcl.evaluation.prediction_table import describe_predictions, prediction_table
 from nidl_dcl.evaluation.readout import FittedReadout, fit_readout
+from nidl_dcl.evaluation.row_labels import align_rows
 from nidl_dcl.evaluation.site_effects import (
     AuditedSites,
     audit_steps,
     count_sites,
+    encode_sites,
+    judge_within_sites,
     score_sites,
     site_audit,
 )
-from nidl_dcl.evaluation.targets import HELD_OUT
+from nidl_dcl.evaluation.summary import summary_table
+from nidl_dcl.evaluation.targets import HELD_OUT, Target
 from nidl_dcl.randomness import fresh_seed
 
 Labels = NDArray[np.object_]
+
+
+class HasBaselines(Protocol):
+    """A model that knows what its embeddings have to beat, such as `nidl_dcl.DCL`."""
+
+    def baseline_features(self, data: Any) -> Mapping[str, Comparison]:
+        """Return features of each baseline, one row per row of ``data.images``."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +107,10 @@ class PhenotypeResult:
         be compared participant by participant: name to array, shape (n_sources, n_repeats,
         n_images) of numbers or (n_sources, n_repeats, n_images, n_classes) of probabilities, NaN
         where an image is not used.
+    folds : DataFrame
+        Every prediction that was scored, by test set: what scores can be computed from again.
+    fold_columns : dict
+        Description of `folds` and of its columns, for the BIDS sidecar.
     """
 
     metrics: dict[str, Any]
@@ -98,6 +119,12 @@ class PhenotypeResult:
     readout: FittedReadout | None
     fitted_on: NDArray[np.intp]
     repeats: dict[str, NDArray[np.float64]]
+    folds: pd.DataFrame
+    fold_columns: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Return the scores as a table to print, and the headline in words."""
+        return f"{summary_table([self.summary()])}\n\n{self.metrics['headline']['sentence']}"
 
     def summary(self) -> dict[str, Any]:
         """Return one row of a table of targets.
@@ -105,8 +132,9 @@ class PhenotypeResult:
         Returns
         -------
         dict
-            ``target``, ``metric``, ``score``, ``low`` and ``high`` (its interval), ``chance``,
-            ``p``, ``half`` (the score with half of the labeled participants, None if unknown), one
+            ``target``, ``metric``, ``score``, ``low`` and ``high`` (its interval), ``observed`` and
+            ``chance`` (the score in the first repeat, and with the target shuffled), ``p``,
+            ``permutations`` (how many), ``half`` (the score with half of the labeled participants, None if unknown), one
             entry per baseline (``dummy``, ``untrained``, ...; ``untrained`` is None when it was not
             given), ``n`` (participants).
         """
@@ -123,7 +151,9 @@ class PhenotypeResult:
             "low": low,
             "high": high,
             "chance": metrics["permutation"]["chance"],
+            "observed": metrics["permutation"]["observed"],
             "p": metrics["permutation"]["p"],
+            "permutations": metrics["permutation"]["n"],
             "half": sizes[0.5]["mean"] if 0.5 in sizes else None,
             "dummy": baselines.pop("dummy"),
             "untrained": baselines.pop("untrained", None),
@@ -140,7 +170,9 @@ def predict_phenotype(
     target: str = "target",
     task: str = "auto",
     scaling: Literal["each", "shared"] = "each",
-    baselines: Mapping[str, Comparison] | None = None,
+    baselines: Mapping[str, Comparison] | Literal["default"] | None = None,
+    model: HasBaselines | None = None,
+    data: Any = None,
     extra_features: pd.DataFrame | None = None,
     site: Column | AuditedSites | None = None,
     confounds: pd.DataFrame | None = None,
@@ -158,8 +190,11 @@ def predict_phenotype(
 
     Regression is StandardScaler and Ridge, classification StandardScaler and class-balanced
     LogisticRegression; scaling (see `scaling`) and the choice of the penalty happen inside the folds, on the same
-    division of participants (`nidl_dcl.evaluation.linear_models.nested_cv_predict`). Rows are matched
-    by position.
+    division of participants (`nidl_dcl.evaluation.linear_models.nested_cv_predict`).
+
+    Rows of arrays and lists are matched by position. Where features are a DataFrame, other pandas
+    objects are put into its order by their labels; labels that do not match are refused, and so are
+    pandas objects that differ in their labels beside an array of features.
 
     Parameters
     ----------
@@ -174,8 +209,8 @@ def predict_phenotype(
         hold the ``participant_id``).
     target : str
         Name of the phenotype.
-    task : {"auto", "classification", "regression"}
-        For the rules of ``"auto"`` see `nidl_dcl.evaluation.targets.read_target`.
+    task : {"auto", "classification", "quantity", "regression"}
+        ``"quantity"`` says that `y` has a unit, so that few different numbers are no classes. For the rules of ``"auto"`` see `nidl_dcl.evaluation.targets.read_target`.
     scaling : {"each", "shared"}, default="each"
         How features, and those of baselines, are standardized: each by its own standard deviation; or
         by the square root of its variance plus the mean variance of all. The latter, which the command
@@ -184,7 +219,12 @@ def predict_phenotype(
     baselines : dict, optional
         Name to matrix, to several matrices (scores are averaged over them: three untrained seeds),
         or to a `nidl_dcl.evaluation.baselines.Baseline` (voxels). ``dummy`` is always there: the
-        training mean, or the shares of the classes.
+        training mean, or the shares of the classes. ``"default"``: those of the command, untrained
+        encoders and voxels, of `model` and `data`.
+    model : DCL, optional
+        What gave the features, for ``baselines="default"``.
+    data : BIDSDataModule, optional
+        What they were computed from, one row per row of ``data.images``, for ``baselines="default"``.
     extra_features : DataFrame, shape (n_images, n_columns), optional
         Numbers to predict from beside the features, and beside those of every baseline (voxels: beside
         their components), such as the logarithm of the brain's volume in ml where the images were
@@ -193,7 +233,8 @@ def predict_phenotype(
         Adds a baseline of their name: they alone.
     site : array-like, shape (n_images,), optional
         Scanner or site; adds how well it is decoded from the features, before and after
-        harmonization, and how well the target is predicted within sites and at new sites. The name
+        harmonization, how well the target is predicted within sites (against targets shuffled within
+        sites) and at new sites, and, with two sites or more, the baseline ``site``: the site alone. The name
         of a Series is reported. An `nidl_dcl.evaluation.site_effects.AuditedSites` saves decoding the
         sites again for each of several targets.
     confounds : DataFrame, shape (n_images, n_confounds), optional
@@ -233,7 +274,7 @@ def predict_phenotype(
     Raises
     ------
     UsageError
-        For unequal lengths, an unknown task, too few splits, a name that is taken, a confound that
+        For unequal lengths, rows that labels do not match, an unknown task, too few splits, a name that is taken, a confound that
         is the target or constant, harmonization without sites or without the package, and for
         held-out participants whom the encoder saw, or whose group is not held out.
     InputsUnusableError
@@ -265,6 +306,17 @@ def predict_phenotype(
     if scaling not in ("each", "shared"):
         raise UsageError(f"scaling is one of each, shared; got {scaling!r}.")
     seed = fresh_seed(random_state)
+    compared = _given_baselines(baselines, model, data)
+    beside: dict[str, Any] = {
+        "y": y,
+        "groups": groups,
+        "baselines": compared,
+        "extra_features": extra_features,
+    }
+    beside |= {"site": site, "confounds": confounds, "held_out": held_out, "ids": ids}
+    y, groups, compared, extra_features, site, confounds, held_out, ids = align_rows(
+        features, beside
+    ).values()
     matrix = read_matrix(features, "features")
     people = read_people(groups, ids, len(matrix), held_out)
     refuse_non_finite(matrix, "features", people.table)
@@ -287,8 +339,9 @@ def predict_phenotype(
         if labels is None:
             raise UsageError("Harmonization needs a site for the images, and there is none.")
         harmonized = labels[rows]
+    at_sites = None if labels is None else encode_sites(design, labels[rows])
     sources = _read_sources(
-        *(matrix, baselines or {}, rows, people, extra, removed, harmonized, scaling)
+        *(matrix, compared, rows, people, extra, removed, harmonized, scaling, at_sites)
     )
     shares = learning_shares(design, learning_curve)
     located = None if labels is None else labels[design.rows]
@@ -297,14 +350,14 @@ def predict_phenotype(
     if sites.column is not None and sites.audit is None:
         steps += audit_steps(n_repeats, n_permutations)
     if located is not None:
-        steps += n_sources * len(count_sites(design, located))
+        steps += n_sources * len(count_sites(design, located)) + permutation_steps(n_permutations)
     counter = ProgressCounter(progress, steps)
 
     every, strengths, scores = cross_validate_all(design, sources, counter)
     predicted = every["embeddings"][0]
     own = scores.pop("embeddings")
     headline = compare(target, MAIN_METRIC[design.task], own, scores, design.ratio)
-    last, holdout = score_held_out(phenotype, design, people, sources, seed)
+    last, holdout, tested = score_held_out(phenotype, design, people, sources, seed)
     kept, audit = ~people.held_out, sites.audit
     if sites.column is not None and audit is None:
         audit = site_audit(
@@ -316,7 +369,13 @@ def predict_phenotype(
             progress=lambda done, steps: counter.update(),
         )
     if audit is not None and located is not None:
-        audit = {**audit, **score_sites(design, located, predicted, sources, counter)}
+        by_site, at_new_sites = score_sites(
+            *(design, located, predicted, sources, counter),
+            n_permutations=n_permutations,
+            seed=seed,
+        )
+        audit, tested = {**audit, **by_site}, [*tested, *at_new_sites]
+        headline = judge_within_sites(headline, audit)
     metrics = {
         "target": target,
         "task": design.task,
@@ -337,6 +396,7 @@ def predict_phenotype(
             "test_train_ratio": design.ratio,
             "tuning": "penalty chosen in each fold by cross-validation over its other folds",
             "strengths": strengths,
+            "grid": count_edges(strengths, make_estimator(design)),
             "interval": "Nadeau-Bengio corrected, 95 %",
             "random_state": seed,
         },
@@ -350,6 +410,7 @@ def predict_phenotype(
         ),
         "baselines": scores,
         "headline": headline,
+        **describe_calibration(design, predicted),
         "learning_curve": score_by_size(
             *(design, sources, {"embeddings": own, **scores}, headline),
             target=target,
@@ -360,6 +421,14 @@ def predict_phenotype(
         "exposure": people.describe_exposure(design.rows),
         "holdout": holdout,
         "site": audit,
+        "missing": {
+            name: found
+            for name, found in (
+                ("site", _missing_sites(sites, located, people.person[design.rows])),
+                *((name, _missing_confound(name, phenotype, people)) for name in known),
+            )
+            if found
+        },
         "confounds": None if removed is None else removed.describe(),
         "harmonization": None
         if harmonized is None
@@ -378,8 +447,49 @@ def predict_phenotype(
             scaling=scaling,
         )
     columns = describe_predictions(predictions, design, target)
-    repeats = {name: _by_image(found, design.rows, len(matrix)) for name, found in every.items()}
-    return PhenotypeResult(metrics, predictions, columns, readout, design.rows, repeats)
+    folds = fold_table(design, every, tested)
+    repeats = {
+        name: _by_image(found, design.rows, len(matrix))
+        for name, found in every.items()
+        if name != "dummy"
+    }
+    return PhenotypeResult(
+        *(metrics, predictions, columns, readout, design.rows, repeats, folds),
+        describe_folds(folds, design, target),
+    )
+
+
+def _missing_sites(
+    sites: AuditedSites, located: Labels | None, who: Labels
+) -> dict[str, Any] | None:
+    """Return which of the used images have no site."""
+    if located is None:
+        return None
+    column = str(getattr(sites.column, "name", None) or "site")
+    return describe_missing("site", column, np.asarray(pd.isna(located)), who)
+
+
+def _missing_confound(name: str, phenotype: Target, people: People) -> dict[str, Any] | None:
+    """Return which images with a target have no value of a confound."""
+    lacking = phenotype.reasons == f"confound missing: {name}"
+    rows = lacking | (phenotype.reasons == "")
+    return describe_missing("confound", name, lacking[rows], people.person[rows])
+
+
+def _given_baselines(given: Any, model: HasBaselines | None, data: Any) -> Mapping[str, Comparison]:
+    """Return baselines as a dict; those of the command, if these are asked for."""
+    if isinstance(given, str):
+        if given != "default":
+            raise UsageError(f"baselines is a dict or 'default', got {given!r}.")
+        if model is None or data is None:
+            raise UsageError(
+                "baselines='default' needs the model and the data module that the features come from: "
+                "predict_phenotype(..., baselines='default', model=model, data=data)."
+            )
+        return dict(model.baseline_features(data))
+    if model is not None or data is not None:
+        raise UsageError("model and data are for baselines='default' alone; leave them out.")
+    return given or {}
 
 
 def _by_image(
@@ -400,9 +510,11 @@ def _read_sources(
     removed: EncodedConfounds | None,
     harmonized: Labels | None,
     scaling: str,
+    at_sites: NDArray[np.float64] | None,
 ) -> dict[str, list[Source]]:
     """Return the rows in use of the embeddings and of each baseline, all adjusted alike."""
     taken = ["embeddings", "dummy", *(["confounds"] if removed else [])]
+    taken += ["site"] if at_sites is not None else []
     for name in (*taken, *([extra.name] if extra else [])):
         if name in baselines:
             raise UsageError(
@@ -434,6 +546,8 @@ def _read_sources(
         sources[extra.name] = [block]
     if removed is not None:
         sources["confounds"] = [Features(removed.matrix)]
+    if at_sites is not None:
+        sources["site"] = [Features(at_sites)]
     return sources
 
 

@@ -61,7 +61,7 @@ def prediction_table(
         known = ~np.isnan(value[:, 0])
         label[known] = np.array(design.labels, dtype=object)[value[known].argmax(axis=1)]
         table["target"], table["prediction"] = target.texts, label
-        table[_probability_columns(design.labels)] = value
+        table[probability_columns(design.labels)] = value
     table["n_folds"] = np.where(used, len(predicted), 0)
     table["seen_in_pretraining"] = people.seen
     table["status"] = np.select([used, held_out], ["ok", "holdout"], "dropped")
@@ -127,7 +127,7 @@ def describe_predictions(
             f"Class of {target} with the highest mean probability (see probability columns), by models "
             "that never had an image of its group in training."
         )
-        for name, label in zip(_probability_columns(design.labels), design.labels, strict=True):
+        for name, label in zip(probability_columns(design.labels), design.labels, strict=True):
             ours[name] = {
                 "Description": f"Probability of {target} {label!r} under balanced classes, "
                 f"mean over {len(design.fold)} repeats."
@@ -135,7 +135,7 @@ def describe_predictions(
     return {name: ours.get(name, entry) for name, entry in described.items()}
 
 
-def _probability_columns(labels: Sequence[str]) -> list[str]:
+def probability_columns(labels: Sequence[str]) -> list[str]:
     """Return a column name for each class, unique and free of odd characters."""
     names = [f"probability_{re.sub('[^0-9A-Za-z]+', '_', label).strip('_')}" for label in labels]
     if len({name.casefold() for name in names}) < len(names):

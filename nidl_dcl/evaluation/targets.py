@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from nidl_dcl.bids.quantities import hold_units, read_quantities
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.io.formats import camel_case
 
-TASKS = ("auto", "classification", "regression")
+TASKS = ("auto", "classification", "regression", "quantity")
 
 MIN_CLASS = 3
 """Participants (groups) a class needs: one to test on, one to tune on, one to learn from."""
@@ -108,11 +109,16 @@ def read_target(
     have one):
 
     1. bool, categorical, or two distinct numbers: classification;
-    2. text: classification, unless at least nine in ten values read as numbers; then the rules for
+    2. numbers of one unit of time (``022Y``, ``21 years``) are read as these numbers; where units
+       differ, or only some cells have one, the column is refused;
+    3. text: classification, unless at least nine in ten values read as numbers; then the rules for
        numbers decide and the other values (``89+``) are left out with a reason;
-    3. a number that is not whole, or more than ten distinct numbers: regression;
-    4. three to ten whole numbers: classification when there are at least five participants per
+    4. a number that is not whole, or more than ten distinct numbers: regression;
+    5. three to ten whole numbers: classification when there are at least five participants per
        distinct value (codes repeat), else regression (the ages of a small cohort do not).
+
+    ``task="quantity"``, for a column whose unit is declared, is regression for all numbers but codes
+    of 0, 1 and 2.
 
     Parameters
     ----------
@@ -125,7 +131,7 @@ def read_target(
         target get the reason `HELD_OUT`; their numbers are there, but decide nothing.
     name : str
         The column, for messages.
-    task : {"auto", "classification", "regression"}
+    task : {"auto", "classification", "quantity", "regression"}
 
     Raises
     ------
@@ -214,16 +220,26 @@ def read_values(
         raise UsageError(
             f"Unknown task {task!r} for {what} {name!r}. Use one of: {', '.join(TASKS)}."
         )
-    read = _read_column(y, task, f"{task}, as asked")
+    read = _read_column(y, task, "" if task in ("auto", "quantity") else f"{task}, as asked")
     if not read.present.any():
         raise InputsUnusableError(
             f"{what.capitalize()} {name!r} has no value for any of the {len(read.raw)} images with "
             f"features. Choose another {what}, or check that the ids of the phenotype table match "
             "the images."
         )
-    if task == "auto":
-        task, rule = _task_rule(read, pd.factorize(np.asarray(groups, dtype=object))[0])
-        return replace(read, task=task, rule=rule)
+    if task != "classification":
+        texts = [value for value in read.raw if isinstance(value, str)]
+        if hold_units(texts) and np.isnan(read.numbers[read.present]).any():
+            shown = ", ".join(repr(text[:40]) for text in dict.fromkeys(texts[:50]))
+            raise InputsUnusableError(
+                f"{what.capitalize()} {name!r} holds numbers with units that differ, or that some "
+                f"cells lack ({shown[:120]}). Convert the column to plain numbers of one unit, and "
+                f'name that in the sidecar: {{"{name}": {{"Units": "years"}}}}.'
+            )
+    if task in ("auto", "quantity"):
+        units = pd.factorize(np.asarray(groups, dtype=object))[0]
+        task, rule = _task_rule(read, units, declared=task == "quantity" or read.rule != "")
+        return replace(read, task=task, rule=read.rule + rule)
     return read
 
 
@@ -231,6 +247,13 @@ def _read_column(y: Any, task: str, rule: str) -> Values:
     series = pd.Series(y)
     raw = np.array([_plain(value) for value in series.astype(object)], dtype=object)
     numbers = np.array([_number(value) for value in raw], dtype=np.float64)
+    present = [value for value in raw if value is not None]
+    are_texts = bool(present) and all(isinstance(value, str) for value in present)
+    if are_texts and task != "classification" and (quantities := read_quantities(present)):
+        texts, unit = quantities
+        raw = np.array([None if v is None else float(texts[v]) for v in raw], dtype=object)
+        numbers = np.array([_number(value) for value in raw], dtype=np.float64)
+        rule = f"numbers of {unit}, as all cells say: {rule}"
     return Values(raw, numbers, task, rule, isinstance(series.dtype, pd.CategoricalDtype))
 
 
@@ -300,7 +323,7 @@ def _plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float) and np.isnan(value):
         return None
-    if isinstance(value, str) and value.strip().lower() in ("", "n/a"):
+    if isinstance(value, str) and value.strip().lower() in ("", "n/a", "-"):
         return None
     return value
 
@@ -322,7 +345,7 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
-def _task_rule(read: Values, units: NDArray[np.intp]) -> tuple[str, str]:
+def _task_rule(read: Values, units: NDArray[np.intp], *, declared: bool = False) -> tuple[str, str]:
     if read.categorical:
         return "classification", "a categorical column"
     raw, numbers, units = read.raw[read.present], read.numbers[read.present], units[read.present]
@@ -336,6 +359,8 @@ def _task_rule(read: Values, units: NDArray[np.intp]) -> tuple[str, str]:
         came = f"text of which {share:.0%} reads as numbers: "
     finite = numbers[np.isfinite(numbers)]
     distinct = np.unique(finite)
+    if declared and not set(distinct) <= {0, 1, 2}:
+        return "regression", f"{came}{len(distinct)} distinct numbers whose unit is declared"
     if len(distinct) <= 2:
         return "classification", f"{came}{len(distinct)} distinct values"
     if (distinct != np.round(distinct)).any():

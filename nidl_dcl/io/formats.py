@@ -63,9 +63,19 @@ def escape_control(text: str) -> str:
     )
 
 
-def write_tsv(path: Path, table: pd.DataFrame) -> None:
-    """Write `table` to `path` as BIDS TSV: missing values `n/a`, control characters escaped."""
-    write_text(path, to_tsv(table))
+def write_tsv(path: Path, table: pd.DataFrame, *, exact: bool = False) -> None:
+    """Write `table` to `path` as BIDS TSV: missing values `n/a`, control characters escaped.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    table : DataFrame
+        Its rows; the index is not written.
+    exact : bool, default=False
+        Whether numbers have all their digits, instead of ten.
+    """
+    write_text(path, to_tsv(table, exact=exact))
 
 
 def keep_tsv(path: Path, table: pd.DataFrame) -> None:
@@ -73,10 +83,11 @@ def keep_tsv(path: Path, table: pd.DataFrame) -> None:
     keep_bytes(path, to_tsv(table).encode("utf-8", "backslashreplace"))
 
 
-def to_tsv(table: pd.DataFrame) -> str:
+def to_tsv(table: pd.DataFrame, *, exact: bool = False) -> str:
     """Return `table` as BIDS TSV text (see `write_tsv`)."""
     lines = ["\t".join(escape_control(str(c)) for c in table.columns)]
-    lines += ["\t".join(_cell(v) for v in row) for row in table.itertuples(index=False, name=None)]
+    cell = _exact_cell if exact else _cell
+    lines += ["\t".join(map(cell, row)) for row in table.itertuples(index=False, name=None)]
     return "\n".join(lines) + "\n"
 
 
@@ -86,6 +97,12 @@ def _cell(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return "n/a" if np.isnan(value) else f"{float(value):.10g}"
     return escape_control(str(value)) or "n/a"
+
+
+def _exact_cell(value: Any) -> str:
+    if isinstance(value, float | np.floating) and np.isfinite(value):
+        return repr(float(value))
+    return _cell(value)
 
 
 def _finite(value: Any) -> Any:

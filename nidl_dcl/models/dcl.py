@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nidl_dcl.data.batches import describe, finite_rows, first_bad, two_views
+from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.datasets import LazyViews
 from nidl_dcl.distributed import (
     any_process,
@@ -700,6 +701,16 @@ class DCL(TransformerMixin, BaseEstimator):
         }
 
     # -- model folder ------------------------------------------------------------------------
+
+    def baseline_features(self, data: BIDSDataModule) -> dict[str, Any]:
+        """Return what embeddings of a data module have to beat, one row per row of ``data.images``.
+
+        These are the baselines of the command: ``untrained``, the features of three encoders like this
+        one before training, and ``voxels``. `predict_phenotype` takes them as ``baselines``.
+        """
+        from nidl_dcl.models.baselines import default_baselines
+
+        return default_baselines(self, data)
 
     def load_weights(self, file: str | Path) -> Self:
         """Load weights by state name, such as those of nidl's `DCL`; the estimator is fitted then.

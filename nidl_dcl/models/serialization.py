@@ -114,6 +114,7 @@ def save_model(
         "versions": versions(),
         "sha256": {"weights.safetensors": digest},
     }
+    _warn_of_lost_class(description["encoder"]["class"], folder)
     write_text(folder / "README.md", model_card(description))
     write_json(folder / "model.json", description)  # last: with it, the folder is a model
     return folder
@@ -435,6 +436,23 @@ def _describe_encoder(estimator: Any) -> dict[str, Any]:
         "class": _stable_path(kind),
         "arguments": arguments if is_plain(arguments, list) else None,
     }
+
+
+def _warn_of_lost_class(path: str, folder: Path) -> None:
+    """Warn when another program will not find the class of an encoder by its name."""
+    module, _, name = path.partition(":")
+    where = "in the script that runs now" if module == "__main__" else "inside a function"
+    if module != "__main__" and "<locals>" not in name:
+        return
+    name = name.rpartition(".")[2]
+    warnings.warn(
+        f"The encoder's class {name} is defined {where}, so no other program finds it by the name that "
+        f"{folder / 'model.json'} holds, {path}. To load the model there, define the class again and "
+        f"give an encoder, load_model(folder, encoder={name}(...)). Or put the class into a module that "
+        "can be imported before you save; load_model(folder, trust=['that_module']) is then enough.",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def _describe_arguments(params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

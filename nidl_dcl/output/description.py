@@ -82,6 +82,15 @@ def _write_missing(folder: Path, title: str, readme: str, link: str) -> None:
     for file, text in files.items():
         if not (folder / file).exists():
             write_text(folder / file, text)
+    _ignore_new_kinds(folder / ".bidsignore")
+
+
+def _ignore_new_kinds(file: Path) -> None:
+    """Add the kinds of files that were not written yet when an output was begun."""
+    known = file.read_text("utf-8", "surrogateescape").splitlines()
+    lacking = [line for line in _template("bidsignore").splitlines() if line not in known]
+    if lacking:
+        write_text(file, "\n".join([*known, *lacking, ""]))
 
 
 def write_descriptions(folder: Path, label: str, model: str = "") -> None:

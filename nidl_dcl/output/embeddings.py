@@ -19,7 +19,7 @@ _DESCRIPTIONS = {
     "session_id": "Session of the image",
     "run": "Run of the image",
     "source": "BIDS URI of the image (of the source dataset named in DatasetLinks)",
-    "split": "What pretraining did with the participant: train, val or holdout (not seen); n/a if unknown",
+    "split": "What pretraining did with the participant: train, val, holdout (kept out of it) or not_in_training (came later, or is of another dataset); n/a if unknown",
     "row": "Row of the array in the .npy file of the same name, from 0",
 }
 

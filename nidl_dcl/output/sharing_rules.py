@@ -89,6 +89,8 @@ class SharingRules:
                 return None
             if file.suffix == ".json":
                 return self._to_json(rule(self, read_json(file)))
+            if name.endswith("_folds.tsv"):
+                return to_tsv(self._folds(file)).encode()
             if file.suffix == ".tsv":
                 return to_tsv(rule(self, _table(file))).encode()
             return bytes(rule(self, file))
@@ -170,6 +172,19 @@ class SharingRules:
             ]
             made.loc[made["status"] == "dropped", "target"] = "n/a"
         return made
+
+    def _folds(self, file: Path) -> pd.DataFrame:
+        """Share predictions by fold, with the rows that shared predictions have."""
+        table = _table(file)
+        name = file.name.replace("_folds.tsv", "_predictions.tsv")
+        order = self._rename(_table(file.with_name(name))).index
+        place = {str(before): after for after, before in enumerate(order)}
+        table["row"] = [place[row] for row in table["row"]]
+        # Units are numbered by the names of participants.
+        keys = ["test", "features", "source", "repeat", "fold", "site"]
+        table = table.sort_values([*keys, "row"], kind="stable")
+        table["unit"] = table.groupby(keys)["unit"].transform(lambda of: pd.factorize(of)[0])
+        return table
 
     def _preprocessed(self, table: pd.DataFrame) -> pd.DataFrame:
         """Share verdicts and measures; other columns, such as names of files, are emptied."""
@@ -316,7 +331,8 @@ _RULES: dict[str, Callable[[SharingRules, Any], Any]] = {
     rf"{_PREPROCESSED}\.tsv": SharingRules._preprocessed,
     r"figures/embedding_2d\.tsv": SharingRules._plane,
     r"logs/holdout\.tsv": SharingRules._ledger,
-    rf"({_TABLES}|{_PREPROCESSED}|descriptions)\.json": SharingRules._facts,
+    rf"({_TABLES}|{_ANY}_folds|{_PREPROCESSED}|descriptions)\.json": SharingRules._facts,
+    rf"{_ANY}_folds\.tsv": SharingRules._folds,
     rf"figures/(embedding_2d|retrieval|{_ANY}_occlusion)\.json": SharingRules._facts,
     rf"{_ANY}_(metrics|externalmetrics)\.json": SharingRules._metrics,
     r"logs/run\.json": SharingRules._run,

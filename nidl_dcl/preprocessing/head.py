@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nidl_dcl.volumes.preparation import canonical, mask_on_grid
-from nidl_dcl.volumes.reading import Float32, errors_naming, read_volume
+from nidl_dcl.volumes.reading import Float32, errors_naming, read_header, read_volume
 
 __all__ = ["Head", "read_head", "read_mask"]
 
@@ -33,6 +33,8 @@ class Head:
         From voxels of the file to mm.
     side_in_doubt : bool
         The two forms that a NIfTI header may hold disagree about left and right.
+    place_in_doubt : str
+        What is odd about the orientation that the header holds; empty if nothing is.
     """
 
     data: Float32
@@ -40,6 +42,7 @@ class Head:
     stored_shape: tuple[int, ...]
     stored_affine: NDArray[np.float64]
     side_in_doubt: bool = False
+    place_in_doubt: str = ""
 
     @property
     def voxel_ml(self) -> float:
@@ -76,7 +79,8 @@ def read_head(path: str | os.PathLike[str]) -> Head:
     image = read_volume(path)
     data, affine = canonical(image)
     data = np.ascontiguousarray(data)
-    return Head(data, affine, image.shape, image.affine, _forms_disagree(Path(path)))
+    odd = [c.message for c in read_header(Path(path)).repairs if c.code == "affine"]
+    return Head(data, affine, image.shape, image.affine, _forms_disagree(Path(path)), " ".join(odd))
 
 
 def read_mask(path: str | os.PathLike[str], head: Head) -> NDArray[np.bool_]:

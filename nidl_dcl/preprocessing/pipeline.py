@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -22,7 +23,8 @@ from nidl_dcl.preprocessing.shrinking import shrink
 from nidl_dcl.preprocessing.template import Template, load_template
 from nidl_dcl.preprocessing.verdict import Verdict, gravest, judge
 from nidl_dcl.status import UnreadableVolumeError
-from nidl_dcl.volumes.reading import Float32
+from nidl_dcl.volumes.mask_fit import Background, check_mask
+from nidl_dcl.volumes.reading import Float32, look_at
 
 __all__ = ["AlignedBrain", "Brain", "Outcome", "keep_size", "preprocess_t1w"]
 
@@ -121,6 +123,7 @@ class _Task:
     bright: Float32
     given: NDArray[np.bool_] | None
     template: Template | None
+    odd_mask: str = ""  # what does not fit about the mask that is given
 
 
 def preprocess_t1w(
@@ -155,7 +158,11 @@ def preprocess_t1w(
     except UnreadableVolumeError as error:
         return Outcome(Verdict("skip", error.code, str(error)))
     template = load_template(resolution) if align else None
-    task = _Task(head, _above_air(head.data), given, template)
+    odd = ""
+    if mask is not None and (sample := look_at(path)[1]) is not None:
+        fit = check_mask(Path(mask), Background.of(sample))
+        odd = fit.message if fit.code == "mask" else ""
+    task = _Task(head, _above_air(head.data), given, template, odd)
     best = _attempt(task, TURNS[0])
     if best.measures is None or judge(best.measures).status != "ok":  # perhaps it is turned
         turn = _likeliest_turn(task)
@@ -219,8 +226,10 @@ def _attempt(task: _Task, turn: NDArray[np.float64]) -> Outcome:
         measures = measure_alignment(
             head, mask, matrix, aligned.aligned, aligned.aligned_mask, template, stripped=stripped
         )
-    told = _told(head, turn, measures, stripped=stripped and task.given is None)
-    return Outcome(gravest(list(told)), measures, brain)
+    told = list(_told(head, turn, measures, stripped=stripped and task.given is None))
+    if task.odd_mask:
+        told.append(Verdict("warn", "mask", f"Mask: {task.odd_mask}"))
+    return Outcome(gravest(told), measures, brain)
 
 
 def _brain_mask(task: _Task, turn: NDArray[np.float64]) -> tuple[NDArray[np.bool_], bool]:
@@ -266,6 +275,8 @@ def _told(
         yield Verdict("warn", "turned", _TURNED)
     if head.side_in_doubt:
         yield Verdict("warn", "handedness", _MIRRORED)
+    elif head.place_in_doubt:
+        yield Verdict("warn", "affine", head.place_in_doubt)
     yield judge(measures)
     if stripped:
         yield Verdict("warn", "stripped", "It holds no skull; its own brain is kept.")

@@ -14,6 +14,7 @@ from typing import Any
 
 from nidl_dcl._version import __version__
 from nidl_dcl.errors import UsageError
+from nidl_dcl.evaluation.metrics import multiplicity_note
 from nidl_dcl.io.formats import write_text
 from nidl_dcl.report.html import Gallery, Table, format_duration, format_number, render_page
 from nidl_dcl.report.images import show_average, show_outliers, show_retrieval
@@ -156,6 +157,7 @@ def write_report(
         ),
         "baselines": [describe_features(name) for name in names],
         "facts": _facts(context),
+        "several": multiplicity_note(len(context["targets"])),
         "setting": _settings(results, context["run"]["options"]),
         "credits": _credits(results),
     }
@@ -262,6 +264,7 @@ def _inputs(results: Results) -> dict[str, Any] | None:
     return {
         "listed": len(table),
         **{status: int((table["status"] == status).sum()) for status in ("ok", "warn", "skip")},
+        "excluded": int((table["code"] == "excluded").sum()),
         "without_image": int(table["path"].isna().sum()),
         "participants": everyone,
         "unused": everyone - table.loc[order < 2, "participant_id"].nunique(),
@@ -278,7 +281,8 @@ def _splits(results: Results) -> Table | None:
         return None
     groups = table.groupby("split", sort=False, dropna=False)["participant_id"]
     rows = [(split, ids.nunique(), len(ids)) for split, ids in groups]
-    rows.sort(key=lambda row: {"train": 0, "val": 1, "holdout": 2}.get(str(row[0]), 3))
+    order = {"train": 0, "val": 1, "holdout": 2, "not_in_training": 3}
+    rows.sort(key=lambda row: order.get(str(row[0]), 4))
     return Table(("split", "participants", "images"), rows, numeric=("participants", "images"))
 
 
@@ -316,6 +320,9 @@ def _limits(context: Mapping[str, Any]) -> list[str]:
         )
     if preprocessing := context["preprocessing"]:
         limits += preprocessing["limits"]
+    limits += [
+        f"{t['name']}: {t['grid']['sentence']}" for t in targets if t["grid"].get("sentence")
+    ]
     if any(as_number(t["exposure"].get("seen")) for t in targets):
         limits.append(
             "Pretraining saw images of the people it was tested on (without labels, see Exposure), "
@@ -339,7 +346,9 @@ def _limits(context: Mapping[str, Any]) -> list[str]:
         )
     if context["setting"]("masked") is False:
         limits.append(
-            "Images were not masked to the brain, so scores may come from skull, face or neck."
+            "Images were not masked to the brain, so scores may come from skull, face or neck, "
+            "unless they were skull-stripped. Give brain masks as a derivative, or have them made: "
+            "--preprocess align."
         )
     elif _recipe_is_foreign(context["setting"]("origin")):
         limits.append(

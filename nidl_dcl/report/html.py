@@ -136,12 +136,16 @@ def format_number(value: Any) -> str:
     return f"−{text}" if number < 0 else text
 
 
-def format_score(value: float | None) -> str:
-    """Return a score: three decimals below 1, so that the scores of a table line up."""
+def format_score(value: float | None, more: int = 0) -> str:
+    """Return a score: three decimals below 1, so that the scores of a table line up.
+
+    `more` decimals are added where that does not tell two scores apart.
+    """
     if value is None:
         return "–"
     size = abs(value)
-    text = f"{size:,.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1.005 else 3}f}"
+    places = more + (0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1.005 else 3)
+    text = f"{size:,.{places}f}"
     return f"−{text}" if value < 0 and text.strip("0.") else text
 
 

@@ -343,6 +343,58 @@ def draw_identity(
     return sheet.svg(alt, {"points": list(hover)})
 
 
+def draw_relation(
+    name: str,
+    points: pd.DataFrame,
+    *,
+    xlabel: str,
+    ylabel: str,
+    line: Sequence[float],
+    joined: bool = True,
+    alt: str,
+) -> bytes:
+    """Draw one quantity against another, of several groups, and a dashed straight line.
+
+    Parameters
+    ----------
+    name : str
+        Prefix of ids.
+    points : DataFrame
+        Columns: the group, then the two quantities. Of more than seven groups, the first are drawn.
+    xlabel, ylabel : str
+        Names of the axes.
+    line : sequence of four float
+        Both ends of the dashed line: x, x, y, y.
+    joined : bool, default=True
+        Whether points are joined, instead of one mark each.
+    alt : str
+        The picture in words.
+    """
+    group, across, up = points.columns
+    with drawing(name, 3.4) as sheet:
+        axes = sheet.axes
+        axes.plot(line[:2], line[2:], color=MUTED, linestyle=(0, (4, 2)), linewidth=1.2)
+        handles = []
+        groups = list(points.groupby(group, sort=False))
+        for order, (label, rows) in enumerate(groups[: len(_MARKERS)]):
+            color = OKABE_ITO[order % len(OKABE_ITO)]
+            style = {"linewidth": 1.6} if joined else {"linestyle": "", "marker": "o"}
+            drawn = axes.plot(
+                *(rows[across], rows[up]),
+                color=color,
+                markersize=3,
+                alpha=1.0 if joined else 0.6,
+                rasterized=len(rows) > RASTER_ABOVE,
+                gid=f"points{order}",
+                **style,
+            )
+            handles.append((drawn[0], clean(str(label), 30)))
+        if len(handles) > 1:
+            sheet.legend(handles)
+        axes.set(xlabel=clean(xlabel, 60), ylabel=clean(ylabel, 60))
+    return sheet.svg(alt, {})
+
+
 def draw_confusion(name: str, counts: pd.DataFrame, *, alt: str) -> bytes:
     """Draw how often each true class (rows of `counts`) was predicted as each class (columns).
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from nidl_dcl.evaluation.metrics import METRIC_WORDS
+from nidl_dcl.evaluation.metrics import METRIC_WORDS, MIN_FINDING, p_words
 from nidl_dcl.report.html import Gallery, Picture, Table, format_number, format_score, row_names
 from nidl_dcl.report.plots import (
     RASTER_ABOVE,
@@ -15,6 +15,7 @@ from nidl_dcl.report.plots import (
     draw_identity,
     draw_intervals,
     draw_learning_curve,
+    draw_relation,
 )
 from nidl_dcl.report.reader import Score, TargetResult, as_dict, as_list, as_number, as_score
 from nidl_dcl.report.svg import clean
@@ -34,6 +35,7 @@ _FEATURES = {
     "log_brain_volume": "the logarithm of the brain's volume alone, whose size alignment takes out "
     "of the images",
     "confounds": "the confounds alone",
+    "site": "the site alone",
 }
 
 _MOST_CLASSES = 30
@@ -70,6 +72,9 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
         "chance": as_number(permutation.get("chance") if is_of_main else None),
         "p": as_number(permutation.get("p")),
         "permutations": as_number(permutation.get("n")),
+        "observed": as_number(permutation.get("observed") if is_of_main else None),
+        "p_words": _p_words(permutation),
+        "grid": as_dict(as_dict(metrics.get("cv")).get("grid")),
         "baselines": {name: s.get(main, Score(None)) for name, s in baselines.items()},
         "rows": [
             {"name": "embeddings", "scores": scores, "gain": None},
@@ -86,12 +91,14 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
                 (
                     *as_list(metrics.get("features")),
                     *map(metrics.get, ("duplicates", "confounds", "harmonization")),
+                    *as_dict(metrics.get("missing")).values(),
                 ),
             )
             if said.get("sentence")
         ],
         "curve": as_dict(metrics.get("learning_curve")),
     }
+    entry["places"] = _more_places([entry["own"], *entry["baselines"].values()])
     entry["sentence"] = str(headline.get("sentence") or _sentence(entry))
     drawn = (
         _draw_predictions(found, entry, gallery),
@@ -99,6 +106,11 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
         _draw_curve(entry, gallery),
     )
     entry["pictures"] = [picture for picture in drawn if picture is not None]
+    entry["details"] = [
+        *_draw_errors(found, entry, gallery),
+        *_draw_operation(found, entry, gallery),
+    ]
+    entry["remarks"] = _remarks(metrics)
     return entry
 
 
@@ -109,21 +121,40 @@ def score_external(metrics: Mapping[str, Any]) -> dict[str, Any]:
     calibration = _scores(metrics.get("calibration"))
     notes = [as_dict(metrics.get(name)).get("sentence") for name in ("overlap", "exposure")]
     reason = metrics.get("cross_validation")
+    n = as_number(metrics.get("n_participants"))
+    # Files of versions before do not say it.
+    few = n is not None and n < MIN_FINDING
+    nothing, guess = Score(None), _scores(as_dict(metrics.get("baselines")).get("dummy"))
     return {
         "name": str(metrics.get("target") or ""),
         "metric": _metric(main),
-        "n_participants": as_number(metrics.get("n_participants")),
+        "n_participants": n,
+        "too_few": few,
         "n_inside": as_number(internal.get("n_participants")),
         "n_dropped": as_dict(metrics.get("n_dropped")),
-        "own": as_score(headline.get("external")),
+        "own": nothing if few else as_score(headline.get("external")),
         "inside": as_score(headline.get("internal")),
-        "guess": _scores(as_dict(metrics.get("baselines")).get("dummy")).get(main, Score(None)),
-        "slope": calibration.get("slope", Score(None)),
-        "intercept": calibration.get("intercept", Score(None)),
+        "guess": nothing if few else guess.get(main, nothing),
+        "slope": nothing if few else calibration.get("slope", nothing),
+        "intercept": nothing if few else calibration.get("intercept", nothing),
         "sentence": str(headline.get("sentence") or ""),
         "notes": [str(note) for note in (*notes, reason) if note],
         "shift": [str(s) for s in as_list(as_dict(metrics.get("shift")).get("sentences"))],
     }
+
+
+def _p_words(permutation: Mapping[str, Any]) -> str:
+    n = as_number(permutation.get("n"))
+    return p_words(as_number(permutation.get("p")), None if n is None else int(n))
+
+
+def _more_places(scores: Iterable[Score]) -> int:
+    """Return how many more decimals than usual tell the scores of a row apart, at most three."""
+    known = {score.mean for score in scores if score.mean is not None}
+    for more in range(3):
+        if len({format_score(value, more) for value in known}) == len(known):
+            return more
+    return 3
 
 
 def _scores(value: Any) -> dict[str, Score]:
@@ -140,11 +171,13 @@ def _verdict(headline: Mapping[str, Any]) -> dict[str, str]:
     gain, best = as_score(headline.get("gain")), headline.get("best_baseline")
     if not best or gain.mean is None:
         return {"kind": "", "words": "–"}
+    if headline.get("beats") and headline.get("within_site") is False:
+        return {"kind": "even", "words": "≈ nothing is shown within sites"}
     if headline.get("beats"):
         return {"kind": "better", "words": f"▲ better than {best}"}
     if gain.high is not None and gain.high < 0:
         return {"kind": "worse", "words": f"▼ worse than {best}"}
-    return {"kind": "even", "words": f"≈ no better than {best}"}
+    return {"kind": "even", "words": f"≈ not shown to be better than {best}"}
 
 
 def _sentence(entry: Mapping[str, Any]) -> str:
@@ -174,11 +207,19 @@ def _draw_predictions(
         names = list(dict.fromkeys([*entry["classes"], *seen]))
         if not names or len(names) > _MOST_CLASSES:
             return None
-        counts = pd.crosstab(used["target"], used["prediction"])
+        counts, of = pd.crosstab(used["target"], used["prediction"]), "images"
+        n = len(used)
+        if known := as_dict(found.metrics.get("confusion")):  # not in files of versions before
+            shares = pd.DataFrame({str(true): as_dict(row) for true, row in known.items()}).T
+            counts = shares.apply(pd.to_numeric, errors="coerce").fillna(0)
+            of = "participants"
+            n = round(float(counts.to_numpy().sum()))
+            if (counts % 1 == 0).all(axis=None):
+                counts = counts.astype(int)
         counts = counts.reindex(index=names, columns=names, fill_value=0)
         name = f"desc-{gallery.model}{found.label}_confusion"
-        alt = f"Confusion matrix of {what}: {len(used):,} images, {len(names)} classes"
-        caption = f"Predicted against true {what}: images, and their share of the true class."
+        alt = f"Confusion matrix of {what}: {n:,} {of}, {len(names)} classes"
+        caption = f"Predicted against true {what}: {of}, and their share of the true class."
         counted = counts.rename_axis(index="true", columns=None).reset_index()
         drawn = draw_confusion(name, counts, alt=alt)
         return gallery.svg(name, drawn, alt, caption, table=counted)
@@ -203,6 +244,121 @@ def _draw_predictions(
     return gallery.svg(name, drawn, alt, caption, table=behind)
 
 
+def _remarks(metrics: Mapping[str, Any]) -> list[str]:
+    """Return calibration and regression to the mean in sentences."""
+    calibration = as_dict(metrics.get("calibration"))
+    remarks = []
+    if (slope := as_number(calibration.get("slope"))) is not None:
+        offset = format_score(as_number(calibration.get("intercept")))
+        remarks.append(
+            f"Calibration: the truth regressed on the prediction has slope {format_score(slope)} and "
+            f"intercept {offset}; 1 and 0 are perfect."
+        )
+    if said := as_dict(metrics.get("regression_to_the_mean")).get("sentence"):
+        remarks.append(str(said))
+    if (brier := as_score(calibration.get("brier"))).mean is not None:
+        ends = (
+            f" [{format_score(brier.low)}, {format_score(brier.high)}]"
+            if brier.low is not None
+            else ""
+        )
+        equal = format_score(as_number(calibration.get("brier_of_equal_shares")))
+        remarks.append(
+            f"Brier score, with classes weighted equally: {format_score(brier.mean)}{ends} (0 is "
+            f"perfect; {equal} is that of equal probabilities)."
+        )
+    return remarks
+
+
+def _draw_errors(found: TargetResult, entry: Mapping[str, Any], gallery: Gallery) -> list[Picture]:
+    """Draw the errors of numbers against the truth, with their trend."""
+    trend = as_dict(found.metrics.get("regression_to_the_mean"))
+    slope, intercept = (as_number(trend.get(name)) for name in ("slope", "intercept"))
+    table = found.predictions
+    if slope is None or intercept is None or not {"target", "prediction"} <= set(table.columns):
+        return []
+    pairs = table[["target", "prediction"]].apply(pd.to_numeric, errors="coerce").dropna()
+    if "status" in table:
+        pairs = pairs[table.loc[pairs.index, "status"] != "holdout"]
+    if pairs.empty:
+        return []
+    what, name = clean(found.name), f"desc-{gallery.model}{found.label}_errors"
+    points = pd.DataFrame(
+        {"of": "error", "target": pairs["target"], "error": pairs["prediction"] - pairs["target"]}
+    )
+    ends = (points["target"].min(), points["target"].max())
+    line = (*ends, *(intercept + (slope - 1) * end for end in ends))
+    alt = f"Error of {what} against its true value, falling by {1 - slope:.2f} for each unit"
+    drawn = draw_relation(
+        name,
+        points,
+        xlabel=f"{what}, true",
+        ylabel="predicted − true",
+        line=line,
+        joined=False,
+        alt=alt,
+    )
+    caption = f"Errors against true {what}, one point per image; dashed: their trend."
+    return [gallery.svg(name, drawn, alt, caption, table=points.drop(columns="of"))]
+
+
+def _draw_operation(
+    found: TargetResult, entry: Mapping[str, Any], gallery: Gallery
+) -> list[Picture]:
+    """Draw the ROC curve, the precision-recall curve and the reliability of classes."""
+    calibration, curves = (as_dict(found.metrics.get(n)) for n in ("calibration", "curves"))
+    labels = list(entry["classes"])
+    if not labels:
+        return []
+    roc = _curve_table(curves.get("roc"), ("false_positive_rate", "true_positive_rate"))
+    precision = _curve_table(curves.get("precision_recall"), ("recall", "precision"))
+    parts = [as_dict(part) for part in as_list(calibration.get("bins"))]
+    numbers = [[as_number(p.get(c)) for c in ("predicted", "observed", "n")] for p in parts]
+    bins = pd.DataFrame(
+        [row for row in numbers if None not in row], columns=["predicted", "observed", "n"]
+    )
+    what, pictures = clean(found.name), []
+    for ending, points, axes, line, words in (
+        ("roc", roc, ("false positive rate", "true positive rate"), (0, 1, 0, 1), "ROC curve"),
+        (
+            "precisionrecall",
+            precision,
+            ("recall", "precision"),
+            (0, 1, 1, 1),
+            "Precision and recall",
+        ),
+        (
+            *("reliability", bins),
+            *(("predicted probability", "observed share"), (0, 1, 0, 1), "Reliability"),
+        ),
+    ):
+        if points.empty:
+            continue
+        shown = points if "class" in points else points.assign(**{"class": labels[-1]})
+        columns = ["class", *(c for c in points.columns if c not in ("class", "n"))]
+        name = f"desc-{gallery.model}{found.label}_{ending}"
+        of = "each class against the rest" if len(labels) > 2 else clean(labels[-1])
+        alt = f"{words} of {what}: {of}"
+        across, up = axes
+        drawn = draw_relation(name, shown[columns], xlabel=across, ylabel=up, line=line, alt=alt)
+        caption = f"{words} of {what} ({of}), of participants, by their mean probability."
+        if ending == "reliability":
+            caption += " Classes are weighted equally; on the dashed line both agree."
+        pictures.append(gallery.svg(name, drawn, alt, caption, table=points))
+    return pictures
+
+
+def _curve_table(curves: Any, axes: tuple[str, str]) -> pd.DataFrame:
+    """Return the points of curves by class as a table."""
+    rows = [
+        (label, *map(float, point))
+        for label, points in as_dict(curves).items()
+        for point in map(as_list, as_list(points))
+        if len(point) == 2 and None not in map(as_number, point)
+    ]
+    return pd.DataFrame(rows, columns=["class", *axes])
+
+
 def _draw_baselines(entry: Mapping[str, Any], gallery: Gallery) -> Picture | None:
     scores = {"embeddings": entry["own"], **entry["baselines"]}
     rows = pd.DataFrame(
@@ -220,6 +376,8 @@ def _draw_baselines(entry: Mapping[str, Any], gallery: Gallery) -> Picture | Non
     labeled, label = rows.rename(columns={"features": "label"}), _axis(entry["metric"], entry)
     drawn = draw_intervals(name, labeled, xlabel=label, chance=entry["chance"], alt=alt)
     caption = f"{words[:1].upper()}{words[1:]} on the same folds; lines are 95 % intervals."
+    if entry["chance"] is not None:
+        caption += " Dashed: mean score with the target shuffled, on the folds of the first repeat."
     behind = rows.assign(chance=entry["chance"])
     return gallery.svg(name, drawn, alt, caption, table=behind)
 
@@ -279,7 +437,18 @@ def _decoded(site: Mapping[str, Any]) -> dict[str, Any]:
         permutation = as_dict(audit.get("permutation"))
         chance, p = (as_number(permutation.get(what)) for what in ("chance", "p"))
         if score.mean is not None:
-            rows.append({"name": name, "score": score, "chance": chance, "p": p})
+            words = _p_words(permutation)
+            first = as_number(permutation.get("observed"))
+            rows.append(
+                {
+                    "name": name,
+                    "score": score,
+                    "first": first,
+                    "chance": chance,
+                    "p": p,
+                    "p_words": words,
+                }
+            )
     sentences = [site.get("sentence"), site.get("harmonized_sentence")]
     sizes = [(name, as_number(n)) for name, n in as_dict(site.get("sites")).items()]
     return {

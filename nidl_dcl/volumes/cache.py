@@ -33,7 +33,7 @@ from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.file_cache import FileMemory, file_status
 from nidl_dcl.status import Check, UnreadableVolumeError
 from nidl_dcl.volumes.preparation import Preparation, prepare_volume
-from nidl_dcl.volumes.reading import check_volume
+from nidl_dcl.volumes.reading import Sample, look_at
 
 _crc32: Any = zlib.crc32
 
@@ -42,7 +42,7 @@ with suppress(ImportError):  # ten times as fast, the same numbers
 
     _crc32 = isal_zlib.crc32
 
-_FORMAT = 3
+FORMAT = 4
 """Number that grows whenever the entries, or the values that preparation gives, change."""
 
 _DIGEST = 4
@@ -152,7 +152,7 @@ class PreparedVolumes(Dataset[Tensor]):
         image_sum = self.memory.sha256(self.images[index])
         # The mask of another model's preparation changes nothing in this one.
         mask_sum = mask and self.preparation.masked and self.memory.sha256(mask)
-        key = [_FORMAT, image_sum, mask_sum, self._rules]
+        key = [FORMAT, image_sum, mask_sum, self._rules]
         return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
 
     def _entry(self, index: int) -> Path:
@@ -207,7 +207,12 @@ class PreparedVolumes(Dataset[Tensor]):
 
 
 def check_files(
-    paths: Sequence[Path], memory: FileMemory, *, intensity: str, workers: int = 1
+    paths: Sequence[Path],
+    memory: FileMemory,
+    *,
+    intensity: str,
+    workers: int = 1,
+    opened: Callable[[Path, Sample], None] | None = None,
 ) -> Generator[Check, None, None]:
     """Open every file once and yield the result of `check_volume`, in order.
 
@@ -221,18 +226,22 @@ def check_files(
         As in `reading.check_volume`.
     workers : int
         Threads.
+    opened : callable, optional
+        Called with each file that is opened and can be used, and a sample of its values.
     """
 
     def check(path: Path) -> Check:
-        fact = f"check {_FORMAT} {intensity}"
+        fact = f"check {FORMAT} {intensity}"
         try:
             known = memory.recall(path, fact)
             if known is not None:
                 return Check(**known)
             status = file_status(path)
         except (OSError, TypeError):
-            return check_volume(path, intensity=intensity)
-        found = check_volume(path, intensity=intensity)
+            return look_at(path, intensity=intensity)[0]
+        found, sample = look_at(path, intensity=intensity)
+        if opened is not None and sample is not None:
+            opened(path, sample)
         memory.note(path, status, fact, dataclasses.asdict(found))
         if found.status != "skip":
             memory.sha256(path)  # its cache entry's name, while the file is at hand

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 
-from nidl_dcl.io.file_cache import FileMemory
+from nidl_dcl.io.file_cache import FileMemory, file_status
 from nidl_dcl.io.formats import read_json
 from nidl_dcl.status import Check
-from nidl_dcl.volumes.cache import check_files
+from nidl_dcl.volumes.cache import FORMAT as CHECKS
+from nidl_dcl.volumes.cache import check_files, thread_map
+from nidl_dcl.volumes.mask_fit import Background, check_mask
+from nidl_dcl.volumes.reading import Sample, look_at
 
 _LARGEST_SIDECAR = 10**7
 
@@ -48,25 +51,70 @@ def check_images(
     progress : callable
         Called with (what, done, total).
     """
-    found = [Check("ok", "ok", "")] * len(images)
-    for column, what, rule in (
-        ("path", "checking images", intensity),
-        ("mask_path", "checking masks", "probability"),
-    ):
-        rows = [i for i, path in enumerate(images[column]) if isinstance(path, str)]
-        paths = [root / str(images[column].iloc[i]) for i in rows]
-        with closing(check_files(paths, memory, intensity=rule, workers=workers)) as checks:
-            for number, check in enumerate(checks):
-                progress(what, number + 1, len(rows))
-                i = rows[number]
-                if column == "path":
-                    found[i] = check
-                    if check.code == "ok" and (fault := _sidecar_fault(paths[number])):
-                        found[i] = replace(check, status="warn", code="sidecar", message=fault)
-                elif check.status == "skip" and found[i].status != "skip":
-                    about = f"mask {images[column].iloc[i]}: {check.message}"
-                    found[i] = replace(found[i], status="skip", code=check.code, message=about)
+    paths = [root / str(path) for path in images["path"]]
+    masks = {i: m for i, m in enumerate(images["mask_path"]) if isinstance(m, str)}
+    heads: dict[Path, Background] = {}  # of images with a mask that are opened now
+    wanted = {paths[i] for i in masks}
+
+    def keep(path: Path, sample: Sample) -> None:
+        if path in wanted:
+            heads[path] = Background.of(sample)
+
+    found: list[Check] = []
+    checks = check_files(paths, memory, intensity=intensity, workers=workers, opened=keep)
+    with closing(checks):
+        for check in checks:
+            if check.code == "ok" and (fault := _sidecar_fault(paths[len(found)])):
+                check = replace(check, status="warn", code="sidecar", message=fault)
+            found.append(check)
+            progress("checking images", len(found), len(paths))
+    pairs = [(paths[i], root / mask) for i, mask in masks.items()]
+    with closing(_check_masks(pairs, heads, memory, intensity, workers)) as fits:
+        for done, (fit, (i, mask)) in enumerate(zip(fits, masks.items(), strict=True), 1):
+            progress("checking masks", done, len(pairs))
+            if fit.code == "ok" or found[i].status == "skip":
+                continue
+            about = replace(found[i], status=fit.status, code=fit.code)
+            text = f"mask {mask}: {fit.message}"
+            if fit.status == "warn" and found[i].code != "ok":
+                about, text = found[i], f"{found[i].message} {text[0].upper()}{text[1:]}"
+            found[i] = replace(about, message=text)
     return found
+
+
+def _check_masks(
+    pairs: Sequence[tuple[Path, Path]],
+    heads: Mapping[Path, Background],
+    memory: FileMemory,
+    intensity: str,
+    workers: int,
+) -> Generator[Check, None, None]:
+    """Open every mask once and yield whether it can be used, and fits its image."""
+
+    def check(pair: tuple[Path, Path]) -> Check:
+        image, mask = pair
+        try:
+            fact = f"mask {CHECKS} {memory.sha256(image)}"
+            known = memory.recall(mask, fact)
+            if known is not None:
+                return Check(**known)
+            status = file_status(mask)
+        except (OSError, TypeError):
+            return check_mask(mask, None)
+        head = heads.get(image)
+        if head is None:  # the image was opened in an earlier run
+            sample = look_at(image, intensity=intensity)[1]
+            head = None if sample is None else Background.of(sample)
+        found = check_mask(mask, head)
+        memory.note(mask, status, fact, asdict(found))
+        if found.status != "skip":
+            memory.sha256(mask)  # for the name of the cache entry, while the file is at hand
+        return found
+
+    try:
+        yield from thread_map(check, pairs, workers)
+    finally:
+        memory.save()
 
 
 def _sidecar_fault(image: Path) -> str:

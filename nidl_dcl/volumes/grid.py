@@ -19,6 +19,7 @@ from nidl_dcl.status import Check, UnreadableVolumeError
 MAX_VOXELS = 2**28  # 0.35 mm over a whole head: 1 GB as float32
 MIN_SIDE = 8
 VOXEL_MM = (0.1, 20.0)
+APART = 0.5  # degrees and mm by which two places must differ to be told apart
 Shape = tuple[int, int, int]
 
 
@@ -83,3 +84,36 @@ def require_affine(affine: NDArray[np.float64]) -> None:
     axes = affine[:3, :3] / sizes
     if np.abs(axes.T @ axes - np.eye(3)).max() > 0.2:
         raise UnreadableVolumeError("The affine shears the image by over 11 degrees.", "affine")
+
+
+def disagreement(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> str:
+    """Return by how much two affines place the same voxels differently, in words; empty if they agree.
+
+    Parameters
+    ----------
+    one, other : ndarray of float64, shape (4, 4)
+        Both accepted by `require_affine`.
+    shape : sequence of three int
+        Voxels along the axes.
+    """
+    axes = [affine[:3, :3] / voxel_sizes(affine) for affine in (one, other)]
+    left, _, right = np.linalg.svd(axes[0] @ np.linalg.inv(axes[1]))
+    turn = left @ right
+    said = []
+    if np.linalg.det(turn) < 0:
+        said.append("left and right are swapped")
+        turn = np.diag([-1.0, 1.0, 1.0]) @ turn
+    angle = float(np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))))
+    if angle > APART:
+        said.append(f"{angle:.1f} degrees")
+    middle = np.append((np.array(shape) - 1) / 2, 1.0)
+    shift = float(np.linalg.norm(((one - other) @ middle)[:3]))
+    if shift > APART:
+        said.append(f"{shift:.1f} mm at the center")
+    sizes = [voxel_sizes(affine) for affine in (one, other)]
+    if np.abs(sizes[0] - sizes[1]).dot(shape) > 2 * APART and np.any(
+        np.abs(sizes[0] - sizes[1]) > 0.01 * sizes[1]
+    ):
+        a, b = (" x ".join(f"{size:.3g}" for size in each) for each in sizes)
+        said.append(f"voxels of {a} and {b} mm")
+    return ", ".join(said)

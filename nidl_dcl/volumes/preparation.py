@@ -21,11 +21,13 @@ from scipy import ndimage, sparse
 
 from nidl_dcl.errors import UsageError
 from nidl_dcl.status import UnreadableVolumeError
+from nidl_dcl.volumes.foreground import foreground, thinned
 from nidl_dcl.volumes.grid import MAX_VOXELS, VOXEL_MM, Shape
 from nidl_dcl.volumes.reading import (
     INTENSITIES,
     Float32,
     Volume,
+    affine_of,
     errors_naming,
     image_name,
     read_header,
@@ -33,7 +35,6 @@ from nidl_dcl.volumes.reading import (
     require_range,
 )
 
-_COUNTED = 2**16  # values from which quantiles are taken
 MASKED_FIELD_MM = (160.0, 192.0, 160.0)  # right-left, front-back, up-down: holds an adult brain
 
 
@@ -161,11 +162,14 @@ def common_shape(
         fields, failure = [], None
         for image in images:
             try:
-                grid = image if hasattr(image, "dataobj") else read_header(Path(image))
+                if hasattr(image, "dataobj"):
+                    fields.append(_extent(image.shape[:3], affine_of(image)))
+                    continue
+                grid = read_header(Path(image))
             except (UnreadableVolumeError, OSError) as error:
                 failure = failure or f"{image_name(image)}: {error}"
                 continue
-            fields.append(_extent(grid.shape[:3], grid.affine))
+            fields.append(_extent(grid.shape, grid.affine))
         if not fields:
             raise UnreadableVolumeError(
                 "No image has a readable header, so the size of volumes is not known"
@@ -207,7 +211,8 @@ def prepare_volume(image: Any, preparation: Preparation, mask_path: Any = None) 
     1. *Orientation*: axes are permuted and flipped to the closest RAS order. The rest of an
        oblique rotation (a few degrees, in most scans) stays: nothing is resampled twice.
     2. *Centre*: the center of mass of the mask; without mask, of the voxels brighter than Otsu's
-       threshold. It gives way where the field of view would otherwise cut off part of a brain (a
+       threshold, counted from the 1st percentile, so that a constant offset (air at -1024) changes
+       nothing. It gives way where the field of view would otherwise cut off part of a brain (a
        head) that fits in; 0.1 % (1 %) of the voxels per side count as specks and may be cut. An
        image that has the right spacing already moves by whole voxels.
     3. *Spacing and shape*, in one step: along each axis a triangle as wide as the coarser of the
@@ -241,7 +246,10 @@ def prepare_volume(image: Any, preparation: Preparation, mask_path: Any = None) 
             inside = mask_on_grid(data.shape, affine, mask)
         center = _center(inside, field, 0.001)
     else:
-        center = 2 * _center(_foreground(np.abs(data[::2, ::2, ::2])), field / 2, 0.01)
+        seen = data[::2, ::2, ::2]
+        if preparation.intensity != "robust":  # the 0 of a map is its background
+            seen = np.abs(seen)
+        center = 2 * _center(foreground(seen), field / 2, 0.01)
     axes = zip(data.shape, sizes, shape, preparation.spacing, center, strict=True)
     weights = [_weights(*axis) for axis in axes]
     with errors_naming(image):
@@ -296,28 +304,6 @@ def mask_on_grid(
     if not inside.any():
         raise UnreadableVolumeError("The mask does not overlap with the image.", "affine")
     return inside
-
-
-def _thinned(values: Float32) -> Float32:
-    """Return at most 2**16 of many values, evenly spaced: enough for any quantile."""
-    if not values.size:
-        raise UnreadableVolumeError("Nothing of it lies in the field of view.", "affine")
-    flat = values.ravel()
-    return flat[:: max(1, -(-flat.size // _COUNTED))]
-
-
-def _foreground(values: Float32) -> NDArray[np.bool_]:
-    """Return where `values` (>= 0) exceed Otsu's threshold."""
-    counted = _thinned(values)
-    top = float(np.percentile(counted, 99.5)) or float(values.max())
-    counts, edges = np.histogram(counted, bins=256, range=(0.0, top))
-    middles = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)
-    sums = np.cumsum(counts * middles)
-    above = below[-1] - below
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    return np.asarray(values > edges[1:][np.argmax(np.nan_to_num(between))])
 
 
 def _center(
@@ -401,9 +387,9 @@ def _seen(data: Float32, weights: list[Any], intensity: str) -> Float32:
     prepared = _average(data, [matrix.astype(np.float32) for matrix in kept])
     if intensity == "robust":
         seen = prepared[tuple(_span(matrix) for matrix in kept)]
-        values = _thinned(seen)
+        values = thinned(seen)
         low = np.percentile(values, 1)
-        bright = values[_foreground(np.maximum(values, 0))]
+        bright = values[foreground(values)]
         high = np.percentile(bright, 99) if bright.size else low
         _to_unit(seen, low, high - low, offset=0.0, slope=1.0, lowest=0.0)
     return prepared
@@ -415,7 +401,7 @@ def _brain(data: Float32, inside: NDArray[np.bool_], weights: list[Any], intensi
     total = _average(data * inside, weights)
     mean = np.divide(total, share, out=np.zeros_like(total), where=share > 0)
     if intensity == "robust":
-        values = _thinned(mean[share >= 0.5])
+        values = thinned(mean[share >= 0.5])
         low, middle, high = np.percentile(values, [25, 50, 75])
         _to_unit(mean, middle, high - low, offset=0.65, slope=0.3, lowest=0.02)
     share[share < 0.1] = 0

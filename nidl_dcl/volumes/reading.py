@@ -17,12 +17,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from nidl_dcl.status import Check, UnreadableVolumeError
 from nidl_dcl.volumes import mgh, nifti, npy
+from nidl_dcl.volumes.foreground import COUNTED, foreground_threshold
 from nidl_dcl.volumes.grid import Grid, require_affine, spatial_shape
 
 _GzipFile: Any = gzip.GzipFile
@@ -50,6 +52,12 @@ _POINTERS = (b"/annex/objects/", b"version https://git-lfs")
 _CHUNK = 1 << 20
 _PIECE = 1 << 17  # values converted at once, so that they fit into the processor's cache
 
+_MOST_ALIKE = 0.999
+"""Share of the voxels that may have one value: a brain fills more than a thousandth of any field."""
+
+_LEAST_SHARE, _LEAST_ML = 0.03, 200.0
+"""Share of the field and ml that stand out; an image below both is no whole brain."""
+
 _LONGEST_REST = 2**30
 """Bytes that may follow the values in a file."""
 
@@ -65,18 +73,69 @@ def check_volume(path: str | os.PathLike[str], *, intensity: str = "robust") -> 
 
     It never raises, whatever the file holds.
     """
+    return look_at(path, intensity=intensity)[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """At most 2**16 values of an image, evenly spaced in the order of its file."""
+
+    grid: Grid
+    values: Float32
+    step: int
+
+
+def look_at(
+    path: str | os.PathLike[str], *, intensity: str = "robust"
+) -> tuple[Check, Sample | None]:
+    """Return what `check_volume` does, and a sample of the values; None if it cannot be used."""
     content = hashlib.blake2b(digest_size=16)
     try:
         grid, _, survey, repairs = _read(Path(path), keep=False, content=content)
         _require_within(survey.low, survey.high, intensity)
+        sample = Sample(grid, survey.sample(), survey.step)
+        found = joined([*repairs, *_oddities(sample, intensity)])
     except UnreadableVolumeError as error:
-        return Check("skip", error.code, str(error))
+        return Check("skip", error.code, str(error)), None
     except Exception as error:  # nibabel may raise anything on a hostile header
-        return Check("skip", "unreadable", f"It cannot be read ({type(error).__name__}: {error}).")
-    found = repairs[0] if repairs else Check("ok", "ok", "")
-    return dataclasses.replace(
-        found, content=content.hexdigest(), coarsest=round(float(voxel_sizes(grid.affine).max()), 3)
-    )
+        text = f"It cannot be read ({type(error).__name__}: {error})."
+        return Check("skip", "unreadable", text), None
+    coarsest = round(float(voxel_sizes(grid.affine).max()), 3)
+    return dataclasses.replace(found, content=content.hexdigest(), coarsest=coarsest), sample
+
+
+def joined(warnings: list[Check]) -> Check:
+    """Return one check that says all: the code of the first, the messages of all."""
+    if not warnings:
+        return Check("ok", "ok", "")
+    return dataclasses.replace(warnings[0], message=" ".join(each.message for each in warnings))
+
+
+def _oddities(sample: Sample, intensity: str) -> list[Check]:
+    """Return warnings of values that are no head, or that hide one."""
+    values = np.abs(sample.values) if intensity == "signed" else sample.values
+    low, threshold = foreground_threshold(values)
+    share = float(np.mean(values - np.float32(low) > threshold))
+    volume = share * math.prod(sample.grid.shape) * abs(np.linalg.det(sample.grid.affine)) / 1000
+    odd = []
+    if share < _LEAST_SHARE and volume < _LEAST_ML:
+        text = (
+            f"Next to nothing stands out from the background: {volume:.3g} ml, {share:.2%} of the "
+            "field of view."
+        )
+        odd.append(Check("warn", "blank", text))
+    floor = float(values.min())
+    rest = values[values > floor]
+    if intensity == "robust" and 0 < rest.size <= 0.99 * values.size:
+        least, dark, bright = (float(x) for x in np.percentile(rest, [0.1, 1, 99]))
+        if bright > dark and least - floor > 0.5 * (bright - dark):
+            text = (
+                f"{1 - rest.size / values.size:.0%} of the voxels are {floor:g}, far below all others "
+                f"({dark:g} to {bright:g}): the head has little contrast left beside them. Give "
+                "the background the lowest value of the head."
+            )
+            odd.append(Check("warn", "range", text))
+    return odd
 
 
 def image_name(image: Any) -> str:
@@ -156,6 +215,15 @@ class Volume:
         return self.dataobj.shape
 
 
+def affine_of(image: Any) -> NDArray[np.float64]:
+    """Return the affine of a nibabel image in mm, whatever unit of length its header declares."""
+    if image.affine is None:
+        return np.asarray(np.nan)
+    header = image.header
+    scale = nifti.unit(header, image.shape[:3])[0] if isinstance(header, nib.Nifti1Header) else 1.0
+    return nifti.in_mm(image.affine, scale)
+
+
 def read_volume(image: Any) -> Volume:
     """Return an image as float32 in memory, checked and repaired.
 
@@ -185,11 +253,11 @@ def read_volume(image: Any) -> Volume:
         raw = np.asanyarray(image.dataobj)
         if raw.dtype.kind not in "buif":
             raise UnreadableVolumeError(f"Values are of type {raw.dtype}.", "dtype")
-        affine = np.asarray(image.affine if image.affine is not None else np.nan, np.float64)
+        affine = affine_of(image)
         require_affine(affine)
         data = np.empty(shape, np.float32, order="F")
         _scale(raw.reshape(shape), 1.0, 0.0, data)
-        survey = _Survey()
+        survey = _Survey(data.size)
         survey.add(data)
         survey.repairs()
         return Volume(data, affine)
@@ -218,7 +286,7 @@ def _read(
         if content is not None:
             content.update(repr(grid.shape).encode())
         values = np.empty(count if keep else min(count, _PIECE), np.float32)
-        survey = _Survey()
+        survey = _Survey(count)
         for piece in _pieces(stream, block[grid.offset :][:needed], grid, values):
             survey.add(piece)
             if content is not None:
@@ -284,14 +352,17 @@ def _scale(raw: NDArray[Any], slope: float, inter: float, out: Float32) -> None:
 
 
 class _Survey:
-    """The range of values that come piece by piece; voxels that are not finite are set to 0."""
+    """Range and sample of values that come piece by piece; voxels that are not finite are set to 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: int) -> None:
         self.low, self.high = math.inf, -math.inf
+        self.step = max(1, -(-expected // COUNTED))
         self._count = self._bad = 0
+        self._samples: list[Float32] = []
 
     def add(self, data: Float32) -> None:
         """Include more values, which are repaired in place."""
+        first = -self._count % self.step
         self._count += data.size
         low, high = float(data.min()), float(data.max())
         if not (math.isfinite(low) and math.isfinite(high)):  # which any NaN makes them, too
@@ -300,6 +371,11 @@ class _Survey:
             data[bad] = 0
             low, high = float(data.min()), float(data.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
+        self._samples.append(data.ravel(order="K")[first :: self.step].copy())
+
+    def sample(self) -> Float32:
+        """Return every `step`-th value."""
+        return np.concatenate(self._samples)
 
     def repairs(self) -> list[Check]:
         """Return what was repaired; refuse values that are no image."""
@@ -310,6 +386,13 @@ class _Survey:
             raise UnreadableVolumeError(f"All voxels have one value ({self.low:g}).", "constant")
         if max(-self.low, self.high) > 1e30:
             raise UnreadableVolumeError(f"Values from {self.low:g} to {self.high:g}.", "range")
+        sample = self.sample()
+        most = np.median(sample)
+        same = float(np.mean(sample == most))
+        if same > _MOST_ALIKE:
+            raise UnreadableVolumeError(
+                f"Fewer than one in a thousand of its voxels differ from {most:g}.", "constant"
+            )
         if not self._bad:
             return []
         return [Check("warn", "non_finite", f"{text}were NaN or infinite: set to 0.")]

@@ -31,7 +31,7 @@ from nidl_dcl.workflow.figure_data import (
     write_retrieval,
 )
 from nidl_dcl.workflow.inputs import Study
-from nidl_dcl.workflow.participants import pretraining_splits
+from nidl_dcl.workflow.participants import excluded_but_seen, pretraining_splits
 from nidl_dcl.workflow.preflight import refuse_another_model
 
 _LOGGER = logging.getLogger(__name__)
@@ -128,6 +128,9 @@ def _open(study: Study, source: ModelSource) -> tuple[Any, BIDSDataModule]:
         )
     module = study.data_module(source, preparation=model.preparation)
     study.prepare(module)
+    description, dataset = read_description(source), study.output.bids_dir.name
+    if said := excluded_but_seen(study.table.inputs, description, dataset):
+        _LOGGER.info(said)
     return model.set_params(devices=1), module
 
 

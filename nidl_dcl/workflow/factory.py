@@ -70,6 +70,8 @@ def image_table(
         "filters": _filters(data.bids_filter_file),
         "select": data.select,
         "mask": data.mask,
+        "exclude_participant_label": data.exclude_participant_label or None,
+        "exclude": data.exclude,
     }
     if preprocessed is not None:
         which = {
@@ -85,6 +87,8 @@ def image_table(
         intensity=data.intensity,
         preprocessed=preprocessed,
         phenotypes=data.phenotypes,
+        id_column=data.id_column,
+        id_map=data.id_map,
         max_skipped=allowed if max_skipped is None else max_skipped,
         work_dir=work,
         progress=log_progress,
@@ -263,7 +267,12 @@ def training_config(
     return config
 
 
-def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], where: ModelSource) -> None:
+def refuse_changes(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    where: ModelSource,
+    remedy: str = "Use the same, another --model-name, or another OUTPUT_DIR.",
+) -> None:
     """Refuse to continue in an output that was made with another configuration.
 
     Parameters
@@ -272,16 +281,31 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], where: Mod
         Configurations; fields that only one of them has do not count.
     where : Path or "builtin"
         What was made, for the message.
+    remedy : str
+        What to do.
 
     Raises
     ------
     UsageError
-        Naming each differing field with both values.
+        Naming each differing field with both values, and no other.
     """
-    differing = [name for name in now if name in before and before[name] != now[name]]
+    differing = [
+        change
+        for name in now
+        if name in before
+        for change in _changes(name, before[name], now[name])
+    ]
     if differing:
         raise UsageError(
-            f"{where} was made with another configuration: "
-            + "; ".join(f"{n} was {before[n]!r}, is {now[n]!r}" for n in differing)
-            + ". Use the same, another --model-name, or another OUTPUT_DIR."
+            f"{where} was made with another configuration: {'; '.join(differing)}. {remedy}"
         )
+
+
+def _changes(name: str, before: Any, now: Any) -> list[str]:
+    """Return what differs between two values, of mappings only the entries that do."""
+    if before == now:
+        return []
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        names = dict.fromkeys([*before, *now])
+        return [c for n in names for c in _changes(f"{name}.{n}", before.get(n), now.get(n))]
+    return [f"{name} was {before!r}, is {now!r}"]

@@ -25,10 +25,17 @@ from nidl_dcl.output.selection import Selection, as_text, merge_inputs, merge_ma
 from nidl_dcl.volumes.preparation import Preparation
 from nidl_dcl.workflow.factory import data_module, image_table
 from nidl_dcl.workflow.options import DataOptions, RunOptions, TrainingOptions
-from nidl_dcl.workflow.participants import hold_out
+from nidl_dcl.workflow.participants import hold_out, missing_groups
 from nidl_dcl.workflow.preprocess import choose_mode, preprocess_scans, write_measures
 
 _LOGGER = logging.getLogger(__name__)
+
+WHOLE_HEADS = (
+    "No brain masks: the images are used as they are, face, neck and scalp included unless they are "
+    "skull-stripped. Give masks as a derivative (…_desc-brain_mask.nii.gz), or have them made: pip "
+    "install 'nidl_dcl[preprocess]', then --preprocess align."
+)
+"""What to do where whole heads are used."""
 
 
 @dataclass(eq=False)
@@ -64,6 +71,7 @@ class Study:
     model: ModelSource | None = None
     brains: Path | None = None
     _is_announced: bool = field(default=False, init=False, repr=False)
+    _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     @property
     def model_folder(self) -> Path:
@@ -137,6 +145,13 @@ class Study:
         hold_out(module, self.data.holdout, model, self.group)
         return module
 
+    def announce(self, lines: Sequence[str]) -> None:
+        """Log lines, each of them once, whichever stages say it."""
+        for line in lines:
+            if line not in self._said:
+                self._said.add(line)
+                _LOGGER.info(line)
+
     def prepare(self, module: BIDSDataModule) -> None:
         """Prepare the volumes, after logging what was found and how much will be written where.
 
@@ -146,6 +161,8 @@ class Study:
             self._is_announced = True
             for line in input_lines(self.table, "logs/inputs.tsv"):
                 _LOGGER.info(line)
+            if found := missing_groups(module.images, self.group):
+                _LOGGER.info(found["sentence"])
         volumes = module.plan()
         if missing := len(volumes.missing()):
             _LOGGER.info(
@@ -195,8 +212,12 @@ class Study:
         return table if list(table.columns) == list(like.columns) else None
 
 
-def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = False) -> str:
+def index(
+    bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = False
+) -> tuple[str, int]:
     """Return every candidate image as TSV text, the columns those of ``logs/inputs.tsv``.
+
+    Also return how many images can be used.
 
     Parameters
     ----------
@@ -219,15 +240,15 @@ def index(bids_dir: Path, data: DataOptions, run: RunOptions, *, check: bool = F
                 raise
             _LOGGER.info(f"{error} Masks are not checked.")
             return index(bids_dir, replace(data, mask="none"), run, check=True)
-        inputs, kept = table.inputs, table.kept
+        inputs, kept, notes = table.inputs, table.kept, table.near
     else:
         found = find_images(bids_dir, **table.selection, mask="none", progress=log_progress)
-        inputs, kept = found.inputs, found.kept
-    for line in _kept_lines(kept):
+        inputs, kept, notes = found.inputs, found.kept, found.notes
+    for line in (*_kept_lines(kept), *notes):
         _LOGGER.info(line)
     if inputs.empty:
         _LOGGER.info(f"{bids_dir}: no candidate. {WHICH_FOLDER} If so, look at --preset.")
-    return to_tsv(inputs)
+    return to_tsv(inputs), int((inputs["status"] != "skip").sum())
 
 
 def _kept_lines(kept: Sequence[tuple[str, int]]) -> list[str]:
@@ -247,8 +268,11 @@ def input_lines(table: ImageTable, where: str) -> list[str]:
     """
     odd = table.inputs[table.inputs["code"] != "ok"]
     faults = (odd["status"] + ": " + odd["code"]).value_counts()
-    return [
-        *_kept_lines(table.kept),
-        *(f"{count} {fault} ({where})" for fault, count in faults.items()),
-        *table.notes,
-    ]
+    lines = [f"{count} {fault} ({where})" for fault, count in faults.items()]
+    for code in ("affine", "mask", "blank", "range", "spacing"):  # what no file's name tells
+        rows = odd[(odd["status"] == "warn") & (odd["code"] == code)]
+        if len(rows):
+            lines.append(f"  {code}, for one {rows['path'].iloc[0]}: {rows['message'].iloc[0]}")
+    if table.has_whole_heads:
+        lines.append(WHOLE_HEADS)
+    return [*_kept_lines(table.kept), *table.near, *lines, *table.notes]

@@ -45,11 +45,11 @@ from nidl_dcl.evaluation.readout_file import ReadoutFile, read_readout, readout_
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.console import log_progress
 from nidl_dcl.io.formats import beside, write_json, write_npy, write_tsv
+from nidl_dcl.models.baselines import embed_untrained, untrained_encoder
 from nidl_dcl.models.dcl import DCL
 from nidl_dcl.models.serialization import load_model
 from nidl_dcl.output.sharing_rules import largest_share
 from nidl_dcl.randomness import key_seed
-from nidl_dcl.workflow.baselines import embed_untrained, untrained_encoder
 from nidl_dcl.workflow.external import EmbeddedDataset
 from nidl_dcl.workflow.options import PredictionOptions, RunOptions
 
@@ -61,7 +61,7 @@ RULES = 1
 _AVERAGED = 500
 """Images of which the mean brain is made, at most."""
 
-_PEOPLE = 6
+PEOPLE = 6
 """Participants whose own volumes are taken, for each target; one of each class of more."""
 
 _BASELINE = "the mean of the same volume inside the brain (the head)"
@@ -247,7 +247,9 @@ def _task(
     stored, cohort = read_readout(file), study.cohort
     images, groups = cohort.images, cohort.images["group_id"].to_numpy()
     known = read_confounds(images[prediction.confounds], groups, study.held_out, target)
-    read = read_target_beside(images[target], groups, study.held_out, known, name=target)
+    read = read_target_beside(
+        images[target], groups, study.held_out, known, name=target, task=stored.task
+    )
     people = images["person_id"].to_numpy(dtype=object)
     design = make_design(read, people, groups, n_splits=5, n_repeats=1, seed=run.random_seed)
     removed = encode_confounds(known, design.rows, groups) if known else None
@@ -273,13 +275,13 @@ def _spread_people(design: CVDesign, people: NDArray[np.object_], seed: int) -> 
     table["order"] = [key_seed(seed, "occlusion", who) for who in table["who"]]
     if design.task == "regression":
         table = table.sort_values(["value", "order"], kind="stable")
-        count = min(_PEOPLE, len(table))
+        count = min(PEOPLE, len(table))
         at = ((np.arange(count) + 0.5) / count * len(table)).astype(int)
         return [int(row) for row in table["row"].iloc[at]]
     table = table.sort_values("order", kind="stable")
     table["turn"] = table.groupby("value").cumcount()
     table = table.sort_values(["turn", "value"], kind="stable")
-    return [int(row) for row in table["row"].iloc[: max(_PEOPLE, len(design.labels))]]
+    return [int(row) for row in table["row"].iloc[: max(PEOPLE, len(design.labels))]]
 
 
 def _embed_hidden(

@@ -51,6 +51,12 @@ class DataOptions:
     session_label: list[str] = field(default_factory=list)
     """Only these sessions, with or without 'ses-'."""
 
+    exclude_participant_label: list[str] = field(default_factory=list)
+    """Not these participants, with or without 'sub-'. Their images stay in logs/inputs.tsv."""
+
+    exclude: Path | None = None
+    """Table of images that are not to be used (TSV or CSV): participant_id, and if wanted session_id, run and reason."""
+
     bids_filter_file: Path | None = None
     """JSON file of entities and values; null is none, "*" is any."""
 
@@ -62,6 +68,12 @@ class DataOptions:
 
     phenotypes: list[Path] = field(default_factory=list)
     """Tables of phenotypes besides those of the dataset (TSV or CSV with participant_id)."""
+
+    id_column: str | None = None
+    """Column of ids in tables of phenotypes; default: participant_id, participant, subject_id, subject, sub or id."""
+
+    id_map: Path | None = None
+    """Table of two columns: ids as the tables of phenotypes have them, and participant_id as the images have them."""
 
     mask: str = "auto"
     """Brain mask: auto (a desc-brain_mask derivative, if all images have one), none, or its NAME."""
@@ -173,6 +185,9 @@ class PredictionOptions:
     group: str | None = None
     """Column whose equal values (a family) stay on one side of every split."""
 
+    task: list[str] = field(default_factory=list)
+    """What a target is, as COLUMN=regression or COLUMN=classification; default: as its unit and its values say."""
+
     confounds: list[str] = field(default_factory=list)
     """Columns whose linear effect is removed from the features, learned inside the folds."""
 
@@ -191,8 +206,20 @@ class PredictionOptions:
     occlusion: bool = False
     """Also map where each readout looks: by how much hiding a block changes the prediction."""
 
+    @property
+    def tasks(self) -> dict[str, str]:
+        """The task of each column that one was asked for."""
+        pairs = (text.rpartition("=") for text in self.task)
+        return {column: task for column, _, task in pairs}
+
     def __post_init__(self) -> None:
         """Refuse what cannot be done."""
+        for text in self.task:
+            column, equals, task = text.rpartition("=")
+            if not (column and equals and task in ("regression", "classification")):
+                raise UsageError(
+                    f"--task takes COLUMN=regression or COLUMN=classification, got {text!r}."
+                )
         if self.harmonize and self.occlusion:
             raise UsageError(
                 "--occlusion needs a readout of all participants, and --harmonize keeps none. "
@@ -277,7 +304,10 @@ _OWN = ("bids_dir", "output_dir", "target", "model", "trust")
 
 _MODELS = ("model", "init")
 
-_PATHS = ("bids_dir", "output_dir", "model", "bids_filter_file", "init", "work_dir", "readout")
+_PATHS = (
+    *("bids_dir", "output_dir", "model", "bids_filter_file", "exclude", "init", "work_dir"),
+    *("readout", "id_map"),
+)
 
 
 def refuse_gone(names: Iterable[str]) -> None:
@@ -390,14 +420,51 @@ def code_named(training: TrainingOptions | None, trust: Iterable[str] | None) ->
     return [*named, training.encoder] if training and ":" in training.encoder else named
 
 
+def refuse_training(
+    training: TrainingOptions, model: ModelSource, named: Iterable[str] = ()
+) -> None:
+    """Refuse options of a training beside a model, which is trained already.
+
+    Parameters
+    ----------
+    training : TrainingOptions
+        Any value that is not the default was meant.
+    model : Path or "builtin"
+        The model.
+    named : iterable of str
+        Options that were given, whatever their values.
+
+    Raises
+    ------
+    UsageError
+        Naming each of them.
+    """
+    plain = {name.lstrip("-").replace("-", "_") for name in named}
+    default = TrainingOptions()
+    given = [
+        _option(f.name)
+        for f in fields(TrainingOptions)
+        if f.name in plain or getattr(training, f.name) != getattr(default, f.name)
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: for a training, and --model {model} is trained already. Leave "
+            f"{'it' if len(given) == 1 else 'them'} out (also of --config and of the environment), or "
+            "train a model without --model; --init starts from the weights of another."
+        )
+
+
 def study_yaml(options: StudyOptions) -> str:
     """Return the YAML from which `read_study`, or ``--config``, gets the same options."""
     values: dict[str, Any] = {name: getattr(options, name) for name in _OWN}
     for name in _GROUPS:
+        if name == "training" and options.model is not None:
+            continue  # nothing is trained, and the defaults of another version may be others
         values.update(asdict(getattr(options, name)))
     if isinstance(options.model, Path):
         values["model"] = options.model.resolve()
     values["readout"] = options.prediction.readout and options.prediction.readout.resolve()
+    values["exclude"] = options.data.exclude and options.data.exclude.resolve()
     del values["dry_run"]
     return as_yaml(values)
 

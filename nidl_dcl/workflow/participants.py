@@ -15,6 +15,7 @@ import pandas as pd
 from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.exposure import recognize, validated
 from nidl_dcl.errors import UsageError
+from nidl_dcl.evaluation.missing_values import describe_missing
 from nidl_dcl.io.atomic import write_bytes
 from nidl_dcl.io.formats import to_tsv, utc_now
 from nidl_dcl.models.model_source import ModelSource, folder_of
@@ -84,13 +85,25 @@ def held_out_rows(images: pd.DataFrame) -> np.ndarray:
     return np.asarray(held_out, dtype=bool)
 
 
+def missing_groups(images: pd.DataFrame, group: str | None) -> dict[str, Any] | None:
+    """Return whose value of the column of groups is missing, and what that means; None if nobody's."""
+    if group is None:
+        return None
+    who = images["participant_id"].to_numpy(dtype=object)
+    return describe_missing("group", group, images[group].isna().to_numpy(), who)
+
+
 def pretraining_splits(images: pd.DataFrame, description: Mapping[str, Any]) -> list[str | None]:
     """Return what a model's pretraining did with the person of each image; None if not known.
+
+    "holdout" are those who are held out on purpose; who came later, or is of another dataset, is
+    "not_in_training".
 
     Parameters
     ----------
     images : DataFrame
-        Columns ``participant_id``, ``person_id`` and ``content``.
+        Columns ``participant_id``, ``person_id``, ``content`` and ``split``, as of a data module
+        that holds out whom the model's training does.
     description : mapping
         Content of ``model.json``.
     """
@@ -98,12 +111,40 @@ def pretraining_splits(images: pd.DataFrame, description: Mapping[str, Any]) -> 
     people = images["participant_id"]
     how = pd.Series(recognize(people, images["content"], exposure), dtype=object)
     val = pd.Series(validated(people, exposure))
+    held_out = (images["split"] == "holdout").to_numpy() & how.notna().to_numpy()
     table = pd.DataFrame({"seen": how.isin(["image", "id"]), "known": how.notna(), "val": val})
-    table = table.groupby(images["person_id"].to_numpy()).transform("max")
+    table = table.assign(held_out=held_out).groupby(images["person_id"].to_numpy()).transform("max")
     split = np.select(
-        [table["val"], table["seen"], table["known"]], ["val", "train", "holdout"], ""
+        [table["val"], table["seen"], table["held_out"], table["known"]],
+        ["val", "train", "holdout", "not_in_training"],
+        "",
     )
     return [str(s) or None for s in split]
+
+
+def excluded_but_seen(inputs: pd.DataFrame, description: Mapping[str, Any], dataset: str) -> str:
+    """Return that the training of a model saw people whose images are excluded; empty if it did not.
+
+    Parameters
+    ----------
+    inputs : DataFrame
+        Columns ``participant_id`` and ``code``.
+    description : mapping
+        Content of ``model.json``.
+    dataset : str
+        Name of the folder of the dataset: ids of another one are other people.
+    """
+    people = sorted(set(inputs.loc[inputs["code"] == "excluded", "participant_id"]))
+    if (description.get("provenance") or {}).get("source") != dataset:
+        return ""
+    seen = recognize(people, [""] * len(people), description.get("exposure") or {}).count("id")
+    if not seen:
+        return ""
+    return (
+        f"{seen} participant{'s' * (seen > 1)} with excluded images took part in the training of this "
+        "model, which stays as it is. To train without these images, give another --model-name or "
+        "another OUTPUT_DIR."
+    )
 
 
 def record_holdout(
@@ -124,6 +165,9 @@ def record_holdout(
     """
     if metrics["duplicates"]:
         _LOGGER.info(metrics["duplicates"]["sentence"])
+    for kind, found in metrics["missing"].items():
+        if kind != "group":  # which is said before anything is done
+            _LOGGER.info(f"{metrics['target']}: {found['sentence']}")
     last = metrics["holdout"]
     if last is None:
         return

@@ -28,10 +28,10 @@ from nidl_dcl.evaluation.readout_file import ReadoutFile, readout_exists, readou
 from nidl_dcl.evaluation.site_effects import AuditedSites, site_audit
 from nidl_dcl.io.console import progress_of
 from nidl_dcl.io.formats import beside, keep_tsv, to_tsv, write_json, write_tsv
+from nidl_dcl.models.baselines import baseline_features, read_voxels
 from nidl_dcl.models.serialization import load_model, read_description
 from nidl_dcl.output.embeddings import read_embeddings
 from nidl_dcl.volumes.preparation import Preparation
-from nidl_dcl.workflow.baselines import baseline_features, read_voxels
 from nidl_dcl.workflow.external import (
     EmbeddedDataset,
     applied_before,
@@ -44,8 +44,14 @@ from nidl_dcl.workflow.figure_data import write_outliers, write_retrieval
 from nidl_dcl.workflow.inputs import Study
 from nidl_dcl.workflow.occlusion_maps import Occlusion, forget_old, occlude
 from nidl_dcl.workflow.options import PredictionOptions
-from nidl_dcl.workflow.participants import checksum, held_out_rows, record_holdout
-from nidl_dcl.workflow.preflight import check_targets, refuse_unusable, site_column
+from nidl_dcl.workflow.participants import checksum, held_out_rows, missing_groups, record_holdout
+from nidl_dcl.workflow.preflight import (
+    check_targets,
+    is_site_name,
+    refuse_unusable,
+    site_column,
+    task_of,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -149,7 +155,7 @@ def _open_cohort(study: Study, targets: Sequence[str], prediction: PredictionOpt
     row_of = {source: row for row, source in enumerate(embeddings.table["source"])}
     rows = [i for i, source in enumerate(module.images["source"]) if source in row_of]
     images = module.images.iloc[rows].reset_index(drop=True)
-    refuse_unusable(images, targets, prediction)
+    study.announce(refuse_unusable(images, targets, prediction, study.table))
     exposure = description["exposure"]
     images["seen_by"] = pd.Series(
         recognize(images["participant_id"], images["content"], exposure), dtype=object
@@ -200,6 +206,7 @@ class _Target:
     site: str | None
     columns: dict[str, str]  # of age, sex and site
     units: str | None
+    task: str  # as asked, or as the tables say
     config: dict[str, Any]
     fingerprint: str
 
@@ -223,6 +230,9 @@ def _describe_target(cohort: _Cohort, name: str) -> _Target:
         "model_sha256": cohort.embedded.model_sha256,
         "holdout": float(cohort.module.holdout),
     }
+    task = task_of(cohort.study.table, name, prediction)
+    if name in prediction.tasks:
+        config["task"] = task
     used = [name, *(c for c in (prediction.group, site) if c), *prediction.confounds]
     return _Target(
         name=name,
@@ -231,18 +241,21 @@ def _describe_target(cohort: _Cohort, name: str) -> _Target:
         site=site,
         columns=columns,
         units=cohort.study.table.units(name),
+        task=task,
         config=config,
-        fingerprint=_fingerprint(cohort, [*used, *columns.values()]),
+        fingerprint=_fingerprint(cohort, [*used, *columns.values()], task),
     )
 
 
-def _fingerprint(cohort: _Cohort, columns: Sequence[str]) -> str:
+def _fingerprint(cohort: _Cohort, columns: Sequence[str], task: str) -> str:
     """Return a checksum of the embeddings, of columns beside them and of who is who."""
     embedded = cohort.embedded
     names = dict.fromkeys(["participant_id", "session_id", "source", *columns])
     table = embedded.images[list(names)]
     digest = hashlib.blake2b(to_tsv(table).encode(), digest_size=16)
-    digest.update(b"shared scaling")
+    digest.update(b"shared scaling, wide grids of penalties")
+    if task == "quantity":
+        digest.update(b"quantity")
     if cohort.prediction.harmonize:
         digest.update(b"harmonize")
     digest.update(np.ascontiguousarray(embedded.features).tobytes())
@@ -280,7 +293,7 @@ def _predict_target(cohort: _Cohort, name: str) -> _Found:
     }
     outside = None if given is None else applied_before(target.stem, basis)
     why: str | None = None if outside is None else outside["cross_validation"]
-    done = _done_before(target)
+    done = _done_before(cohort, target)
     computed, applied = done is None and not why, False
     if computed:
         baselines, audit = cohort.baselines, cohort.audit(target.site)
@@ -303,17 +316,32 @@ def _predict_target(cohort: _Cohort, name: str) -> _Found:
     return _Found(row=row, computed=computed, applied=applied)
 
 
-def _done_before(target: _Target) -> dict[str, Any] | None:
-    """Return the summary of a prediction that needs not be done again; refuse a changed one."""
+def _done_before(cohort: _Cohort, target: _Target) -> dict[str, Any] | None:
+    """Return the summary of a prediction that needs not be done again; refuse a changed one.
+
+    A column of sites that was found, or is gone, is new data: only a named one is configuration.
+    """
     file = beside(target.stem, "_metrics.json")
-    if not file.is_file() or not beside(target.stem, "_predictions.tsv").is_file():
+    tables = (beside(target.stem, f"_{name}.tsv") for name in ("predictions", "folds"))
+    if not file.is_file() or not all(table.is_file() for table in tables):
         return None
     try:
         known = json.loads(file.read_text("utf-8"))
         provenance, summary = known["provenance"], known["summary"]
     except (ValueError, KeyError, TypeError):
         return None
-    refuse_changes(provenance.get("config", {}), target.config, file)
+    before, now = dict(provenance.get("config", {})), target.config
+    if cohort.prediction.site is None and is_site_name(before.get("site")):
+        before.pop("site", None)
+    own = cohort.study.model_folder
+    refuse_changes(
+        before,
+        now,
+        file,
+        f"To keep both: `nidl-dcl study` with the new options, --model {own} and another "
+        "--model-name, in the same OUTPUT_DIR; nothing is trained or embedded again. To replace "
+        f"what is there: remove {target.stem.name}_*.",
+    )
     if not (readout_exists(target.readout) or target.config["harmonize"]):
         return None
     return dict(summary) if provenance.get("data") == target.fingerprint else None
@@ -329,6 +357,7 @@ def _cross_validate(
         images[target.name],
         images["group_id"],
         target=target.name,
+        task=target.task,
         scaling="shared",
         baselines=baselines,
         extra_features=embedded.extra_features,
@@ -344,11 +373,15 @@ def _cross_validate(
 
 def _write_result(cohort: _Cohort, target: _Target, result: PhenotypeResult) -> dict[str, Any]:
     """Write what a cross-validation gave, the metrics last; return its summary."""
+    if found := missing_groups(cohort.embedded.images, cohort.prediction.group):
+        result.metrics["missing"]["group"] = found
     record_holdout(cohort.study.output, result.metrics, cohort.study.run, target.provenance)
     summary = result.summary()
     metrics = {**result.metrics, "summary": summary, "provenance": target.provenance}
     write_tsv(beside(target.stem, "_predictions.tsv"), result.predictions)
     write_json(beside(target.stem, "_predictions.json"), result.columns)
+    write_tsv(beside(target.stem, "_folds.tsv"), result.folds, exact=True)
+    write_json(beside(target.stem, "_folds.json"), result.fold_columns)
     keep_readout(target.readout, result, cohort.embedded, target.columns, target.units)
     write_json(beside(target.stem, "_metrics.json"), metrics)
     return summary

@@ -5,6 +5,7 @@ Refuses with one message; what options can be refused alone is `options`' busine
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from nidl_dcl.data.image_table import ImageTable
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation.confounds import encode_confounds, read_confounds, read_target_beside
 from nidl_dcl.evaluation.folds import make_design
-from nidl_dcl.evaluation.targets import target_labels
+from nidl_dcl.evaluation.targets import Target, target_labels
 from nidl_dcl.models.model_source import BUILTIN, ModelSource
 from nidl_dcl.models.serialization import read_description, weights_sha256
 from nidl_dcl.workflow.factory import refuse_changes
@@ -25,6 +26,9 @@ from nidl_dcl.workflow.participants import held_out_rows
 
 SITE_COLUMNS = ("site", "scanner", "site_id", "center", "centre")
 """Columns, in any case, that are audited as sites."""
+
+_NO_UNITS = ("n/a", "na", "none", "-", "code", "codes", "category", "categorical", "label", "bool")
+"""What sidecars say in place of a unit."""
 
 
 def is_trained(folder: Path, config: Mapping[str, Any]) -> bool:
@@ -82,9 +86,17 @@ def check_targets(
     columns = [c for c in (prediction.group, prediction.site) if c]
     for name in (*targets, *columns, *prediction.confounds):
         if name not in known:
+            close = [c for c in known if c.casefold() == name.strip().casefold()]
+            close = close or difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise UsageError(
-                f"No phenotype table of {table.bids_dir} has a column {name!r}; there are: "
-                f"{', '.join(known) or 'none'}."
+                f"No phenotype table of {table.bids_dir} has a column {name!r}.{hint} There are: "
+                f"{', '.join(known) or 'none'}.{table.why_missing()}"
+            )
+    for name in prediction.tasks:
+        if name not in targets:
+            raise UsageError(
+                f"--task {name}=…: {name!r} is no --target; those are: {', '.join(targets)}."
             )
     for target in targets:
         if target in prediction.confounds:
@@ -102,10 +114,27 @@ def check_targets(
     return target_labels(targets)
 
 
+def task_of(table: ImageTable, target: str, prediction: PredictionOptions) -> str:
+    """Return what a target is: as asked, or a quantity where its unit is declared.
+
+    Parameters
+    ----------
+    table : ImageTable
+        Knows the units that are declared.
+    target : str
+        The column.
+    prediction : PredictionOptions
+        Knows the tasks that are asked for.
+    """
+    declared = table.units(target)
+    auto = "quantity" if declared and declared.lower() not in _NO_UNITS else "auto"
+    return prediction.tasks.get(target, auto)
+
+
 def refuse_unusable(
-    images: pd.DataFrame, targets: Sequence[str], prediction: PredictionOptions
-) -> None:
-    """Refuse targets that have no cross-validation, all in one message, before anything is done.
+    images: pd.DataFrame, targets: Sequence[str], prediction: PredictionOptions, table: ImageTable
+) -> list[str]:
+    """Return the task of each target; refuse those that have no cross-validation, in one message.
 
     With another cohort's readout, there is something to do without it.
 
@@ -116,7 +145,14 @@ def refuse_unusable(
     targets : sequence of str
         Columns to predict.
     prediction : PredictionOptions
-        Confounds and readout.
+        Confounds, readout and tasks.
+    table : ImageTable
+        Knows the units that are declared.
+
+    Returns
+    -------
+    list of str
+        A line for each target: what it is, why, and how to say otherwise.
 
     Raises
     ------
@@ -124,23 +160,40 @@ def refuse_unusable(
         Naming what is wrong with each target.
     """
     if prediction.readout is not None:
-        return
-    problems = []
+        return []
+    problems, lines = [], []
     held_out = held_out_rows(images)
     groups, people = (images[c].to_numpy(dtype=object) for c in ("group_id", "person_id"))
     for target in dict.fromkeys(targets):
         try:
             confounds = read_confounds(images[prediction.confounds], groups, held_out, target)
-            read = read_target_beside(images[target], groups, held_out, confounds, name=target)
+            task = task_of(table, target, prediction)
+            read = read_target_beside(
+                images[target], groups, held_out, confounds, name=target, task=task
+            )
+            lines.append(_task_line(read))
             design = make_design(read, people, groups, n_splits=5, n_repeats=1, seed=0)
             if confounds:
                 encode_confounds(confounds, design.rows, groups)
         except InputsUnusableError as error:
-            problems.append(str(error))
+            lacking = bool(images[target].isna().any())
+            problems.append(f"{error}{table.why_missing(target) if lacking else ''}")
     if problems:
         if len(problems) < len(set(targets)):
             problems.append("Nothing was done for the other targets: run again without these.")
         raise InputsUnusableError(" ".join(problems))
+    return lines
+
+
+def _task_line(read: Target) -> str:
+    """Say what a target is taken for, and how to say otherwise where that could be meant."""
+    line = f"{read.name}: {read.task} ({read.rule})"
+    if read.labels:
+        shown = ", ".join(label[:20] for label in read.labels[:8])
+        line += f", classes {shown}{', …' * (len(read.labels) > 8)}"
+        if len(read.labels) > 2 and all(label.lstrip("-").isdigit() for label in read.labels):
+            line += f". If it is a quantity: --task {read.name}=regression"
+    return line
 
 
 def site_column(columns: Sequence[str], named: str | None, target: str) -> str | None:
@@ -155,4 +208,9 @@ def site_column(columns: Sequence[str], named: str | None, target: str) -> str |
     target : str
         Never taken for a site by its name.
     """
-    return named or next((c for c in columns if c.lower() in SITE_COLUMNS and c != target), None)
+    return named or next((c for c in columns if is_site_name(c) and c != target), None)
+
+
+def is_site_name(column: str | None) -> bool:
+    """Return whether a column is taken for that of sites by its name; so is none at all."""
+    return column is None or column.lower() in SITE_COLUMNS

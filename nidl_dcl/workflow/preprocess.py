@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed, parallel_config
@@ -34,6 +35,7 @@ from nidl_dcl.output.folder import Output, check_paths
 from nidl_dcl.output.selection import Selection, as_text
 from nidl_dcl.preprocessing.measures import MEASURES
 from nidl_dcl.preprocessing.pipeline import AlignedBrain, Outcome, keep_size, preprocess_t1w
+from nidl_dcl.workflow.estimate import duration
 from nidl_dcl.workflow.factory import image_table, refuse_changes
 from nidl_dcl.workflow.options import DataOptions
 
@@ -157,16 +159,19 @@ def preprocess_scans(
     )
 
 
-def preprocessing_lines(bids_dir: Path, table: ImageTable, mode: Mode, folder: Path) -> list[str]:
-    """Return what preprocessing would do and how long it takes, from one image; nothing is written.
+def preprocessing_lines(
+    bids_dir: Path, table: ImageTable, mode: Mode, folder: Path, nprocs: int | None = None
+) -> tuple[list[str], float]:
+    """Return what preprocessing would do, and its seconds from one image; nothing is written.
 
     Parameters
     ----------
     bids_dir : Path
         The dataset.
-    table, mode, folder
+    table, mode, folder, nprocs
         As in `preprocess_scans`.
     """
+    seconds = 0.0
     scans = _scans(_index(bids_dir, table, folder), mode)
     missing = [scan for scan in scans if read_record(folder, scan) is None]
     masked = sum(scan.mask is not None for scan in scans)
@@ -179,14 +184,17 @@ def preprocessing_lines(bids_dir: Path, table: ImageTable, mode: Mode, folder: P
     if missing:
         start = time.perf_counter()
         _preprocess(missing[0])
-        seconds = (time.perf_counter() - start) * len(missing)
+        processes = _processes(nprocs, len(missing))
+        seconds = (time.perf_counter() - start) * len(missing) / processes
         lines.append(
-            f"about {seconds / 60:.0f} min for that, divided by the cores at work (one image measured)"
+            f"about {duration(seconds)} for that, {processes} at a time (one image measured)"
         )
-    return lines
+    return lines, seconds
 
 
-def dry_run(bids_dir: Path, output_dir: Path, data: DataOptions) -> list[str]:
+def dry_run(
+    bids_dir: Path, output_dir: Path, data: DataOptions, nprocs: int | None = None
+) -> list[str]:
     """Return what ``nidl-dcl preprocess`` would do; nothing is written.
 
     Parameters
@@ -195,10 +203,14 @@ def dry_run(bids_dir: Path, output_dir: Path, data: DataOptions) -> list[str]:
         The dataset and the output folder.
     data : DataOptions
         Which images, and what is done.
+    nprocs : int, optional
+        As in `preprocess_scans`.
     """
     check_paths(bids_dir, output_dir)
     mode = choose_mode(data, output_dir / "models")
-    return preprocessing_lines(bids_dir, image_table(bids_dir, data), mode, output_dir)
+    table = image_table(bids_dir, data)
+    lines, _ = preprocessing_lines(bids_dir, table, mode, output_dir, nprocs)
+    return lines
 
 
 def _index(bids_dir: Path, table: ImageTable, folder: Path) -> DatasetIndex:
@@ -352,17 +364,39 @@ def write_measures(brains: PreprocessedImages, bids_dir: Path, selection: Select
     masks = brains.measures["mask"].dropna().str.extract("^bids:([^:]+):", expand=False)
     add_links(brains.folder, {name: brains.links[name] for name in sorted(set(masks))})
     file, table = brains.folder / f"{TABLE}.tsv", as_text(brains.measures)
-    if selection and file.is_file():
+    excluded = _excluded(brains)
+    if (selection or excluded) and file.is_file():
         before = pd.read_csv(
             file, sep="\t", quoting=3, dtype=str, keep_default_na=False, na_values=["n/a"]
         )
-        kept = before[~selection.holds(before) & ~before["source"].isin(table["source"])]
+        for row, source in enumerate(before["source"]):
+            if source in excluded:
+                before.loc[row, ["status", "code", "message"]] = (
+                    "skip",
+                    "excluded",
+                    excluded[source],
+                )
+        stays = ~selection.holds(before) if selection else np.zeros(len(before), dtype=bool)
+        stays |= before["source"].isin(list(excluded)).to_numpy(dtype=bool)
+        kept = before[stays & ~before["source"].isin(table["source"])]
         table = pd.concat([kept.astype(object), table.astype(object)])
         table = table.sort_values("source", key=lambda c: c.map(natural_key), ignore_index=True)
     keep_tsv(file, table)
     columns = {name: {"Description": text} for name, text in {**_COLUMNS, **MEASURES}.items()}
     sidecar = to_json({"Mode": brains.mode, **columns})
     keep_bytes(file.with_suffix(".json"), sidecar.encode())
+
+
+def _excluded(brains: PreprocessedImages) -> dict[str, str]:
+    """Return why scans were left out by hand, by their source."""
+    scans = brains.scans[brains.scans["code"] == "excluded"]
+    found = {}
+    for path, reason in zip(scans["path"], scans["message"], strict=True):
+        file = Path(os.path.normpath(brains.links["raw"] / str(path)))
+        for name, root in brains.links.items():
+            if root in file.parents:
+                found[f"bids:{name}:{file.relative_to(root).as_posix()}"] = str(reason)
+    return found
 
 
 def _summary(

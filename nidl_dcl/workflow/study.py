@@ -31,6 +31,7 @@ from nidl_dcl.workflow.options import (
     RunOptions,
     StudyOptions,
     TrainingOptions,
+    refuse_training,
     study_yaml,
 )
 from nidl_dcl.workflow.predict import predict
@@ -113,6 +114,7 @@ def configure(study: Study, options: StudyOptions) -> None:
                 "(models/desc-… in its OUTPUT_DIR), so that nothing is trained here."
             )
     else:
+        refuse_training(options.training, options.model)
         refuse_another_model(folder, options.model)
         find_readouts(
             study.output.path,
@@ -123,7 +125,7 @@ def configure(study: Study, options: StudyOptions) -> None:
         )
     check_targets(study.table, options.target, options.prediction)
     module = study.data_module(options.model or folder, training=training)
-    refuse_unusable(module.images, options.target, options.prediction)
+    study.announce(refuse_unusable(module.images, options.target, options.prediction, study.table))
     if options.model is None and (folder / "model.json").is_file():
         is_trained(folder, training_config(module, study.data, training))
     here = replace(

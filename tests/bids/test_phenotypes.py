@@ -211,7 +211,8 @@ def test_a_table_may_have_a_row_per_session(tmp_path):
         ([], "a", 20, "sessions matched: 1 prefix"),
         ([], "SES-A", 20, "sessions matched: 1 case"),
         ([], "baseline", None, "1 sessions have no folder (first: 'baseline' of sub-1)"),
-        (["ses-A"], "A", None, "1 of their images have no row for their session"),
+        (["ses-A"], "A", 20, "sessions matched: 1 case"),
+        (["ses-A", "ses-a"], "A", None, "1 of their images have no row for their session"),
     ],
 )
 def test_a_session_is_found_by_the_rules_of_ids(tmp_path, folders, said, age, note):
@@ -521,3 +522,80 @@ def test_a_large_study_is_joined_in_seconds(tmp_path):
     start = process_time()
     assert read_phenotypes(tmp_path, table).table.shape == (12_000, 300)
     assert process_time() - start < 10
+
+
+# -- what people's tables look like ---------------------------------------------------------------
+
+
+def test_sessions_are_matched_to_those_of_the_images_first(tmp_path):
+    for session in ("ses-M00", "ses-M06"):
+        (tmp_path / "sub-1" / session).mkdir(parents=True)
+    write(tmp_path, **{"sub-1__sub-1_sessions": "session_id age\nses-M00 60\nses-M06 61"})
+    pipeline = images(("sub-1", "ses-M000"), ("sub-1", "ses-M006"))
+    assert values(tmp_path, pipeline, "age") == [60, 61]
+    # Two folders of the dataset are two sessions, whatever their zeros.
+    (tmp_path / "sub-1" / "ses-M000").mkdir()
+    assert values(tmp_path, images(("sub-1", "ses-M000")), "age") == [None]
+
+
+def test_why_a_value_per_session_is_missing_is_said(tmp_path):
+    write(tmp_path, **{"sub-1__sub-1_sessions": "session_id age sex\nses-1 60 F\nses-2 61 F"})
+    found = read_phenotypes(tmp_path, images(("sub-1", None)))
+    assert found.table["sex"].tolist() == ["F"]
+    assert found.table["age"].isna().all()
+    assert "known per session and differs" in found.reasons["age"][0]
+    assert "have no session" in found.reasons["age"][0]
+    assert any("age differs between sessions" in note for note in found.notes)
+    assert "sex" not in found.reasons
+
+
+def test_ids_that_do_not_match_are_shown_from_both_sides_with_their_column(tmp_path):
+    write(tmp_path, participants="subject age\nA001 30\nA002 40")
+    (reason,) = read_phenotypes(tmp_path, TWO).reasons[""]
+    assert all(word in reason for word in ("'subject'", "'A001'", "'sub-1'", "--id-column"))
+
+
+def test_the_column_of_ids_can_be_named(tmp_path):
+    write(tmp_path, participants="id Subject_Code age\nx sub-1 30\ny sub-2 40")
+    found = read_phenotypes(tmp_path, TWO, id_column="Subject_Code")
+    assert found.table["age"].tolist() == [30, 40]
+    with pytest.raises(UsageError, match="no table has that column"):
+        read_phenotypes(tmp_path, TWO, id_column="code")
+
+
+@pytest.mark.parametrize("header", ["their participant_id", "participant_id their"])
+def test_ids_can_be_translated_by_a_table(header, tmp_path):
+    write(tmp_path / "data", participants="participant_id age\nA001 30\nA002 40")
+    pairs = ["A001 sub-2", "A002 1"]
+    if header.startswith("participant"):
+        pairs = [" ".join(reversed(pair.split())) for pair in pairs]
+    write(tmp_path, ids="\n".join([header, *pairs]))
+    found = read_phenotypes(tmp_path / "data", TWO, id_map=tmp_path / "ids.tsv")
+    assert found.table["age"].tolist() == [40, 30]
+
+
+@pytest.mark.parametrize("where", ["", "data"])
+def test_a_table_beside_the_dataset_is_mentioned(where, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / where / "participants.csv").write_text("participant_id,age\nsub-1,30\n")
+    (reason,) = read_phenotypes(data, TWO).reasons[""]
+    assert "participants.csv is not read: --phenotypes" in reason
+    assert read_phenotypes(data, TWO, [tmp_path / where / "participants.csv"]).reasons == {}
+
+
+def test_units_in_cells_are_reported_as_units(tmp_path):
+    write(tmp_path, participants="participant_id age sex\nsub-1 022Y M\nsub-2 - F")
+    found = read_phenotypes(tmp_path, TWO)
+    assert found.table["age"].tolist()[0] == 22
+    assert found.table["age"].isna().tolist() == [False, True]
+    assert found.columns["age"]["Units"] == "years"
+
+
+def test_a_sidecar_in_latin_1_is_read_as_the_table_is(tmp_path):
+    write(tmp_path, participants="participant_id group\nsub-1 1\nsub-2 2")
+    text = json.dumps({"group": {"Levels": {"1": "gesund", "2": "müde"}}}, ensure_ascii=False)
+    (tmp_path / "participants.json").write_bytes(text.encode("latin-1"))
+    found = read_phenotypes(tmp_path, TWO)
+    assert found.table["group"].tolist() == ["gesund", "müde"]
+    assert any("read as Latin-1" in note for note in found.notes)

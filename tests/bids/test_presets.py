@@ -89,6 +89,8 @@ FOUND: dict[str, list[list[str]]] = {
     ],
     "cat12-vbm": [
         ["sub-1/anat/mri/mwp1sub-1_T1w.nii"],
+        ["sub-4/anat/mwp1sub-4_T1w.nii"],
+        ["sub-5/ses-1/anat/mwp1sub-5_ses-1_T1w.nii"],
         ["sub-2/ses-1/anat/mri/mwp1sub-2_ses-1_run-1_T1w.nii"],
         ["sub-3/ses-1/mri/mwp1rsub-3_ses-1_T1w.nii"],
     ],
@@ -504,8 +506,8 @@ def test_the_index_says_what_each_step_leaves(check, tmp_path, caplog):
     filters = tmp_path / "filters.json"
     filters.write_text(json.dumps({"acquisition": "a"}))
     data = DataOptions(bids_filter_file=filters, select="first")
-    table = index(tmp_path, data, RunOptions(), check=check)
-    assert len(table.splitlines()) == 2
+    table, usable = index(tmp_path, data, RunOptions(), check=check)
+    assert len(table.splitlines()) == 1 + usable == 2
     assert caplog.messages[:4] == [
         "3 images: T1w by name",
         "2 images: acquisition a",

@@ -31,6 +31,7 @@ from nidl_dcl.evaluation.external_validation import (
 )
 from nidl_dcl.evaluation.readout import ConfoundModel, FittedReadout
 from nidl_dcl.evaluation.readout_file import ReadoutFile, read_readout, readout_path, write_readout
+from nidl_dcl.evaluation.summary import summary_table
 from nidl_dcl.report.build import write_report
 from nidl_dcl.volumes.quality import QUALITY_METRICS
 from nidl_dcl.workflow.external import EmbeddedDataset, keep_readout
@@ -132,7 +133,7 @@ def test_a_perfect_score_of_a_few_has_no_interval() -> None:
     images = people(12, group=np.where(x > 0, "b", "a"))
     metrics = applied(stored_for("classification"), x, images).metrics
     assert metrics["scores"]["balanced_accuracy"] == {"mean": 1.0, "ci95": None}
-    assert "too few participants for an interval" in metrics["headline"]["sentence"]
+    assert "too few participants here, " in metrics["headline"]["sentence"]
 
 
 def test_families_are_resampled_together() -> None:
@@ -488,3 +489,24 @@ def test_the_page_escapes_what_a_readout_of_others_says(first: Path, tmp_path: P
     assert text not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "desc-dclSex_externalmetrics.json is not JSON" in page
+
+
+@pytest.mark.parametrize(("n", "few"), [(19, True), (20, False)])
+def test_scores_of_fewer_than_twenty_are_in_the_file_but_no_finding(
+    n: int, few: bool, tmp_path: Path
+) -> None:
+    x = np.linspace(5, 30, n)
+    result = applied(stored_for(), x, people(n, age=2 * x + 11 + np.arange(n) % 3))
+    headline, mae = result.metrics["headline"], result.metrics["scores"]["mae"]["mean"]
+    slope = result.metrics["calibration"]["slope"]["mean"]
+    (tmp_path / "desc-dclAge_externalmetrics.json").write_text(json.dumps(result.metrics))
+
+    page = write_report(tmp_path).read_text()
+    printed = summary_table([{"target": "age", "external": result.summary()}])
+
+    assert headline["too_few"] is few
+    assert mae > 0
+    for text in (headline["sentence"], printed):
+        assert (f"{mae:.3g}" in text or f"{mae:.2f}" in text) is not few
+        assert ("too few" in text) is few
+    assert (f'data-value="{slope}"' in page) is not few

@@ -25,7 +25,7 @@ from nidl_dcl.evaluation.features import Components, Features, FeaturesBeside
 from nidl_dcl.evaluation.harmonization import can_harmonize
 from nidl_dcl.evaluation.readout import fit_readout
 from nidl_dcl.evaluation.readout_file import read_readout, readout_path, write_readout
-from nidl_dcl.workflow.summary import summary_table
+from nidl_dcl.evaluation.summary import summary_table
 
 TRAIN, TEST = np.arange(30), np.arange(30, 40)
 PEOPLE = [f"sub-{i:02}" for i in range(80)]

@@ -216,7 +216,7 @@ def test_held_out_participants_are_scored_by_one_read_out_of_all_others(apart, t
     table = result.predictions[held_out]
     assert last["n_participants"] == 10
     assert set(last["scores"]) == set(result.metrics["scores"])
-    assert set(last["baselines"]) == {"dummy", "untrained", "voxels"}
+    assert set(last["baselines"]) == {"dummy", "untrained", "voxels", "site"}
     for scores in (last["scores"], *last["baselines"].values()):
         assert all(set(score) == {"mean", "ci95"} for score in scores.values())
     assert set(table["status"]) == {"holdout"}

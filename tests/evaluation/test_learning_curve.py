@@ -6,7 +6,11 @@ import pytest
 
 from nidl_dcl.errors import UsageError
 from nidl_dcl.evaluation.baselines import Baseline
-from nidl_dcl.evaluation.cross_validation import ProgressCounter, cross_validate, dummy_scores
+from nidl_dcl.evaluation.cross_validation import (
+    ProgressCounter,
+    cross_validate,
+    cross_validate_dummy,
+)
 from nidl_dcl.evaluation.features import Features
 from nidl_dcl.evaluation.folds import make_design
 from nidl_dcl.evaluation.learning_curve import labeled_groups, learning_shares
@@ -87,7 +91,7 @@ def test_the_dummy_learns_from_the_known_rows_alone():
     known[0, ::2] = False
     changed = design_of(np.where(known[0], AGE, AGE + 1000), PEOPLE, n_repeats=1)
 
-    said = dummy_scores(design, known)
+    _, said = cross_validate_dummy(design, known)
 
     fold = design.row_folds[0]
     expected = [
@@ -282,6 +286,7 @@ def test_progress_counts_every_step_of_the_curve():
 
     steps = told[0][1]
     assert told == [(i + 1, steps) for i in range(steps)]
-    # Two repeats of three features at four sizes and a permutation step; the site, decoded before
-    # and after harmonization, the same; three features at two new sites.
-    assert steps == (2 * 3 * 4 + 1) + 2 * (2 + 1) + 3 * 2
+    # Two repeats of four features (the site alone is one) at four sizes and a permutation step; the
+    # site, decoded before and after harmonization, the same; four features at two new sites, and a
+    # permutation step within sites.
+    assert steps == (2 * 4 * 4 + 1) + 2 * (2 + 1) + 4 * 2 + 1

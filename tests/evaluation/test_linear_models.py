@@ -9,7 +9,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from nidl_dcl.evaluation.features import Features
-from nidl_dcl.evaluation.linear_models import Logistic, Ridge, nested_cv_predict
+from nidl_dcl.evaluation.linear_models import (
+    Logistic,
+    Ridge,
+    count_edges,
+    nested_cv_predict,
+    tuned_strength,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -96,3 +102,43 @@ def test_constant_features_predict_the_mean(model):
     )
 
     np.testing.assert_allclose(predicted, 0.5)
+
+
+@pytest.mark.parametrize("classes", [False, True], ids=["ridge", "logistic"])
+def test_a_signal_that_wants_hardly_any_penalty_gets_it(classes):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(40, 6))
+    y = np.arange(40) // 4 % 2.0 if classes else x @ np.ones(6)
+    x += 6 * y[:, None] * classes  # far apart, or without noise: the weaker the penalty, the better
+    model = Logistic(2) if classes else Ridge()
+
+    _, strengths = nested_cv_predict(Features(x), y[:, None], np.arange(40) % 4, model)
+
+    assert strengths.max() < (1e-4 if classes else 1e-6)
+    whole = tuned_strength(Features(x), y, np.arange(40), np.arange(40)[None] % 4, model)
+    assert whole < (1e-4 if classes else 1e-6)
+
+
+def test_weaker_penalties_change_nothing_where_they_are_not_chosen():
+    x, y = _data(40, 12)
+    y = (y > 0).astype(float)[:, None]
+    fold = np.arange(40) % 4
+    few, all_of_them = Logistic(2), Logistic(2, np.logspace(4, -7, 23), np.empty(0))
+
+    one, chosen = nested_cv_predict(Features(x), y, fold, few)
+    two, same = nested_cv_predict(Features(x), y, fold, all_of_them)
+
+    np.testing.assert_allclose(chosen, same)
+    np.testing.assert_allclose(one, two, atol=1e-9)
+
+
+def test_folds_at_an_end_of_the_grid_are_counted_and_many_are_said():
+    grid = Ridge()
+    ends = [float(grid.strengths[0])] * 2 + [float(grid.strengths[-1])] * 7 + [0.01] * 16
+
+    found = count_edges(ends, grid)
+
+    assert (found["n_strongest"], found["n_weakest"]) == (2, 7)
+    assert "the weakest (1e-08, hardly any penalty) in 7 of 25 folds" in found["sentence"]
+    assert "strongest" not in found["sentence"]
+    assert count_edges([0.01] * 25, grid)["sentence"] is None

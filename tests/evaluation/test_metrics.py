@@ -10,9 +10,12 @@ from nidl_dcl.evaluation.metrics import (
     chance_level,
     classification_scores,
     compare,
+    compared,
     interval,
     mean_absolute_errors,
+    p_words,
     regression_scores,
+    score_bounds,
     summarize,
 )
 
@@ -139,7 +142,7 @@ def test_without_permutations_there_is_no_chance_level():
     [
         (1.0, True, "better than the best baseline, good"),
         (3.0, False, "worse"),
-        (2.0, False, "do not beat"),
+        (2.0, False, "are not shown to predict age better than the best baseline, good"),
     ],
 )
 def test_the_headline_compares_with_the_best_baseline_and_says_so_plainly(errors, beats, words):
@@ -154,6 +157,38 @@ def test_the_headline_compares_with_the_best_baseline_and_says_so_plainly(errors
     assert headline["best_baseline"] == "good"
     assert headline["beats"] is beats
     assert words in headline["sentence"]
-    assert ("which includes 0" in headline["sentence"]) == (words == "do not beat")
+    assert ("which includes 0" in headline["sentence"]) == ("not shown" in words)
     assert headline["gain"]["mean"] == pytest.approx(good["mae"]["mean"] - own["mae"]["mean"])
     assert set(headline["gains"]) == {"bad", "good"}
+
+
+@pytest.mark.parametrize("metric", ["mae", "r2", "r", "roc_auc", "balanced_accuracy", "recall_F"])
+def test_an_interval_ends_at_the_bounds_of_the_score(metric):
+    bounds = score_bounds(metric)
+    near = [bounds[0] + 0.01 * i if np.isfinite(bounds[0]) else 1 - i for i in (0, 0, 9, 9)]
+    far = [bounds[1] - 0.01 * i if np.isfinite(bounds[1]) else i for i in (0, 0, 9, 9)]
+
+    for folds in (near, far):
+        found = summarize([{metric: x} for x in folds], 0.25)[metric]["ci95"]
+        plain = interval(folds, 0.25)["ci95"]
+        assert bounds[0] <= found[0] < found[1] <= bounds[1]
+        assert plain[0] < bounds[0] or plain[1] > bounds[1]
+        assert found == [max(plain[0], bounds[0]), min(plain[1], bounds[1])]
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ((5.1234, 5.1239), ["5.123", "5.124"]),
+        ((0.7, 0.7), ["0.7", "0.7"]),
+        ((5.1, None, 5.3), ["5.1", "–", "5.3"]),
+    ],
+)
+def test_scores_that_are_compared_have_the_digits_that_tell_them_apart(values, texts):
+    assert [t.rstrip("0") for t in compared(*values)] == [t.rstrip("0") for t in texts]
+
+
+def test_a_p_value_at_its_floor_is_an_upper_bound():
+    assert p_words(1 / 201, 200) == "≤ 0.005"
+    assert p_words(2 / 201, 200) == "= 0.01"
+    assert p_words(None, 0) == ""

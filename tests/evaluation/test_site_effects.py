@@ -11,10 +11,13 @@ from sklearn.preprocessing import StandardScaler
 from nidl_dcl.errors import InputsUnusableError, UsageError
 from nidl_dcl.evaluation import site_effects
 from nidl_dcl.evaluation.baselines import Baseline
+from nidl_dcl.evaluation.cross_validation import permuted_together
+from nidl_dcl.evaluation.folds import make_design
 from nidl_dcl.evaluation.linear_models import Ridge
 from nidl_dcl.evaluation.metrics import regression_scores
 from nidl_dcl.evaluation.prediction import predict_phenotype
 from nidl_dcl.evaluation.site_effects import site_audit
+from nidl_dcl.evaluation.targets import read_target
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +95,7 @@ def test_a_new_site_is_predicted_by_a_model_tuned_on_the_others(result):
         assert min(abs(e.mean() - found) for e in possible) < 1e-6
         dummy = np.abs(y[~test].mean() - y[test]).mean()
         assert new["scores"]["dummy"]["mae"]["sites"][label] == pytest.approx(dummy)
-    assert set(new["scores"]) == {"embeddings", "dummy", "untrained", "voxels"}
+    assert set(new["scores"]) == {"embeddings", "dummy", "untrained", "voxels", "site"}
     mae = new["scores"]["embeddings"]["mae"]
     assert mae["mean"] == pytest.approx(np.mean(list(mae["sites"].values())))
     assert mae["ci95"][0] < mae["mean"] < mae["ci95"][1]
@@ -352,7 +355,7 @@ def test_held_out_rows_decide_nothing_and_are_adjusted_by_what_the_others_taught
     changed = scored(wild_x, y, wild_site, wild)
 
     assert result.metrics["holdout"]["n_participants"] == 20
-    assert set(result.metrics["holdout"]["baselines"]) == {"dummy", "voxels", "confounds"}
+    assert set(result.metrics["holdout"]["baselines"]) == {"dummy", "voxels", "confounds", "site"}
     # Products of matrices of other shapes are rounded otherwise.
     for name in ("scores", "site", "confounds"):
         _assert_close(result.metrics[name], alone[name])
@@ -360,3 +363,56 @@ def test_held_out_rows_decide_nothing_and_are_adjusted_by_what_the_others_taught
     np.testing.assert_allclose(
         result.predictions["prediction"][70:80], changed.predictions["prediction"][70:80]
     )
+
+
+@pytest.fixture(scope="module")
+def site_alone():
+    """Return the prediction of a target that is its site and noise, by features that hold sites."""
+    x, _, site = _sites()
+    rng = np.random.default_rng(4)
+    y = site.map({"a": 40, "b": 50, "c": 60}) + 3 * rng.normal(size=N)
+    return predict_phenotype(
+        x, y, PEOPLE, target="score", site=site, **FEW | {"n_permutations": 49}
+    ).metrics
+
+
+def test_a_target_that_is_site_and_noise_is_not_said_to_be_predicted(site_alone):
+    headline, site = site_alone["headline"], site_alone["site"]
+
+    assert site_alone["permutation"]["p"] == 1 / 50  # shuffled over all, it looks like something
+    assert headline["best_baseline"] == "site"
+    assert not headline["beats"]
+    assert site["permutation_within"]["p"] > 0.05
+    assert headline["within_site"] is False
+    assert "Within sites, no prediction is shown" in headline["sentence"]
+
+
+def test_a_target_that_is_predicted_within_sites_has_no_such_sentence(result):
+    assert result.metrics["site"]["permutation_within"]["p"] == 1 / 20
+    assert result.metrics["headline"]["within_site"] is True
+    assert "Within sites" not in result.metrics["headline"]["sentence"]
+    assert result.metrics["baselines"]["site"]["mae"]["mean"] > 7
+
+
+def test_sites_too_small_to_shuffle_within_leave_it_unknown():
+    x, y, _ = _sites()
+    site = pd.Series([f"s{i // 3}" for i in range(N)])
+
+    metrics = predict_phenotype(x, y, PEOPLE, site=site, learning_curve=False, **FEW).metrics
+
+    assert metrics["site"]["permutation_within"] is None
+    assert metrics["headline"]["within_site"] is None
+
+
+def test_targets_change_places_between_groups_of_one_site_and_fold_alone():
+    rng = np.random.default_rng(0)
+    target = read_target(rng.normal(size=30), PEOPLE[:30])
+    who = np.array(PEOPLE[:30], dtype=object)
+    design = make_design(target, who, who, n_splits=3, n_repeats=1, seed=0)
+    strata = np.arange(30) % 2
+
+    blocks = permuted_together(design, strata)
+
+    assert sorted(np.concatenate(list(blocks.values()))) == list(range(30))
+    for members in blocks.values():
+        assert len(set(strata[members])) == len(set(design.fold[0][members])) == 1

@@ -97,11 +97,7 @@ def test_classes_that_are_numbers_are_sorted_as_numbers_and_written_without_deci
         ([f"name {i}" for i in range(60)], {}, "60 different texts for 60 participants"),
         ([f"name {i // 2}" for i in range(60)], {}, "fewer than two classes"),
         ([f"{i},5" for i in range(60)], {}, "an identifier, a date or a note"),
-        (
-            [*range(50), *["lost"] * 6, *"--??"],
-            {},
-            r"texts that are none: 'lost', '-', '\?'\. Write",
-        ),
+        ([*range(50), *["lost"] * 6, *"--??"], {}, r"texts that are none: 'lost', '\?'\. Write"),
         (["a", "b"] * 30, {"task": "regression"}, "no finite number"),
         ([np.inf] * 60, {}, "no finite number"),
         (["inf", "-inf"] * 30, {}, "no finite number"),
@@ -149,3 +145,32 @@ def test_columns_that_collide_are_an_error_and_repeated_ones_are_not():
 def test_an_integer_too_large_for_a_float_is_no_number():
     read = read_target([10**400, *range(59)], ROWS, task="regression")
     assert read.reasons[0] == "target not a number"
+
+
+@pytest.mark.parametrize(
+    "values", [[f"{20 + k % 5:03d}Y" for k in ROWS], [f"{20 + k % 2} years" for k in ROWS]]
+)
+def test_numbers_of_one_unit_are_a_quantity_and_never_classes(values):
+    read = read_target([*values[:59], "-"], ROWS)
+    assert read.task == "regression"
+    assert "years" in read.rule
+    assert read.numbers[0] == 20
+    assert read.reasons[59] == "target missing"
+    assert read_target(values, ROWS, task="classification").task == "classification"
+
+
+@pytest.mark.parametrize("odd", ["6M", "21", "0.5"])
+def test_numbers_of_several_units_are_refused_with_what_to_do(odd):
+    with pytest.raises(InputsUnusableError, match="plain numbers of one unit"):
+        read_target([odd, *["021Y", "022Y"] * 29, "025Y"], ROWS)
+    with pytest.raises(InputsUnusableError, match="plain numbers of one unit"):
+        read_target(["6M", *["21", "22"] * 29, "25"], ROWS)
+
+
+@pytest.mark.parametrize(("levels", "task"), [(7, "regression"), (3, "regression"), (2, "")])
+def test_a_declared_unit_makes_few_whole_numbers_a_quantity(levels, task):
+    values = ROWS % levels + (24 if task else 1)
+    assert read_target(values, ROWS).task == "classification"
+    assert read_target(values, ROWS, task="quantity").task == (task or "classification")
+    text = np.where(ROWS % 2, "a", "b")
+    assert read_target(text, ROWS, task="quantity").task == "classification"

@@ -133,7 +133,9 @@ LEAVES = {
     *("n_dropped", "n_images_dropped", "classes", "scores", "baselines", "headline.gains"),
     *("holdout.n_dropped", "holdout.scores", "holdout.baselines"),
     *("learning_curve.scores", "site.sites", "site.permutation", "provenance.config"),
-    *("site.within", "site.harmonized.permutation"),
+    *("site.within", "site.permutation_within", "site.harmonized.permutation"),
+    *("calibration", "regression_to_the_mean", "confusion", "missing"),
+    *("curves.roc", "curves.precision_recall"),
     *("site.leave_one_site_out.sites", "site.leave_one_site_out.scores"),
 }
 """Keys whose content is named by the data, or described elsewhere."""

@@ -28,3 +28,17 @@ def test_a_run_that_was_suspended_and_replaced_writes_no_more(
     with pytest.raises(OutputInUseError, match="taken over"):
         work()
     assert (tmp_path / "out" / "logs" / "run.json").read_bytes() == records[0]
+
+
+def test_an_output_of_a_version_before_learns_which_files_are_not_of_bids(
+    heads_made: Path, tmp_path: Path
+) -> None:
+    output = Output(heads_made, tmp_path / "out")
+    with output.writing():
+        file = tmp_path / "out" / ".bidsignore"
+        whole = file.read_text()
+        file.write_text("mine\n" + whole.replace("desc-*_folds.*\n", ""))
+    with output.writing():
+        pass
+    assert set(file.read_text().splitlines()) == {"mine", *whole.splitlines()}
+    assert "desc-*_folds.*" in whole

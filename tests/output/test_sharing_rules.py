@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from nidl_dcl.output.sharing_rules import hide_few, largest_share, n_changed
+from nidl_dcl.io.formats import write_tsv
+from nidl_dcl.output.pseudonyms import Pseudonyms
+from nidl_dcl.output.sharing_rules import SharingRules, hide_few, largest_share, n_changed
 
 
 @pytest.mark.parametrize(
@@ -69,3 +74,25 @@ def test_participants_are_counted_who_came_went_or_have_other_images() -> None:
     assert n_changed(before, before.iloc[::-1]) == 0
     assert n_changed(before, images(("a", "1"), ("a", "2"), ("b", "1"), ("d", "1"))) == 2
     assert n_changed(before, images(("a", "1"), ("a", "3"), ("b", "1"), ("c", "1"))) == 1
+
+
+def test_rows_of_folds_follow_the_predictions_to_their_new_places(tmp_path: Path) -> None:
+    names = Pseudonyms(b"k" * 32)
+    ids = [f"sub-{i:02d}" for i in range(8)]
+    columns = {"participant_id": ids, "target": range(8), "reason": "n/a", "status": "ok"}
+    predictions = tmp_path / "desc-dclAge_predictions.tsv"
+    write_tsv(predictions, pd.DataFrame(columns))
+    folds = {"test": "fold", "features": "embeddings", "source": 0, "repeat": 0, "fold": 0}
+    folds |= {"site": None, "row": range(8), "unit": range(8), "weight": 1.0}
+    write_tsv(tmp_path / "desc-dclAge_folds.tsv", pd.DataFrame(folds | {"observed": range(8)}))
+    rules = SharingRules(tmp_path, names)
+
+    shared, table = (
+        pd.read_csv(io.BytesIO(rules.apply(name) or b""), sep="\t")
+        for name in ("desc-dclAge_predictions.tsv", "desc-dclAge_folds.tsv")
+    )
+
+    assert list(shared["target"]) != list(range(8))
+    assert list(table["row"]) == list(range(8))
+    assert list(table["unit"]) == list(range(8))  # not in the order of the names any more
+    assert list(shared["target"].iloc[table["row"]]) == list(table["observed"])

@@ -45,3 +45,14 @@ def test_forms_that_disagree_about_left_and_right_are_said(tmp_path):
     assert read_head(tmp_path / "head.nii").side_in_doubt
     image().to_filename(tmp_path / "same.nii")
     assert not read_head(tmp_path / "same.nii").side_in_doubt
+
+
+def test_forms_that_disagree_about_the_place_are_said(tmp_path):
+    made = image()
+    moved = AFFINE.copy()
+    moved[:3, 3] += [0, 40, -30]
+    made.set_sform(moved, 2)
+    made.to_filename(tmp_path / "head.nii")
+    assert "50.0 mm" in read_head(tmp_path / "head.nii").place_in_doubt
+    image().to_filename(tmp_path / "same.nii")
+    assert read_head(tmp_path / "same.nii").place_in_doubt == ""

@@ -333,7 +333,7 @@ def test_every_picture_says_in_words_what_it_shows(page: Page) -> None:
         for tag, found in page.elements
         if tag in ("img", "svg")
     ]
-    assert len(pictures) == 2 + 2 + 6 + 4 + 3 + 2 + 6
+    assert len(pictures) == 2 + 2 + 6 + 4 + 3 + 2 + 6 + 4
     assert all(pictures)
 
 
@@ -347,7 +347,10 @@ def test_scores_on_the_page_are_those_of_the_metrics_files(study: Path, page: Pa
         metric = metrics["headline"]["metric"]
         score = metrics["scores"][metric]
         assert float(shown["embeddings"]["value"]) == score["mean"]
+        assert float(shown["first repeat"]["value"]) == metrics["permutation"]["observed"]
         assert float(shown["chance"]["value"]) == metrics["permutation"]["chance"]
+        if metrics["permutation"]["p"] == 1 / 21:
+            assert shown["p"]["text"] == "≤ 0.048"
         assert float(shown["p"]["value"]) == metrics["permutation"]["p"]
         assert int(float(shown["n"]["value"])) == metrics["n_participants"]
         for name, baseline in metrics["baselines"].items():
@@ -360,7 +363,7 @@ def test_a_figures_table_holds_the_numbers_of_the_metrics_file(study: Path, page
     metrics = json.loads((study / "desc-dclAge_metrics.json").read_text())
     drawn = pd.read_csv(study / "figures/desc-dclAge_baselines.tsv", sep="\t", index_col="features")
     np.testing.assert_allclose(drawn.pop("chance"), metrics["permutation"]["chance"], rtol=1e-9)
-    assert list(drawn.index) == ["embeddings", "dummy", "untrained", "voxels"]
+    assert list(drawn.index) == ["embeddings", "dummy", "untrained", "voxels", "site"]
     for name, scores in {"embeddings": metrics["scores"], **metrics["baselines"]}.items():
         expected = [scores["mae"]["mean"], *scores["mae"]["ci95"]]
         np.testing.assert_allclose(drawn.loc[name], expected, rtol=1e-9)
@@ -369,7 +372,13 @@ def test_a_figures_table_holds_the_numbers_of_the_metrics_file(study: Path, page
 def test_the_learning_curve_is_drawn_from_the_metrics_file(study: Path, page: Page) -> None:
     curve = json.loads((study / "desc-dclAge_metrics.json").read_text())["learning_curve"]
     drawn = pd.read_csv(study / "figures/desc-dclAge_learningcurve.tsv", sep="\t")
-    assert list(drawn["features"].unique()) == ["embeddings", "dummy", "untrained", "voxels"]
+    assert list(drawn["features"].unique()) == [
+        "embeddings",
+        "dummy",
+        "untrained",
+        "voxels",
+        "site",
+    ]
     for name, points in curve["scores"].items():
         rows = drawn[drawn["features"] == name]
         np.testing.assert_allclose(rows["n_participants"], curve["n_participants"])
@@ -430,7 +439,8 @@ def test_each_picture_is_also_a_file_with_its_numbers_beside_it(study: Path, pag
             *("_loss", "_alignment", "_uniformity", "_effectiverank"),
             *("Age_embedding", "Sex_embedding", "Group_embedding"),
             *("Age_truth", "Age_baselines", "Sex_confusion", "Sex_baselines"),
-            *("Age_learningcurve", "Sex_learningcurve"),
+            *("Age_learningcurve", "Sex_learningcurve", "Age_errors"),
+            *("Sex_roc", "Sex_precisionrecall", "Sex_reliability"),
         )
     )
     assert len(list((study / "figures").glob("*.png"))) == 2 + 2 + 6 + 2

@@ -201,9 +201,9 @@ def test_checks_are_remembered_until_a_file_changes(images, tmp_path, monkeypatc
     first = list(check_files(images, memory, intensity="robust", workers=2))
     assert [check.status for check in first] == ["ok"] * 3
     opened = []
-    real = prepared.check_volume
+    real = prepared.look_at
     monkeypatch.setattr(
-        prepared, "check_volume", lambda path, **more: opened.append(path) or real(path, **more)
+        prepared, "look_at", lambda path, **more: opened.append(path) or real(path, **more)
     )
     save(images[1], np.zeros((16, 16, 16)))
     again = list(check_files(images, memory, intensity="robust"))
@@ -217,7 +217,7 @@ def test_a_memory_of_another_shape_is_not_believed(images):
     memory = FileMemory()
     list(check_files(images, memory, intensity="robust"))
     for entry in memory._known.values():
-        entry[1][f"check {prepared._FORMAT} robust"] = {"status": "ok", "nonsense": 1}
+        entry[1][f"check {prepared.FORMAT} robust"] = {"status": "ok", "nonsense": 1}
     assert [c.code for c in check_files(images, memory, intensity="robust")] == ["ok"] * 3
 
 
@@ -229,8 +229,8 @@ def test_an_interrupted_check_keeps_what_it_found(images, tmp_path, monkeypatch)
     ) as checks:
         next(checks)
     known = FileMemory(tmp_path / "files.json")
-    assert known.recall(images[0], f"check {prepared._FORMAT} robust")["status"] == "ok"
-    assert known.recall(images[2], f"check {prepared._FORMAT} robust") is None
+    assert known.recall(images[0], f"check {prepared.FORMAT} robust")["status"] == "ok"
+    assert known.recall(images[2], f"check {prepared.FORMAT} robust") is None
 
 
 def test_threads_begin_nothing_after_the_caller_stopped():

@@ -3,9 +3,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
-from made_images import brain, image, save
+from made_images import AFFINE, brain, image, save
+from scipy import ndimage
 
 from nidl_dcl.io.file_cache import FileMemory
 from nidl_dcl.volumes.checks import check_images, copies, how_to_fetch, record_checks
@@ -119,3 +122,62 @@ def test_what_is_not_here_is_summed_up_in_one_command():
         "600 of 600 images have not been fetched. To get them: cd '/data/my set' && "
         "datalad get sub-*/ses-*/anat/*_T1w.nii.gz"
     )
+
+
+def checked_pair(folder, mask, head=None):
+    """Return what is found of an image whose mask has been written, twice with one memory."""
+    if not (folder / "a.nii.gz").exists():
+        save(folder / "a.nii.gz", head)
+    mask.to_filename(folder / "mask.nii.gz")
+    images, memory = table(("sub-1", "a.nii.gz", "mask.nii.gz")), FileMemory()
+    first, again = (
+        check_images(folder, images, "robust", memory, 1, lambda *_: None)[0] for _ in range(2)
+    )
+    assert first == again
+    return first
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (AFFINE, ""),
+        (np.array([[1.0, 0, 0, 8], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ AFFINE, "8.0 mm"),
+        (np.diag([-1.0, 1, 1, 1]) @ AFFINE, "2.0 mm"),  # its mirror image about x = 0
+    ],
+)
+def test_a_mask_of_the_same_shape_that_lies_elsewhere_is_warned_of(place, words, tmp_path):
+    found = checked_pair(tmp_path, image(brain()[1], place, "uint8"))
+    assert (found.status, found.code) == (("warn", "mask") if words else ("ok", "ok"))
+    assert words in found.message
+
+
+@pytest.mark.parametrize("codes", ["LAS", "PSR", "RAI"])
+def test_a_mask_stored_in_another_orientation_lies_where_it_did(codes, tmp_path):
+    turn = nib.orientations.axcodes2ornt(codes)
+    assert checked_pair(tmp_path, image(brain()[1], dtype="uint8").as_reoriented(turn)).code == "ok"
+
+
+def test_a_mask_that_covers_much_background_is_warned_of(tmp_path):
+    inside = brain()[1]
+    assert checked_pair(tmp_path, image(inside, dtype="uint8")).code == "ok"
+    wide = ndimage.binary_dilation(inside, iterations=2)
+    found = checked_pair(tmp_path, image(wide, dtype="uint8"))
+    assert (found.status, found.code) == ("warn", "mask")
+    assert "of it covers background" in found.message
+    # On another grid, and in another orientation, the same is seen.
+    other = image(np.roll(inside, 12, axis=1), dtype="uint8").slicer[:, :, 1:]
+    turned = other.as_reoriented(nib.orientations.axcodes2ornt("LPS"))
+    assert "of it covers background" in checked_pair(tmp_path, turned).message
+
+
+def test_a_warning_of_the_image_is_kept_beside_that_of_its_mask(tmp_path):
+    data = brain()[0]
+    data[0, 0, 0] = np.nan
+    save(tmp_path / "a.nii.gz", data)
+    found = checked_pair(tmp_path, image(np.ones(data.shape), dtype="float32"))
+    assert (found.status, found.code) == ("skip", "constant")  # a mask of ones only
+    whole = np.ones(data.shape)
+    whole[:2] = 0
+    found = checked_pair(tmp_path, image(whole, dtype="uint8"))
+    assert (found.status, found.code) == ("warn", "non_finite")
+    assert "Mask mask.nii.gz" in found.message

@@ -128,6 +128,20 @@ def test_gain_and_offset_of_the_scanner_do_not_matter(masked):
 
 
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("offset", [-32768, -1024, -100, 500, 32768])
+def test_a_constant_offset_changes_neither_place_nor_values(offset, masked):
+    preparation = Preparation((4, 4, 4), (14, 18, 14), masked=masked)
+    data, mask = brain(shift=(4, -4, 2))
+    data = np.round(data)
+    noise = np.random.default_rng(0).integers(0, 30, data.shape)
+    made = prepared(preparation, data=data + noise, mask=mask)
+    shifted = prepared(preparation, data=data + noise + offset, mask=mask)
+    np.testing.assert_allclose(shifted, made, atol=2e-3)
+    scaled = prepared(preparation, data=3 * (data + noise) + offset, mask=mask)
+    np.testing.assert_allclose(scaled, made, atol=2e-3)
+
+
+@pytest.mark.parametrize("masked", [False, True])
 def test_where_the_head_lies_in_the_field_does_not_matter(masked):
     preparation = Preparation((4, 4, 4), (14, 18, 14), masked=masked)
     data, mask = brain(shift=(4, -4, 2))

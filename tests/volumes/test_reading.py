@@ -263,3 +263,99 @@ def test_the_error_keeps_its_code_between_processes():
     error = pickle.loads(pickle.dumps(UnreadableVolumeError("a.nii: cut.", "truncated")))
     assert (str(error), error.code, error.exit_status) == ("a.nii: cut.", "truncated", 3)
     assert isinstance(error, NidlDclError)
+
+
+def moved(degrees=0.0, mm=(0, 0, 0), mirrored=False):
+    """Return the affine of the tests after a turn about the x axis and a shift."""
+    turn = np.eye(4)
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    turn[1:3, 1:3] = [[c, -s], [s, c]]
+    turn[:3, 3] = mm
+    return turn @ np.diag([-1.0 if mirrored else 1.0, 1, 1, 1]) @ AFFINE
+
+
+def save_two_forms(path, sform, qform, codes=(1, 1)):
+    made = image()
+    made.set_sform(sform, codes[0])
+    made.set_qform(qform, codes[1])
+    made.to_filename(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"degrees": 15.0}, "15.0 degrees"),
+        ({"degrees": -2.0}, "2.0 degrees"),
+        ({"mm": (3, 0, 4)}, "5.0 mm"),
+        ({"mm": (0, 1, 0)}, "1.0 mm"),
+        ({"mirrored": True}, "left and right are swapped"),
+    ],
+)
+@pytest.mark.parametrize("codes", [(1, 1), (2, 1), (4, 1)])
+def test_two_orientations_that_disagree_are_warned_of_by_how_much(change, words, codes, tmp_path):
+    path = save_two_forms(tmp_path / "a.nii.gz", moved(**change), AFFINE, codes)
+    check = check_volume(path)
+    assert (check.status, check.code) == ("warn", "affine")
+    assert words in check.message
+    np.testing.assert_allclose(read_volume(path).affine, moved(**change), atol=1e-4)
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (0, 1), (1, 1)])
+def test_one_orientation_or_two_that_agree_are_not_warned_of(codes, tmp_path):
+    other = moved(degrees=0.01) if codes == (1, 1) else moved(degrees=15)
+    path = save_two_forms(tmp_path / "a.nii.gz", AFFINE, other, codes)
+    assert check_volume(path).code == "ok"
+
+
+@pytest.mark.parametrize(("unit", "per_mm"), [("micron", 1e3), ("meter", 1e-3), ("mm", 1.0)])
+@pytest.mark.parametrize("form", ["sform", "qform", "both"])
+def test_the_declared_unit_of_length_is_honored(unit, per_mm, form, tmp_path):
+    other = AFFINE.copy()
+    other[:3] *= per_mm
+    made = nib.Nifti1Image(brain()[0], other)
+    made.set_sform(other, int(form != "qform"))
+    made.set_qform(other, int(form != "sform"))
+    made.header.set_xyzt_units(unit)
+    made.to_filename(tmp_path / "a.nii.gz")
+    assert check_volume(tmp_path / "a.nii.gz").code == "ok"
+    for source in (tmp_path / "a.nii.gz", made):
+        np.testing.assert_allclose(read_volume(source).affine, AFFINE, rtol=1e-5, atol=1e-4)
+
+
+def test_a_unit_that_cannot_be_meant_is_warned_of(tmp_path):
+    made = image()
+    made.header.set_xyzt_units("micron")
+    made.to_filename(tmp_path / "a.nii.gz")
+    check = check_volume(tmp_path / "a.nii.gz")
+    assert (check.status, check.code) == ("warn", "spacing")
+    np.testing.assert_allclose(read_volume(tmp_path / "a.nii.gz").affine, AFFINE)
+
+
+@pytest.mark.parametrize("value", [1.0, -5.0, 1e6])
+def test_an_image_with_one_voxel_that_is_not_zero_is_no_image(value, tmp_path):
+    data = np.zeros(SHAPE)
+    data[20, 24, 18] = value
+    check = check_volume(save(tmp_path / "a.nii.gz", data))
+    assert (check.status, check.code) == ("skip", "constant")
+    with pytest.raises(UnreadableVolumeError, match="one in a thousand"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("noise", [0, 5])
+def test_next_to_nothing_in_the_field_is_warned_of(noise, tmp_path):
+    data = np.random.default_rng(0).normal(0, 1, SHAPE) * noise
+    data[18:26, 20:28, 15:21] = 800
+    check = check_volume(save(tmp_path / "a.nii.gz", data))
+    assert (check.status, check.code) == ("warn", "blank")
+    assert "3.07 ml" in check.message
+
+
+@pytest.mark.parametrize("fill", [-32768, -1024, -700])
+def test_a_fill_value_far_below_the_head_is_warned_of(fill, tmp_path):
+    data, inside = brain()
+    filled = np.where(inside, data, fill)
+    check = check_volume(save(tmp_path / "a.nii.gz", filled))
+    assert (check.status, check.code) == ("warn", "range")
+    assert str(fill) in check.message
+    assert check_volume(save(tmp_path / "b.nii.gz", np.where(inside, data, 0))).code == "ok"

@@ -79,7 +79,7 @@ def test_a_study_embeds_people_it_never_saw_and_says_so(studied_with_it: Path) -
     own = out / "models" / "desc-dcl"
     assert weights_sha256(own) == weights_sha256("builtin")
     table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t", keep_default_na=False)
-    assert set(table["split"]) == {"holdout"}  # not seen
+    assert set(table["split"]) == {"not_in_training"}
     metrics = json.loads((out / "desc-dclAge_metrics.json").read_text())
     assert (metrics["exposure"]["seen"], metrics["exposure"]["unknown"]) == (0, 0)
     assert np.load(out / "desc-dcl_embeddings.npy").shape == (
@@ -183,7 +183,7 @@ def test_people_whom_it_saw_cannot_be_held_out_and_are_marked(
     assert "seen when builtin was trained" in refused.err
     assert run(*words).status == 0
     table = pd.read_csv(tmp_path / "out" / "desc-dcl_embeddings.tsv", sep="\t")
-    assert table["split"].tolist() == ["train"] * 6 + ["holdout"] * 6
+    assert table["split"].tolist() == ["train"] * 6 + ["not_in_training"] * 6
 
 
 def test_scans_are_preprocessed_for_it_or_one_message_says_what_is_missing(
@@ -260,15 +260,11 @@ def test_the_command_and_files_tell_the_word_from_a_folder_of_that_name(
 
 
 def test_the_configuration_of_a_study_keeps_the_word() -> None:
-    options = StudyOptions(
-        bids_dir=Path("b"),
-        output_dir=Path("o"),
-        model="builtin",
-        training=TrainingOptions(init="builtin"),
-    )
-    values = yaml.safe_load(study_yaml(options))
-    assert (values["model"], values["init"]) == ("builtin", "builtin")
-    values = yaml.safe_load(
-        study_yaml(StudyOptions(bids_dir=Path("b"), output_dir=Path("o"), model=Path("builtin")))
-    )
+    folders = {"bids_dir": Path("b"), "output_dir": Path("o")}
+    trained = StudyOptions(**folders, training=TrainingOptions(init="builtin"))
+    assert yaml.safe_load(study_yaml(trained))["init"] == "builtin"
+    values = yaml.safe_load(study_yaml(StudyOptions(**folders, model="builtin")))
+    assert values["model"] == "builtin"
+    assert not {"init", "encoder", "max_steps"} & set(values)  # nothing is trained
+    values = yaml.safe_load(study_yaml(StudyOptions(**folders, model=Path("builtin"))))
     assert values["model"] == str(Path("builtin").resolve())

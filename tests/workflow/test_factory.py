@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from nidl_dcl.errors import UsageError
+from nidl_dcl.models.baselines import untrained_encoder
 from nidl_dcl.models.encoders import RegionalEncoder
-from nidl_dcl.workflow.baselines import untrained_encoder
-from nidl_dcl.workflow.factory import in_epochs, new_model
+from nidl_dcl.workflow.factory import in_epochs, new_model, refuse_changes
 from nidl_dcl.workflow.options import TrainingOptions
 
 
@@ -39,3 +42,22 @@ def test_the_untrained_encoder_has_other_weights_and_leaves_out_the_same_regions
     weight = "convolutions.0.0.weight"
     assert not torch.equal(fresh.encoder.state_dict()[weight], model.encoder.state_dict()[weight])
     assert not fresh.encoder.coverage.any()
+
+
+def test_a_refusal_prints_what_differs_and_nothing_else() -> None:
+    before = {
+        "encoder": "cnn",
+        "preparation": {"spacing": [3.0, 3.0, 3.0], "masked": True, "shape": [64, 64, 64]},
+        "init": None,
+        "gone": 1,
+    }
+    prepared = {"spacing": [3.0, 3.0, 3.0], "masked": False, "shape": [64, 64, 64]}
+    now = {**before, "preparation": prepared, "new": 2}
+    del now["gone"]
+    with pytest.raises(UsageError) as refused:
+        refuse_changes(before, now, Path("models/desc-dcl"), "Do this.")
+    assert str(refused.value) == (
+        "models/desc-dcl was made with another configuration: preparation.masked was True, is False. "
+        "Do this."
+    )
+    refuse_changes(before, {**now, "preparation": before["preparation"]}, Path("x"))

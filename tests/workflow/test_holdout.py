@@ -15,7 +15,13 @@ from conftest import SLOW, give
 from nidl_dcl import BIDSDataModule
 from nidl_dcl.data.exposure import exposure_of
 from nidl_dcl.errors import UsageError
-from nidl_dcl.workflow.participants import LEDGER, note_score, recorded_share, refuse_seen
+from nidl_dcl.workflow.participants import (
+    LEDGER,
+    note_score,
+    pretraining_splits,
+    recorded_share,
+    refuse_seen,
+)
 
 SHORT = ("--spacing", "16", "--mask", "none", "--max-epochs", "1", "--batch-size", "8")
 ROW = {
@@ -70,6 +76,28 @@ def test_the_share_of_a_model_holds_for_its_own_dataset(config, exposure, how, e
     provenance = {"config": config, "source": "bids"}
     description = {"provenance": provenance, "exposure": exposure}
     assert recorded_share(description, "bids", how) == expected
+
+
+def test_who_came_after_a_training_is_not_called_held_out() -> None:
+    people = [f"sub-{i}" for i in range(5)]
+    exposure = exposure_of(["sub-0", "sub-1"], ["c0", "c1"], "salt", ["sub-1"])
+    images = pd.DataFrame(
+        {
+            "participant_id": people,
+            "person_id": [
+                "sub-0",
+                "sub-1",
+                "sub-2",
+                "sub-3",
+                "sub-0",
+            ],  # the last has another's scan
+            "content": [f"c{i}" for i in range(5)],
+            "split": ["train", "train", "holdout", "train", "train"],
+        }
+    )
+    split = pretraining_splits(images, {"exposure": exposure})
+    assert split == ["train", "val", "holdout", "not_in_training", "train"]
+    assert pretraining_splits(images, {"exposure": {}}) == [None] * 5
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,23 @@ def test_a_second_run_does_nothing_again_but_what_has_changed(run: Any, own: Any
     assert min(brains).is_file()
 
 
+def test_an_excluded_scan_keeps_its_row_with_what_was_measured(run: Any, own: Any) -> None:
+    bids, out = own
+    before, _ = tables(out)
+    first = str(before["participant_id"].iloc[0])
+    words = ("preprocess", bids, out, "--preprocess", "align", "--nprocs", "1")
+    assert run(*words, "--exclude-participant-label", first).status == 0
+    measures, inputs = tables(out)
+    assert list(measures.index) == list(before.index)
+    theirs = measures["participant_id"] == first
+    assert set(measures.loc[theirs, "code"]) == {"excluded"}
+    assert set(measures.loc[~theirs, "status"]) == {"ok"}
+    assert measures["mask_ml"].equals(before["mask_ml"])
+    assert set(inputs.loc[inputs["participant_id"] == first, "code"]) == {"excluded"}
+    assert run(*words).status == 0
+    assert tables(out)[0].equals(before)
+
+
 def test_another_mode_in_the_same_folder_is_refused(run: Any, own: Any) -> None:
     refused = run("preprocess", *own, "--preprocess", "rigid")
     assert refused.status == 2

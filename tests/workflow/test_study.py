@@ -65,6 +65,7 @@ def copied(studied: Path, tmp_path: Path) -> Path:
         *("descriptions.tsv", "descriptions.json", "report.html", "code/config.yaml"),
         *("desc-dcl_embeddings.tsv", "desc-dcl_embeddings.json", "desc-dcl_embeddings.npy"),
         *("desc-dclAge_predictions.tsv", "desc-dclAge_predictions.json"),
+        *("desc-dclAge_folds.tsv", "desc-dclAge_folds.json"),
         *("desc-dclSex_metrics.json", "desc-dclAge_metrics.json", "desc-dclSex_predictions.tsv"),
         *("models/desc-dcl/weights.safetensors", "models/desc-dcl/model.json"),
         *("logs/inputs.tsv", "logs/run.json", "logs/metrics.csv", "logs/CITATION.md"),
@@ -203,6 +204,7 @@ def test_all_stages_of_a_study_read_the_dataset_once(
                 ["figures/average.npy", "figures/outlier_1.png"],
                 ["figures/outliers.tsv", ".work"],
                 ["logs/quality.tsv"],
+                ["desc-dclAge_folds.tsv", "desc-dclAge_folds.json"],
             )
         ),
     ],
@@ -279,7 +281,7 @@ def test_confounds_and_sites_reach_the_predictions_and_a_changed_option_is_refus
     assert "confounds" in done.out
     metrics = json.loads((out / "desc-dclSex_metrics.json").read_text())
     assert metrics["n_dropped"] == {"confound missing: weight": 1}
-    assert {"dummy", "untrained", "voxels", "confounds"} == set(metrics["baselines"])
+    assert {"dummy", "untrained", "voxels", "confounds", "site"} == set(metrics["baselines"])
     assert metrics["site"]["column"] == "hospital"
     assert metrics["site"]["within"]["north"]["n_participants"] == 4
     assert set(metrics["site"]["leave_one_site_out"]["scores"]) >= {"embeddings", "voxels"}
@@ -304,6 +306,41 @@ def test_confounds_and_sites_reach_the_predictions_and_a_changed_option_is_refus
 
 
 @pytest.mark.slow
+def test_a_site_column_that_came_later_and_a_second_analysis_are_no_dead_end(
+    copied: Path, make_heads: Callable[..., Path], run: Callable[..., Any]
+) -> None:
+    bids = make_heads()
+    file = bids / "participants.tsv"
+    words = ("--target", "age", *TWO_EPOCHS)
+    refused = run("study", bids, copied, *words, "--confounds", "sex")
+    assert refused.status == 2
+    model = copied / "models" / "desc-dcl"
+    assert "configuration: confounds was [], is ['sex']. To keep both:" in refused.err
+    assert f"--model {model} and another --model-name" in refused.err
+    again = ("--confounds", "sex", "--model", model, "--model-name", "dclsex")
+    second = run("study", bids, copied, "--target", "age", *again, page="none")
+    assert second.status == 0, second.err
+    assert ", 0 computed now" in second.err
+    config = [
+        json.loads((copied / f"desc-{name}Age_metrics.json").read_text())["provenance"]["config"]
+        for name in ("dcl", "dclsex")
+    ]
+    assert [c["confounds"] for c in config] == [[], ["sex"]]
+    table = pd.read_csv(file, sep="\t", keep_default_na=False)
+    table["site"] = ["north", "south"] * 5
+    table.to_csv(file, sep="\t", index=False)
+    done = run("study", bids, copied, *words, page="none")
+    assert done.status == 0, done.err
+    metrics = json.loads((copied / "desc-dclAge_metrics.json").read_text())
+    assert metrics["site"]["column"] == "site"
+    table["clinic"] = table["site"]
+    table.to_csv(file, sep="\t", index=False)
+    refused = run("study", bids, copied, *words, "--site", "clinic")
+    assert refused.status == 2
+    assert "site was 'site', is 'clinic'" in refused.err
+
+
+@pytest.mark.slow
 def test_a_new_target_and_a_new_participant_are_added_to_what_is_there(
     make_heads: Callable[..., Path], tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -318,7 +355,10 @@ def test_a_new_target_and_a_new_participant_are_added_to_what_is_there(
     table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
     assert (out / "models" / "desc-dcl" / "weights.safetensors").read_bytes() == weights
     assert table["participant_id"].nunique() == 10
-    assert dict(zip(table["participant_id"], table["split"], strict=True))["sub-10"] == "holdout"
+    assert (
+        dict(zip(table["participant_id"], table["split"], strict=True))["sub-10"]
+        == "not_in_training"
+    )
     again = np.load(out / "desc-dcl_embeddings.npy")[table["source"].isin(first["source"])]
     assert np.array_equal(again, rows)
     assert (out / "desc-dclSex_metrics.json").exists()
@@ -353,7 +393,7 @@ def test_another_dataset_is_embedded_by_an_existing_model(
     done = run("study", bids, out, "--target", "sex", "--model", model, page="none")
     assert done.status == 0
     table = pd.read_csv(out / "desc-dcl_embeddings.tsv", sep="\t")
-    assert set(table["split"]) == {"holdout"}
+    assert set(table["split"]) == {"not_in_training"}
     weights = "weights.safetensors"
     copy = out / "models" / "desc-dcl" / weights
     assert copy.read_bytes() == (model / weights).read_bytes()
