@@ -383,9 +383,9 @@ def test_details_are_let_through_with_v(
 ) -> None:
     from nidl_dcl.workflow import inputs
 
-    def index(*args: Any, **kwargs: Any) -> str:
+    def index(*args: Any, **kwargs: Any) -> tuple[str, bool]:
         with handled_by(logging.NullHandler()):  # the log of a run
-            return str(logging.getLogger("nidl_dcl").isEnabledFor(logging.DEBUG))
+            return str(logging.getLogger("nidl_dcl").isEnabledFor(logging.DEBUG)), True
 
     monkeypatch.setattr(inputs, "index", index)
     assert run("index", heads_made, *words).out == str(shown)
