@@ -248,7 +248,7 @@ def _near_notes(found: SearchResult, preset: Preset) -> list[str]:
             f"{len(others)} folders hold images, and their names do not begin with sub- "
             f"({', '.join(others[:3])}{', …' * (len(others) > 3)})"
         )
-    return notes
+    return [_utf8(note) for note in notes]
 
 
 def _refuse_unknown(what: str, asked: set[str], known: Iterable[str], root: Path) -> None:
@@ -334,7 +334,7 @@ def _inputs(
             message = f"{message}; {there}"
         if not is_label(participant.removeprefix("sub-")):
             code, message = "bad_id", f"listed {where}; labels are letters and digits only"
-        rows.append((_utf8(participant), None, "n/a", "skip", code, message))
+        rows.append((_utf8(participant), None, "n/a", "skip", code, _utf8(message)))
     rows.sort(key=lambda row: row[0])
     return pd.DataFrame(rows, columns=INPUT_COLUMNS).astype("string")
 

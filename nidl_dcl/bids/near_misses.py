@@ -55,9 +55,7 @@ def what_lies_there(
         for file in sorted(near, key=lambda name: (len(name), name))[:_MOST_NAMED]
     ]
     more = f" and {len(near) - len(told)} more" if len(near) > len(told) else ""
-    text = f"there is {', '.join(told)}{more}"
-    # Names of files, and values of filters, may hold what no table can.
-    return text.encode("utf-8", "backslashreplace").decode()
+    return f"there is {', '.join(told)}{more}"
 
 
 def goes_on(name: str, suffix: str) -> str:
