@@ -346,6 +346,7 @@ def test_focus_is_seen_on_all_that_takes_it_and_the_first_skips_the_contents(tab
 
 
 def test_every_picture_has_a_name_for_screen_readers(tab: Tab) -> None:
+    tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
     nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
     images = [
         node["name"].get("value")

@@ -441,7 +441,9 @@ def test_participants_who_share_an_image_are_warned_of_and_stay_in_one_group(
 ) -> None:
     bids, out = make_heads(n=8), tmp_path / "out"
     name = "sub-{0}/ses-01/anat/sub-{0}_ses-01_T1w.nii.gz"
-    shutil.copy(bids / name.format("02"), bids / name.format("07"))
+    mask = "derivatives/masks/" + name.replace("T1w", "desc-brain_mask")
+    for file in (name, mask):
+        shutil.copy(bids / file.format("02"), bids / file.format("07"))
     module = BIDSDataModule(bids, spacing=8.0)
     assert [who for who, _ in module.participants("train")] == [
         f"sub-{i:02d}" for i in (1, 2, 3, 4, 5, 6, 8)
