@@ -126,7 +126,8 @@ def _oddities(sample: Sample, intensity: str) -> list[Check]:
         odd.append(Check("warn", "blank", text))
     floor = float(values.min())
     rest = values[values > floor]
-    if intensity == "robust" and 0 < rest.size <= 0.99 * values.size:
+    # 0 is no fill value: it is around every brain without its skull.
+    if intensity == "robust" and floor != 0 and 0 < rest.size <= 0.99 * values.size:
         least, dark, bright = (float(x) for x in np.percentile(rest, [0.1, 1, 99]))
         if bright > dark and least - floor > 0.5 * (bright - dark):
             text = (

@@ -351,6 +351,13 @@ def test_next_to_nothing_in_the_field_is_warned_of(noise, tmp_path):
     assert "3.07 ml" in check.message
 
 
+def test_zeros_around_a_brain_without_its_skull_are_no_fill_value(tmp_path):
+    _, inside = brain()
+    values = np.random.default_rng(0).uniform(70, 165, inside.shape)
+    check = check_volume(save(tmp_path / "a.nii.gz", np.where(inside, values, 0)))
+    assert (check.status, check.code) == ("ok", "ok")
+
+
 @pytest.mark.parametrize("fill", [-32768, -1024, -700])
 def test_a_fill_value_far_below_the_head_is_warned_of(fill, tmp_path):
     data, inside = brain()
