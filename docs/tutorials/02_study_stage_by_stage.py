@@ -56,7 +56,7 @@ def read(name):
 
 import io
 
-listed = index(folder / "bids", study.data, study.run, check=True)
+listed, usable = index(folder / "bids", study.data, study.run, check=True)
 inputs = pd.read_csv(io.StringIO(listed), sep="\t", keep_default_na=False)
 inputs[["participant_id", "session_id", "status", "code", "message"]].head(4)
 
