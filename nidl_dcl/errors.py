@@ -5,9 +5,11 @@ Each inherits the built-in exception that callers already catch.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import traceback
+from collections.abc import Iterable
 
 
 class NidlDclError(Exception):
@@ -66,6 +68,12 @@ _GONE = {
 _LOADER = "torch.utils.data.dataloader"
 
 _WHOLE = "The files that were there are whole"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the hint " Did you mean 'x'?" with the closest of the known names; empty without one."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def exit_status(error: BaseException) -> int:

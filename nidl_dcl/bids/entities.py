@@ -5,7 +5,6 @@ Only text is looked at. Finding folders and files is left to `walk` and `search`
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nidl_dcl.bids.presets import Preset
-from nidl_dcl.errors import UsageError
+from nidl_dcl.errors import UsageError, did_you_mean
 
 LABEL = "[a-zA-Z0-9+]+"
 """Letters, digits and +: the values of entities that pybids' patterns accept."""
@@ -236,8 +235,7 @@ def read_filters(filters: Mapping[str, Any] | None, preset: Preset) -> dict[str,
     for given, value in filters.items():
         name = names.get(given) or names.get(str(given).lower())
         if name is None:
-            close = difflib.get_close_matches(str(given), names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(str(given), names)
             raise UsageError(
                 f"Unknown entity {given!r} in the BIDS filter.{hint} Known are, for instance: "
                 "session, acquisition, run, reconstruction, space, res, desc, suffix, extension."

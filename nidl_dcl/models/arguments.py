@@ -6,7 +6,6 @@ What is built from them is left to the estimator, trainers to `trainers`.
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import lightning as L
 import numpy as np
 
+from nidl_dcl.errors import did_you_mean
 from nidl_dcl.models.serialization import is_plain
 from nidl_dcl.randomness import fresh_seed
 
@@ -80,8 +80,7 @@ class Arguments:
         )
         for name in given:
             if name not in self.known and name != "kwargs":  # `check` refuses that one
-                close = difflib.get_close_matches(name, self.known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(name, self.known)
                 raise TypeError(f"{self._owner} got an unknown option {name!r}.{hint}")
 
     def __getitem__(self, name: str) -> Any:

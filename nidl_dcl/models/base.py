@@ -335,10 +335,12 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
             )
         if len(samples) == 0:
             raise ValueError("There is nothing to fit: X has no sample.")
-        first = samples[0]
-        if samples is X:
-            warn_of_pairs(first)
-        views = self._arguments["views"] or default_views(read_item(first)[0])
+        views = self._arguments["views"]
+        if samples is X or not views:  # else no image is read before it is needed
+            first = samples[0]
+            if samples is X:
+                warn_of_pairs(first)
+            views = views or default_views(read_item(first)[0])
         lazy = self._arguments["views_on_device"]
         return TwoViewSamples(samples, views, seed=seed, lazy=lazy)
 
@@ -545,9 +547,7 @@ class BaseEstimator(sklearn.base.BaseEstimator, L.LightningModule, metaclass=Est
                 if not _same_tensor(value, built.get(name))
             }
         arguments = state["_arguments"] = copy.copy(self._arguments)
-        for name in ("given", "values"):
-            held = dict(getattr(arguments, name))
-            setattr(arguments, name, held)
+        arguments.given, arguments.values = dict(arguments.given), dict(arguments.values)
         if "callbacks" in arguments.values:
             # Those that ran hold the trainer, progress bars, …
             callbacks = as_given(arguments.values["callbacks"])

@@ -44,11 +44,10 @@ def read_voxels(module: BIDSDataModule, rows: Sequence[int]) -> tuple[np.ndarray
     assert volumes is not None
     images = module.images.iloc[list(rows)].reset_index(drop=True)
     spacing = volumes.preparation.spacing
-    factor = [max(1, round(8 / s)) for s in spacing]
     coarse, measured = [], []
     for done, (i, voxel_mm) in enumerate(zip(rows, images["voxel_mm"], strict=True), 1):
         volume = volumes[i][0].numpy()
-        coarse.append(average_blocks(volume, factor))
+        coarse.append(average_blocks(volume, spacing))
         measured.append({"voxel_mm": voxel_mm, **measure_quality(volume, spacing)})
         log_progress("voxels and image quality", done, len(rows))
     quality = pd.DataFrame(measured, columns=list(QUALITY_METRICS))
@@ -156,8 +155,9 @@ def untrained_encoder(known: Any, seed: int, number: int = 0) -> Any:
     return fresh
 
 
-def average_blocks(volume: np.ndarray, factor: Sequence[int]) -> np.ndarray:
-    """Return a volume averaged over blocks of so many voxels along each axis, as a vector."""
+def average_blocks(volume: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Return a volume of voxels of `spacing` mm averaged over blocks of about 8 mm, as a vector."""
+    factor = [max(1, round(8 / s)) for s in spacing]
     shape = [n // f for n, f in zip(volume.shape, factor, strict=True)]
     cut = volume[tuple(slice(0, n * f) for n, f in zip(shape, factor, strict=True))]
     blocks = cut.reshape(shape[0], factor[0], shape[1], factor[1], shape[2], factor[2])

@@ -6,7 +6,6 @@ Fitting and encoding are in `base` and `transformer`; here are the networks, the
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import math
 import warnings
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nidl_dcl.data.batches import describe, finite_rows, first_bad, two_views
-from nidl_dcl.data.datamodule import BIDSDataModule
 from nidl_dcl.data.datasets import LazyViews
 from nidl_dcl.distributed import (
     any_process,
@@ -33,14 +31,14 @@ from nidl_dcl.distributed import (
     total,
     world,
 )
-from nidl_dcl.errors import NonFiniteError, UsageError
+from nidl_dcl.errors import NonFiniteError, UsageError, did_you_mean
 from nidl_dcl.models.base import BaseEstimator
 from nidl_dcl.models.collapse import CollapseMonitor
 from nidl_dcl.models.encoders import ProjectionHead
 from nidl_dcl.models.losses import DCLLoss, DCLWLoss
 from nidl_dcl.models.optimization import build_optimizer, build_scheduler
 from nidl_dcl.models.serialization import read_weights
-from nidl_dcl.models.trainers import accumulation, count_steps
+from nidl_dcl.models.trainers import accumulation, batches_of_step, count_steps
 from nidl_dcl.models.transformer import TransformerMixin
 from nidl_dcl.models.wrapped import inner_module, inner_name, inner_names, is_wrapped, match_names
 from nidl_dcl.randomness import fresh_seed, key_seed, keyed
@@ -702,8 +700,8 @@ class DCL(TransformerMixin, BaseEstimator):
 
     # -- model folder ------------------------------------------------------------------------
 
-    def baseline_features(self, data: BIDSDataModule) -> dict[str, Any]:
-        """Return what embeddings of a data module have to beat, one row per row of ``data.images``.
+    def baseline_features(self, data: Any) -> dict[str, Any]:
+        """Return what embeddings of a `BIDSDataModule` have to beat, one row per row of its images.
 
         These are the baselines of the command: ``untrained``, the features of three encoders like this
         one before training, and ``voxels``. `predict_phenotype` takes them as ``baselines``.
@@ -757,9 +755,8 @@ def _check_names(owner: Any, names: Iterable[str]) -> None:
         return
     for name in names:
         if name not in parameters:
-            close = difflib.get_close_matches(name, parameters, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"It takes {', '.join(parameters)}."
-            raise TypeError(f"{owner.__name__} has no argument {name!r} (encoder_kwargs). {hint}")
+            hint = did_you_mean(name, parameters) or f" It takes {', '.join(parameters)}."
+            raise TypeError(f"{owner.__name__} has no argument {name!r} (encoder_kwargs).{hint}")
 
 
 def _begin_step_again(checkpoint: dict[str, Any]) -> None:
@@ -772,9 +769,7 @@ def _begin_step_again(checkpoint: dict[str, Any]) -> None:
     if batches["is_last_batch"] or current["completed"] != current["ready"]:
         return
     epoch = loops["epoch_progress"]["current"]["processed"]
-    size = checkpoint["nidl_dcl"]["accumulate_grad_batches"]
-    if isinstance(size, dict):
-        size = size[max(first for first in size if first <= epoch)]
+    size = batches_of_step(checkpoint["nidl_dcl"]["accumulate_grad_batches"], epoch)
     current.update(dict.fromkeys(current, current["ready"] - current["ready"] % size))
 
 

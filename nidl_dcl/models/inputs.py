@@ -62,15 +62,17 @@ def array_samples(X: Any, *, volumetric: bool) -> ArraySamples:
     A ValueError refuses what is not real numbers, a NonFiniteError names the first bad sample.
     """
     array: Any = X.detach() if isinstance(X, Tensor) else np.asarray(X)
+    good = None
     if isinstance(array, np.ndarray):
         if array.dtype == object or not np.issubdtype(array.dtype, np.number):
             raise ValueError(f"X must hold numbers, got an array of dtype {array.dtype}.")
         if np.iscomplexobj(array):
             raise ValueError("Complex data not supported.")
-        good = torch.tensor([bool(np.isfinite(x).all()) for x in array], dtype=torch.bool)
-    else:
+        if np.issubdtype(array.dtype, np.floating):
+            good = torch.tensor([bool(np.isfinite(x).all()) for x in array], dtype=torch.bool)
+    elif array.is_floating_point():
         good = finite_rows(array)
-    if not bool(good.all()):
+    if good is not None and not bool(good.all()):
         raise NonFiniteError(f"Sample {first_bad(good)} of X has NaN or infinite values.")
     if volumetric and array.ndim == 3:
         raise ValueError(

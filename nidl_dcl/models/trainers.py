@@ -81,6 +81,13 @@ def accumulation(trainer: Any) -> int | dict[int, int]:
     return int(trainer.accumulate_grad_batches)
 
 
+def batches_of_step(accumulated: int | Mapping[int, int], epoch: int) -> int:
+    """Return how many batches a step of an epoch takes, of what `accumulation` returned."""
+    if isinstance(accumulated, int):
+        return accumulated
+    return accumulated[max(first for first in accumulated if first <= epoch)]
+
+
 def count_steps(trainer: Any) -> tuple[float, float]:
     """Return the optimizer steps of a fit and of one of its epochs, on average; infinite if endless."""
     total = trainer.estimated_stepping_batches
@@ -91,11 +98,10 @@ def count_steps(trainer: Any) -> tuple[float, float]:
         return total, total
     accumulated = accumulation(trainer)
     if isinstance(accumulated, int) or not math.isfinite(total):
-        first = accumulated if isinstance(accumulated, int) else accumulated[0]
-        return total, math.ceil(batches / first)
+        return total, math.ceil(batches / batches_of_step(accumulated, 0))
     steps = epochs = 0
     while epochs != trainer.max_epochs and not 0 <= trainer.max_steps <= steps:
-        size = accumulated[max(epoch for epoch in accumulated if epoch <= epochs)]
-        steps, epochs = steps + math.ceil(batches / size), epochs + 1
+        steps += math.ceil(batches / batches_of_step(accumulated, epochs))
+        epochs += 1
     per_epoch = steps / max(1, epochs)
     return (steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)), per_epoch

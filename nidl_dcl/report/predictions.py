@@ -106,10 +106,7 @@ def score_target(found: TargetResult, gallery: Gallery) -> dict[str, Any]:
         _draw_curve(entry, gallery),
     )
     entry["pictures"] = [picture for picture in drawn if picture is not None]
-    entry["details"] = [
-        *_draw_errors(found, entry, gallery),
-        *_draw_operation(found, entry, gallery),
-    ]
+    entry["details"] = [*_draw_errors(found, gallery), *_draw_operation(found, entry, gallery)]
     entry["remarks"] = _remarks(metrics)
     return entry
 
@@ -270,7 +267,7 @@ def _remarks(metrics: Mapping[str, Any]) -> list[str]:
     return remarks
 
 
-def _draw_errors(found: TargetResult, entry: Mapping[str, Any], gallery: Gallery) -> list[Picture]:
+def _draw_errors(found: TargetResult, gallery: Gallery) -> list[Picture]:
     """Draw the errors of numbers against the truth, with their trend."""
     trend = as_dict(found.metrics.get("regression_to_the_mean"))
     slope, intercept = (as_number(trend.get(name)) for name in ("slope", "intercept"))
@@ -318,19 +315,13 @@ def _draw_operation(
         [row for row in numbers if None not in row], columns=["predicted", "observed", "n"]
     )
     what, pictures = clean(found.name), []
-    for ending, points, axes, line, words in (
-        ("roc", roc, ("false positive rate", "true positive rate"), (0, 1, 0, 1), "ROC curve"),
-        (
-            "precisionrecall",
-            precision,
-            ("recall", "precision"),
-            (0, 1, 1, 1),
-            "Precision and recall",
-        ),
-        (
-            *("reliability", bins),
-            *(("predicted probability", "observed share"), (0, 1, 0, 1), "Reliability"),
-        ),
+    rising, falling = (0, 1, 0, 1), (0, 1, 1, 1)
+    rates, shares = ("false positive rate", "true positive rate"), ("recall", "precision")
+    observed = ("predicted probability", "observed share")
+    for ending, points, (across, up), line, words in (
+        ("roc", roc, rates, rising, "ROC curve"),
+        ("precisionrecall", precision, shares, falling, "Precision and recall"),
+        ("reliability", bins, observed, rising, "Reliability"),
     ):
         if points.empty:
             continue
@@ -339,7 +330,6 @@ def _draw_operation(
         name = f"desc-{gallery.model}{found.label}_{ending}"
         of = "each class against the rest" if len(labels) > 2 else clean(labels[-1])
         alt = f"{words} of {what}: {of}"
-        across, up = axes
         drawn = draw_relation(name, shown[columns], xlabel=across, ylabel=up, line=line, alt=alt)
         caption = f"{words} of {what} ({of}), of participants, by their mean probability."
         if ending == "reliability":

@@ -64,9 +64,8 @@ def measure_encoding(model: DCL, volumes: Sequence[Tensor]) -> tuple[float, int]
 def measure_reading(volumes: Sequence[Tensor], spacing: Sequence[float]) -> tuple[float, int]:
     """Return the seconds to look at one prepared volume, and the number of its coarse voxels."""
     volume = volumes[0][0].numpy()
-    factor = [max(1, round(8 / s)) for s in spacing]
     seconds, _ = _timed(lambda: measure_quality(volume, spacing))
-    return seconds, average_blocks(volume, factor).size
+    return seconds, average_blocks(volume, spacing).size
 
 
 def prediction_seconds(

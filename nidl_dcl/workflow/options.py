@@ -5,7 +5,6 @@ The command line, YAML files and scripts share them; defaults and meanings stand
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from nidl_dcl.errors import UsageError
+from nidl_dcl.errors import UsageError, did_you_mean
 from nidl_dcl.models.model_source import BUILTIN, ModelSource
 from nidl_dcl.models.trust import refuse_untrusted
 
@@ -402,8 +401,7 @@ def read_study(file: str | Path, trust: Iterable[str] = ()) -> StudyOptions:
         elif name in home:
             grouped[home[name]][name] = value
         else:
-            close = difflib.get_close_matches(name, [*_OWN, *home], n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, [*_OWN, *home])
             raise UsageError(f"{file} has an unknown option {name!r}.{hint}")
     for name in ("bids_dir", "output_dir"):
         if name not in own:

@@ -5,7 +5,6 @@ Refuses with one message; what options can be refused alone is `options`' busine
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from nidl_dcl.data.image_table import ImageTable
-from nidl_dcl.errors import InputsUnusableError, UsageError
+from nidl_dcl.errors import InputsUnusableError, UsageError, did_you_mean
 from nidl_dcl.evaluation.confounds import encode_confounds, read_confounds, read_target_beside
 from nidl_dcl.evaluation.folds import make_design
 from nidl_dcl.evaluation.targets import Target, target_labels
@@ -87,8 +86,7 @@ def check_targets(
     for name in (*targets, *columns, *prediction.confounds):
         if name not in known:
             close = [c for c in known if c.casefold() == name.strip().casefold()]
-            close = close or difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = f" Did you mean {close[0]!r}?" if close else did_you_mean(name, known)
             raise UsageError(
                 f"No phenotype table of {table.bids_dir} has a column {name!r}.{hint} There are: "
                 f"{', '.join(known) or 'none'}.{table.why_missing()}"
